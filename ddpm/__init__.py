@@ -1,0 +1,28 @@
+"""Denoising diffusion probabilistic models (Ho et al. 2020): usable on its own, with torch alone.
+
+Checkpoints, features, metrics and the drawing of images ask for more packages, and are imported by their own names.
+"""
+
+from ddpm.data import TrainingImages
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.ema import ExponentialMovingAverage
+from ddpm.samplers import ImageNoise, sample, sampler_steps
+from ddpm.schedules import cosine_betas, linear_betas
+from ddpm.training import TrainingConfig, TrainingState, train
+from ddpm.unet import UNet, UNetConfig
+
+__all__ = [
+    "ExponentialMovingAverage",
+    "GaussianDiffusion",
+    "ImageNoise",
+    "TrainingConfig",
+    "TrainingImages",
+    "TrainingState",
+    "UNet",
+    "UNetConfig",
+    "cosine_betas",
+    "linear_betas",
+    "sample",
+    "sampler_steps",
+    "train",
+]

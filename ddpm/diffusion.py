@@ -1,0 +1,165 @@
+"""The Gaussian diffusion of Ho et al. 2020: forward process q, reverse process p, and the loss between them.
+
+Tables are float64, because alphas_cumprod multiplies a thousand factors close to one; what is gathered from them takes
+the dtype of the images. t runs 0 … T-1 (see `ddpm.schedules`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpm.shapes import Float, Int64
+
+LossName = Literal["mse", "l1", "huber"]
+Images = Float[Tensor, "batch channels height width"]
+Timesteps = Int64[Tensor, " batch"]
+
+
+class NoiseModel(Protocol):
+    """What the diffusion asks of a network: eps_pred = model(x_t, t)."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ReverseStep:
+    """The Gaussian p(x_{t-1} | x_t) and what it was made from."""
+
+    mean: Tensor
+    variance: Tensor
+    """shape (batch, 1, 1, 1)"""
+    x_0_pred: Tensor
+    eps_pred: Tensor
+
+
+class GaussianDiffusion:
+    """The tables of one noise schedule, and the distributions that they define.
+
+    Args:
+        betas: variances of the forward process, in (0, 1), one a time step.
+
+    Raises:
+        ValueError: `betas` is not a vector of numbers in (0, 1).
+    """
+
+    def __init__(self, betas: Float[Tensor, " num_timesteps"]) -> None:
+        betas = betas.to(torch.float64)
+        if betas.ndim != 1 or betas.numel() == 0 or not bool(((betas > 0) & (betas < 1)).all()):
+            raise ValueError(f"betas must be a vector of numbers in (0, 1), got shape {tuple(betas.shape)}")
+        self.betas = betas
+        self.alphas = 1.0 - betas
+        self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
+        self.alphas_cumprod_prev = torch.cat([torch.ones_like(betas[:1]), self.alphas_cumprod[:-1]])
+        # Eq. 7. Zero at t = 0, where x_0 is known.
+        self.posterior_variance = betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
+
+    @property
+    def num_timesteps(self) -> int:
+        """T"""
+        return self.betas.numel()
+
+    def to(self, device: torch.device | str) -> "GaussianDiffusion":
+        """The same diffusion with its tables on `device`: gathering them then costs no transfer."""
+        return GaussianDiffusion(self.betas.to(device))
+
+    def q_sample(self, x_0: Images, t: Timesteps, eps: Images) -> Images:
+        """Draw x_t ~ q(x_t | x_0) from the given standard normal `eps`.
+
+        Ho et al. 2020, Eq. 4: x_t = sqrt(alphas_cumprod_t) x_0 + sqrt(1 - alphas_cumprod_t) eps.
+
+        Args:
+            x_0: data in [-1, 1].
+            t: time steps in 0 … T-1.
+            eps: standard normal noise.
+        """
+        alphas_cumprod = self.alphas_cumprod[t]
+        return gathered(alphas_cumprod.sqrt(), x_0) * x_0 + gathered((1.0 - alphas_cumprod).sqrt(), x_0) * eps
+
+    def q_posterior(self, x_0: Images, x_t: Images, t: Timesteps) -> tuple[Images, Float[Tensor, "batch 1 1 1"]]:
+        """Mean and variance of q(x_{t-1} | x_t, x_0).
+
+        Ho et al. 2020, Eq. 6 and 7.
+
+        Args:
+            x_0: data in [-1, 1].
+            x_t: the noisy image at step t.
+            t: time steps in 0 … T-1.
+        """
+        betas, alphas = self.betas[t], self.alphas[t]
+        cumprod, cumprod_prev = self.alphas_cumprod[t], self.alphas_cumprod_prev[t]
+        coefficient_x_0 = cumprod_prev.sqrt() * betas / (1.0 - cumprod)
+        coefficient_x_t = alphas.sqrt() * (1.0 - cumprod_prev) / (1.0 - cumprod)
+        mean = gathered(coefficient_x_0, x_0) * x_0 + gathered(coefficient_x_t, x_t) * x_t
+        return mean, gathered(self.posterior_variance[t], x_t)
+
+    def predict_x_0(self, x_t: Images, t: Timesteps, eps: Images) -> Images:
+        """The x_0 that x_t and eps imply: Eq. 4 solved for x_0."""
+        cumprod = self.alphas_cumprod[t]
+        return (x_t - gathered((1.0 - cumprod).sqrt(), x_t) * eps) / gathered(cumprod.sqrt(), x_t)
+
+    def predict_eps(self, x_t: Images, t: Timesteps, x_0: Images) -> Images:
+        """The eps that x_t and x_0 imply: Eq. 4 solved for eps."""
+        cumprod = self.alphas_cumprod[t]
+        return (x_t - gathered(cumprod.sqrt(), x_t) * x_0) / gathered((1.0 - cumprod).sqrt(), x_t)
+
+    def p_mean_variance(self, model: NoiseModel, x_t: Images, t: Timesteps, clip_x_0: bool = True) -> ReverseStep:
+        """The Gaussian p(x_{t-1} | x_t): the posterior q at the x_0 that the network implies.
+
+        Ho et al. 2020, Eq. 11, with sigma_t^2 = posterior_variance_t. x_0_pred is clipped before the mean is computed,
+        so that one bad prediction cannot leave the range of the data.
+
+        Args:
+            model: predicts eps from (x_t, t).
+            x_t: the noisy image at step t.
+            t: time steps in 0 … T-1.
+            clip_x_0: keep x_0_pred in [-1, 1].
+        """
+        eps_pred = model(x_t, t)
+        x_0_pred = self.predict_x_0(x_t, t, eps_pred)
+        if clip_x_0:
+            x_0_pred = x_0_pred.clamp(-1.0, 1.0)
+        mean, variance = self.q_posterior(x_0_pred, x_t, t)
+        return ReverseStep(mean, variance, x_0_pred, eps_pred)
+
+    def losses(
+        self, model: NoiseModel, x_0: Images, t: Timesteps, eps: Images, loss: LossName = "mse"
+    ) -> Float[Tensor, " batch"]:
+        """The simplified training objective, one number an image.
+
+        Ho et al. 2020, Eq. 14: || eps - model(x_t, t) ||^2, as a mean over the pixels.
+
+        Args:
+            model: predicts eps from (x_t, t).
+            x_0: data in [-1, 1].
+            t: time steps in 0 … T-1.
+            eps: standard normal noise.
+            loss: "mse" (published), "l1", or "huber" (quadratic below an error of 1, linear above).
+
+        Raises:
+            ValueError: the loss is unknown.
+        """
+        eps_pred = model(self.q_sample(x_0, t, eps), t)
+        return pixel_losses(eps_pred.float(), eps, loss).flatten(1).mean(dim=1)
+
+
+def pixel_losses(prediction: Images, target: Images, loss: LossName) -> Images:
+    """The elementwise distance called `loss`.
+
+    Raises:
+        ValueError: the loss is unknown.
+    """
+    if loss == "mse":
+        return F.mse_loss(prediction, target, reduction="none")
+    if loss == "l1":
+        return F.l1_loss(prediction, target, reduction="none")
+    if loss == "huber":
+        return F.huber_loss(prediction, target, reduction="none", delta=1.0)
+    raise ValueError(f"unknown loss {loss!r}; choose one of {', '.join(get_args(LossName))}")
+
+
+def gathered(values: Float[Tensor, " batch"], like: Tensor) -> Float[Tensor, "batch 1 1 1"]:
+    """One number an image, in the dtype of `like`, shaped to multiply it."""
+    return values.to(like.dtype).reshape(-1, 1, 1, 1)

@@ -1,0 +1,54 @@
+"""Samplers: one a file, each a generator of its steps under a docstring that is its data sheet."""
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+
+from ddpm.diffusion import GaussianDiffusion, NoiseModel
+from ddpm.samplers.ancestral import sample_ancestral
+from ddpm.samplers.ddim import sample_ddim
+from ddpm.samplers.noise import ImageNoise
+from ddpm.samplers.step import SamplerStep
+
+SamplerName = Literal["ddpm", "ddim"]
+
+__all__ = ["ImageNoise", "SamplerName", "SamplerStep", "sample", "sample_ancestral", "sample_ddim", "sampler_steps"]
+
+
+def sampler_steps(
+    name: SamplerName,
+    model: NoiseModel,
+    diffusion: GaussianDiffusion,
+    noise: ImageNoise,
+    num_sampling_steps: int,
+    eta: float = 0.0,
+) -> Iterator[SamplerStep]:
+    """The steps of the sampler called `name`; `eta` belongs to DDIM.
+
+    Raises:
+        ValueError: the name is unknown, or an argument lies outside its range.
+    """
+    if name == "ddpm":
+        return sample_ancestral(model, diffusion, noise, num_sampling_steps)
+    if name == "ddim":
+        return sample_ddim(model, diffusion, noise, num_sampling_steps, eta)
+    raise ValueError(f"unknown sampler {name!r}; choose one of {', '.join(get_args(SamplerName))}")
+
+
+@torch.no_grad()
+def sample(
+    name: SamplerName,
+    model: NoiseModel,
+    diffusion: GaussianDiffusion,
+    noise: ImageNoise,
+    num_sampling_steps: int,
+    eta: float = 0.0,
+) -> torch.Tensor:
+    """The finished images of the sampler called `name`, clipped to [-1, 1], shape (batch, channels, height, width).
+
+    Raises:
+        ValueError: the name is unknown, or an argument lies outside its range.
+    """
+    *_, last = sampler_steps(name, model, diffusion, noise, num_sampling_steps, eta)
+    return last.x_t.clamp(-1.0, 1.0)

@@ -1,0 +1,66 @@
+"""The DDIM sampler.
+
+Data sheet
+    source      Song, Meng & Ermon 2021, Eq. 12 and 16
+    cost        one network call a step
+    noise       none at eta = 0: the images are a function of x_T alone; eta = 1 draws as much as DDPM
+    steps       1 … T; good from 20, little gain beyond 100
+    prefer it   for nearly all sampling; use the ancestral sampler for the published result
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from ddpm.diffusion import GaussianDiffusion, NoiseModel
+from ddpm.samplers.noise import ImageNoise
+from ddpm.samplers.step import SamplerStep
+from ddpm.samplers.timesteps import trailing_timesteps
+
+
+def sample_ddim(
+    model: NoiseModel,
+    diffusion: GaussianDiffusion,
+    noise: ImageNoise,
+    num_sampling_steps: int,
+    eta: float = 0.0,
+    clip_x_0: bool = True,
+) -> Iterator[SamplerStep]:
+    """Walk from noise to images, step by step.
+
+    Args:
+        model: predicts eps from (x_t, t).
+        diffusion: the schedule that the model was trained on.
+        noise: x_T and, for eta above 0, the noise of each step.
+        num_sampling_steps: network calls, in 1 … T.
+        eta: in [0, 1]; how much of the ancestral sampler's noise is added.
+        clip_x_0: keep x_0_pred in [-1, 1]; eps_pred then follows it.
+
+    Yields:
+        `num_sampling_steps` steps; the last one holds the images.
+
+    Raises:
+        ValueError: an argument lies outside its range.
+    """
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}")
+    timesteps = trailing_timesteps(diffusion.num_timesteps, num_sampling_steps)
+    x_t = noise.draw()
+    for index, t in enumerate(timesteps):
+        # 1. predict eps; 2. recover x_0; 3. clip it, and take the eps that it implies
+        t_batch = torch.full((len(x_t),), t, device=x_t.device)
+        eps_pred = model(x_t, t_batch)
+        x_0_pred = diffusion.predict_x_0(x_t, t_batch, eps_pred)
+        if clip_x_0:
+            x_0_pred = x_0_pred.clamp(-1.0, 1.0)
+            eps_pred = diffusion.predict_eps(x_t, t_batch, x_0_pred)
+        # 4. the variance sigma^2, Eq. 16; past the last step alphas_cumprod is 1
+        is_last = index == num_sampling_steps - 1
+        cumprod = float(diffusion.alphas_cumprod[t])
+        cumprod_prev = 1.0 if is_last else float(diffusion.alphas_cumprod[timesteps[index + 1]])
+        variance = eta**2 * (1.0 - cumprod_prev) / (1.0 - cumprod) * (1.0 - cumprod / cumprod_prev)
+        # 5. the mean, Eq. 12; 6. add noise
+        x_t = cumprod_prev**0.5 * x_0_pred + (1.0 - cumprod_prev - variance) ** 0.5 * eps_pred
+        if variance > 0.0:
+            x_t = x_t + variance**0.5 * noise.draw()
+        yield SamplerStep(index + 1, t, x_t, x_0_pred)

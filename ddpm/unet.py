@@ -1,0 +1,246 @@
+"""The noise-predicting U-Net of Ho et al. 2020, as sized by the Keras example on Oxford Flowers 102."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm.shapes import Float, Int64
+
+Features = Float[Tensor, "batch channels height width"]
+Embedding = Float[Tensor, "batch embedding"]
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Every dimension of the network; the defaults are the published one, 63,200,387 parameters.
+
+    Raises:
+        ValueError: the dimensions do not fit together.
+    """
+
+    image_channels: int = 3
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    """channels of each level; each level after the first halves height and width"""
+    attention: tuple[bool, ...] = (False, False, True, True)
+    """whether a level has self-attention after each residual block"""
+    num_res_blocks: int = 2
+    """residual blocks of a level on the way down; one more on the way up"""
+    time_embedding_dim: int = 256
+    norm_groups: int = 8
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.widths:
+            raise ValueError("widths must name at least one level")
+        if len(self.attention) != len(self.widths):
+            raise ValueError(f"attention needs one entry a level: {len(self.widths)}, got {len(self.attention)}")
+        for width in self.widths:
+            if width < 1 or width % self.norm_groups != 0:
+                raise ValueError(f"each width must be a multiple of norm_groups={self.norm_groups}, got {width}")
+        if self.num_res_blocks < 1:
+            raise ValueError(f"num_res_blocks must be at least 1, got {self.num_res_blocks}")
+        if self.time_embedding_dim < 4 or self.time_embedding_dim % 2 != 0:
+            raise ValueError(f"time_embedding_dim must be even and at least 4, got {self.time_embedding_dim}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+
+    @property
+    def downsampling(self) -> int:
+        """Height and width of an image must be multiples of this."""
+        return int(2 ** (len(self.widths) - 1))
+
+
+class UNet(nn.Module):
+    """Predicts the noise in an image: eps_pred = unet(x_t, t).
+
+    Ho et al. 2020, appendix B. The residual of self-attention starts from the un-normalised input, as in the paper.
+    """
+
+    def __init__(self, config: UNetConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or UNetConfig()
+        widths, first, last = config.widths, config.widths[0], config.widths[-1]
+
+        self.time_embedding = TimeEmbedding(config.time_embedding_dim)
+        self.first_conv = scaled_conv(config.image_channels, first, kernel_size=3)
+        skip_widths = [first]
+
+        self.down = nn.ModuleList()
+        width_in = first
+        for level, width in enumerate(widths):
+            for _ in range(config.num_res_blocks):
+                self.down.append(Block(width_in, width, config.attention[level], config))
+                skip_widths.append(width)
+                width_in = width
+            if level != len(widths) - 1:
+                self.down.append(Downsample(width))
+                skip_widths.append(width)
+
+        self.middle = nn.ModuleList([Block(last, last, True, config), Block(last, last, False, config)])
+
+        self.up = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(config.num_res_blocks + 1):
+                self.up.append(Block(width_in + skip_widths.pop(), width, config.attention[level], config))
+                width_in = width
+            if level != 0:
+                self.up.append(Upsample(width))
+
+        self.last_norm = nn.GroupNorm(config.norm_groups, first)
+        self.last_conv = scaled_conv(first, config.image_channels, kernel_size=3, scale=0.0)
+
+    def forward(self, x_t: Features, t: Int64[Tensor, " batch"]) -> Features:
+        """The noise in `x_t`.
+
+        Args:
+            x_t: noisy images; height and width are multiples of `config.downsampling`.
+            t: time steps, 0 … T-1.
+
+        Raises:
+            ValueError: the image does not divide by the downsampling.
+        """
+        height, width = x_t.shape[-2:]
+        if height % self.config.downsampling or width % self.config.downsampling:
+            raise ValueError(f"image size must be a multiple of {self.config.downsampling}, got {height}x{width}")
+        embedding = self.time_embedding(t)
+        x = self.first_conv(x_t)
+        skips = [x]
+        for layer in self.down:
+            x = layer(x, embedding)
+            skips.append(x)
+        for layer in self.middle:
+            x = layer(x, embedding)
+        for layer in self.up:
+            x = (
+                layer(torch.cat([x, skips.pop()], dim=1), embedding)
+                if isinstance(layer, Block)
+                else layer(x, embedding)
+            )
+        return self.last_conv(F.silu(self.last_norm(x)))  # type: ignore[no-any-return]
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the time step, then two dense layers.
+
+    Vaswani et al. 2017, section 3.5: sin(t w_i) and cos(t w_i), w_i = 10000^(-i / (d/2 - 1)), i = 0 … d/2 - 1.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        half = dim // 2
+        frequencies = torch.exp(-math.log(10_000.0) / (half - 1) * torch.arange(half, dtype=torch.float64)).float()
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.first = scaled_linear(dim, dim)
+        self.second = scaled_linear(dim, dim)
+
+    def forward(self, t: Int64[Tensor, " batch"]) -> Embedding:
+        angles = t.float()[:, None] * self.frequencies[None, :]
+        sinusoids = torch.cat([angles.sin(), angles.cos()], dim=1)
+        return self.second(F.silu(self.first(sinusoids)))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """A residual block, and self-attention behind it where the level has it."""
+
+    def __init__(self, width_in: int, width: int, has_attention: bool, config: UNetConfig) -> None:
+        super().__init__()
+        self.residual = ResidualBlock(width_in, width, config)
+        self.attention = SelfAttention(width, config.norm_groups) if has_attention else nn.Identity()
+
+    def forward(self, x: Features, embedding: Embedding) -> Features:
+        return self.attention(self.residual(x, embedding))  # type: ignore[no-any-return]
+
+
+class ResidualBlock(nn.Module):
+    """norm, swish, conv; plus the time; norm, swish, dropout, conv that starts at zero; plus the input."""
+
+    def __init__(self, width_in: int, width: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.norm_1 = nn.GroupNorm(config.norm_groups, width_in)
+        self.conv_1 = scaled_conv(width_in, width, kernel_size=3)
+        self.time = scaled_linear(config.time_embedding_dim, width)
+        self.norm_2 = nn.GroupNorm(config.norm_groups, width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv_2 = scaled_conv(width, width, kernel_size=3, scale=0.0)
+        self.shortcut = scaled_conv(width_in, width, kernel_size=1) if width_in != width else nn.Identity()
+
+    def forward(self, x: Features, embedding: Embedding) -> Features:
+        h = self.conv_1(F.silu(self.norm_1(x)))
+        h = h + self.time(F.silu(embedding))[:, :, None, None]
+        h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
+        return h + self.shortcut(x)  # type: ignore[no-any-return]
+
+
+class SelfAttention(nn.Module):
+    """Single-head self-attention over all pixels.
+
+    Ho et al. 2020, appendix B; Vaswani et al. 2017, Eq. 1: softmax(q k^T / sqrt(channels)) v.
+    """
+
+    def __init__(self, width: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(norm_groups, width)
+        self.query = scaled_linear(width, width)
+        self.key = scaled_linear(width, width)
+        self.value = scaled_linear(width, width)
+        self.project = scaled_linear(width, width, scale=0.0)
+
+    def forward(self, x: Features) -> Features:
+        batch, channels, height, width = x.shape
+        pixels = self.norm(x).flatten(2).transpose(1, 2)
+        # One head: (batch, 1, pixels, channels).
+        query, key, value = (dense(pixels)[:, None] for dense in (self.query, self.key, self.value))
+        attended = self.project(F.scaled_dot_product_attention(query, key, value)[:, 0])
+        return x + attended.transpose(1, 2).reshape(batch, channels, height, width)  # type: ignore[no-any-return]
+
+
+class Downsample(nn.Module):
+    """Halves height and width by a strided convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = scaled_conv(width, width, kernel_size=3, stride=2)
+
+    def forward(self, x: Features, _embedding: Embedding) -> Features:
+        return self.conv(x)  # type: ignore[no-any-return]
+
+
+class Upsample(nn.Module):
+    """Doubles height and width by nearest neighbours and a convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = scaled_conv(width, width, kernel_size=3)
+
+    def forward(self, x: Features, _embedding: Embedding) -> Features:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+
+
+def scaled_conv(
+    channels_in: int, channels_out: int, *, kernel_size: int, stride: int = 1, scale: float = 1.0
+) -> nn.Conv2d:
+    """A "same" convolution, initialised by variance scaling."""
+    conv = nn.Conv2d(channels_in, channels_out, kernel_size, stride=stride, padding=kernel_size // 2)
+    _variance_scaling_(conv, scale)
+    return conv
+
+
+def scaled_linear(features_in: int, features_out: int, *, scale: float = 1.0) -> nn.Linear:
+    """A dense layer, initialised by variance scaling."""
+    linear = nn.Linear(features_in, features_out)
+    _variance_scaling_(linear, scale)
+    return linear
+
+
+def _variance_scaling_(layer: nn.Conv2d | nn.Linear, scale: float) -> None:
+    """Uniform weights of variance scale / mean(fan_in, fan_out); zero biases (Glorot & Bengio 2010 for scale 1)."""
+    if scale == 0.0:
+        nn.init.zeros_(layer.weight)
+    else:
+        nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale))
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
