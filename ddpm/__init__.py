@@ -1,4 +1,4 @@
-"""Denoising diffusion probabilistic models (Ho et al. 2020): usable on its own, with torch alone.
+"""Denoising diffusion probabilistic models (Ho et al. 2020): usable on its own, with torch and numpy alone.
 
 Checkpoints, features, metrics and the drawing of images ask for more packages, and are imported by their own names.
 """

@@ -74,7 +74,8 @@ def save_checkpoint(folder: Path, state: TrainingState, fingerprint: str, notes:
     with atomic_path(path) as temporary:
         save_file(_state_tensors(state), temporary, metadata)
     for old in list_checkpoints(folder)[:-keep]:
-        old.unlink()
+        if old != path:  # another experiment may have left newer ones
+            old.unlink()
     return path
 
 
@@ -167,6 +168,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
         index, moment = name.split(".")
         moments.setdefault(int(index), {})[moment] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    # The fused Adam walks weights and moments by one order of memory, and reads the wrong numbers, without a word,
+    # where channels-last weights meet row-major moments.
+    for parameter, loaded in optimizer.state.items():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            loaded[moment] = torch.empty_like(parameter).copy_(loaded[moment])
 
 
 def _prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ the dtype of the images. t runs 0 … T-1 (see `ddpm.schedules`).
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ Images = Float[Tensor, "batch channels height width"]
 Timesteps = Int64[Tensor, " batch"]
 
 
+@runtime_checkable
 class NoiseModel(Protocol):
     """What the diffusion asks of a network: eps_pred = model(x_t, t)."""
 

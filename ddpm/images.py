@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ddpm.shapes import Float, UInt8
@@ -46,7 +45,9 @@ def grid(pixels: Pixels, columns: int | None = None) -> UInt8[Tensor, "height wi
 
 def save_png(image: UInt8[Tensor, "height width channels"], path: Path, scale: int = 1) -> None:
     """Write an image as PNG, each pixel enlarged to `scale` x `scale`."""
-    _enlarged(image, scale).save(path, format="PNG", optimize=True)
+    from PIL import Image  # as for torchvision
+
+    Image.fromarray(_enlarged(image, scale)).save(path, format="PNG", optimize=True)
 
 
 def save_animation(
@@ -68,15 +69,16 @@ def save_animation(
     Raises:
         ValueError: there are no frames.
     """
+    from PIL import Image  # as for torchvision
+
     if not frames:
         raise ValueError("an animation needs at least one frame")
     milliseconds = [max(20, round(1000 * seconds / len(frames)))] * len(frames)
     milliseconds[-1] += round(1000 * hold_seconds)
-    first, *rest = [_enlarged(frame, scale) for frame in frames]
+    first, *rest = [Image.fromarray(_enlarged(frame, scale)) for frame in frames]
     first.save(path, format="WEBP", save_all=True, append_images=rest, duration=milliseconds, loop=0, quality=85)
 
 
-def _enlarged(image: UInt8[Tensor, "height width channels"], scale: int) -> Image.Image:
-    array: np.ndarray = image.cpu().numpy()
-    drawn = Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)
-    return drawn.resize((drawn.width * scale, drawn.height * scale), Image.Resampling.NEAREST)
+def _enlarged(image: UInt8[Tensor, "height width channels"], scale: int) -> np.ndarray:
+    array: np.ndarray = image.cpu().numpy().repeat(scale, axis=0).repeat(scale, axis=1)
+    return array.squeeze(2) if array.shape[2] == 1 else array

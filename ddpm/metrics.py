@@ -74,7 +74,8 @@ def kernel_distance(
     size = min(subset_size, len(real), len(fake))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
-        torch.manual_seed(seed)
+        # Not torch.manual_seed: that seeds every accelerator as well, which nobody gives back.
+        torch.default_generator.manual_seed(seed)
         metric = KernelInceptionDistance(feature=_GivenFeatures(real.shape[1]), subsets=num_subsets, subset_size=size)
         metric.update(real, real=True)
         metric.update(fake, real=False)

@@ -1,12 +1,15 @@
 """Seeds of independent random streams.
 
-All randomness of a run comes from (seed, number): an image's number when sampling, a step's when training. What happened
-before does not matter, so a resumed run draws what an uninterrupted one would.
+All randomness of a run comes from (seed, number): an image's number when sampling, a step's when training. What
+happened before does not matter, so a resumed run draws what an uninterrupted one would.
 """
 
 
 def stream_seed(seed: int, number: int) -> int:
     """A 63-bit seed for stream `number` of `seed`: two rounds of SplitMix64's finaliser (Steele et al. 2014).
+
+    The seed goes through a round of its own before the number comes in: of their mere sum, image 1 of seed 0 would be
+    image 0 of seed 1.
 
     Raises:
         ValueError: an argument is negative.
@@ -14,8 +17,8 @@ def stream_seed(seed: int, number: int) -> int:
     if seed < 0 or number < 0:
         raise ValueError(f"seeds and stream numbers must be at least 0, got seed={seed}, number={number}")
     mask = (1 << 64) - 1
-    state = seed & mask
-    for word in (number, 0x9E3779B97F4A7C15):
+    state = 0
+    for word in (seed, number):
         state = (state + word + 0x9E3779B97F4A7C15) & mask
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask

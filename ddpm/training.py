@@ -90,8 +90,8 @@ def train(
 ) -> Iterator[StepEvent]:
     """Train from `state.step` to `config.num_steps`, Algorithm 1 of Ho et al. 2020.
 
-    Step k is a function of the state and (seed, k), so a run that goes on from a checkpoint equals one that never stopped.
-    No step waits for the device; the caller may leave at any event.
+    Step k is a function of the state and (seed, k), so a run that goes on from a checkpoint equals one that never
+    stopped. No step waits for the device; the caller may leave at any event.
 
     Args:
         state: changed in place.

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from ddpm.shapes import Float, Int64
 
 Features = Float[Tensor, "batch channels height width"]
+WidenedFeatures = Float[Tensor, "batch other_channels height width"]
+HalvedFeatures = Float[Tensor, "batch channels height//2 width//2"]
+DoubledFeatures = Float[Tensor, "batch channels 2*height 2*width"]
 Embedding = Float[Tensor, "batch embedding"]
 
 
@@ -33,6 +36,8 @@ class UNetConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.norm_groups < 1:
+            raise ValueError(f"norm_groups must be at least 1, got {self.norm_groups}")
         if not self.widths:
             raise ValueError("widths must name at least one level")
         if len(self.attention) != len(self.widths):
@@ -151,7 +156,7 @@ class Block(nn.Module):
         self.residual = ResidualBlock(width_in, width, config)
         self.attention = SelfAttention(width, config.norm_groups) if has_attention else nn.Identity()
 
-    def forward(self, x: Features, embedding: Embedding) -> Features:
+    def forward(self, x: Features, embedding: Embedding) -> WidenedFeatures:
         return self.attention(self.residual(x, embedding))  # type: ignore[no-any-return]
 
 
@@ -168,7 +173,7 @@ class ResidualBlock(nn.Module):
         self.conv_2 = scaled_conv(width, width, kernel_size=3, scale=0.0)
         self.shortcut = scaled_conv(width_in, width, kernel_size=1) if width_in != width else nn.Identity()
 
-    def forward(self, x: Features, embedding: Embedding) -> Features:
+    def forward(self, x: Features, embedding: Embedding) -> WidenedFeatures:
         h = self.conv_1(F.silu(self.norm_1(x)))
         h = h + self.time(F.silu(embedding))[:, :, None, None]
         h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
@@ -205,7 +210,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = scaled_conv(width, width, kernel_size=3, stride=2)
 
-    def forward(self, x: Features, _embedding: Embedding) -> Features:
+    def forward(self, x: Features, _embedding: Embedding) -> HalvedFeatures:
         return self.conv(x)  # type: ignore[no-any-return]
 
 
@@ -216,7 +221,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = scaled_conv(width, width, kernel_size=3)
 
-    def forward(self, x: Features, _embedding: Embedding) -> Features:
+    def forward(self, x: Features, _embedding: Embedding) -> DoubledFeatures:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,14 @@
+"""The datasets that the pipeline can start from."""
+
+from stages.datasets.flowers102 import Flowers102
+from stages.datasets.folder import Folder
+from stages.datasets.source import Dataset, DatasetError, SourceImage
+from stages.datasets.synthetic_flowers import SyntheticFlowers
+
+DATASETS: dict[str, Dataset] = {
+    "synthetic_flowers": SyntheticFlowers(),
+    "flowers102": Flowers102(),
+    "folder": Folder(),
+}
+
+__all__ = ["DATASETS", "Dataset", "DatasetError", "SourceImage"]

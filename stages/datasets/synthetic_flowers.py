@@ -1,0 +1,40 @@
+"""Flowers drawn by the project itself; the class is the number of petals."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from stages.datasets.source import SourceImage
+from stages.drawing.flowers import class_name, generate
+from stages.params import DownloadParams
+
+_CHUNK = 500
+
+
+class SyntheticFlowers:
+    """Raw arrays: compressed images would differ between versions of the compressor."""
+
+    is_immutable = True
+
+    def fetch(self, params: DownloadParams, folder: Path, previous: Path) -> None:  # noqa: ARG002 (drawing is quick)
+        """Draw them."""
+        wanted = params.synthetic
+        shape = (wanted.num_images, wanted.image_size, wanted.image_size, 3)
+        images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+        petals = np.empty(wanted.num_images, dtype=np.int64)
+        for first in range(0, wanted.num_images, _CHUNK):
+            stop = min(first + _CHUNK, wanted.num_images)
+            images[first:stop], petals[first:stop] = generate(stop - first, wanted.image_size, wanted.seed, first)
+        images.flush()
+        np.save(folder / "petals.npy", petals)
+
+    def count(self, folder: Path) -> int:
+        return len(np.load(folder / "petals.npy", mmap_mode="r"))
+
+    def images(self, folder: Path) -> Iterator[SourceImage]:
+        images = np.load(folder / "images.npy", mmap_mode="r")
+        petals = np.load(folder / "petals.npy")
+        for index, (image, count) in enumerate(zip(images, petals, strict=True)):
+            number = index + 1
+            yield SourceImage(number, f"image {number}", np.array(image), int(count), class_name(int(count)), None)

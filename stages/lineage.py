@@ -1,0 +1,53 @@
+"""What an MLflow run must name so that its images can be traced: code, data, and who ran it."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+PREFECT_RUN_VARIABLE = "DDPM_PREFECT_FLOW_RUN"
+"""Name of the Prefect flow run, set by the flow that started the stage."""
+
+
+def lineage_tags() -> dict[str, str]:
+    """Git commit, DVC digests of the data and the dataset, and the Prefect run if there is one."""
+    lock = _yaml(Path("dvc.lock"))
+    pin = _yaml(Path("data.dvc"))
+    tags = {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_has_local_changes": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
+        "dvc_data": pin.get("outs", [{}])[0].get("md5", ""),
+        "dvc_dataset": _output_digest(lock, "preprocess"),
+        "prefect_flow_run": os.environ.get(PREFECT_RUN_VARIABLE, ""),
+    }
+    return {name: value for name, value in tags.items() if value}
+
+
+def code_digest() -> str:
+    """The digest of the project's own modules that this process has imported: another code is another experiment."""
+    digest = hashlib.sha256()
+    for name, module in sorted(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name.partition(".")[0] == "ddpm" and file:
+            digest.update(name.encode() + b"\0" + Path(file).read_bytes())
+    return digest.hexdigest()
+
+
+def _output_digest(lock: dict[str, dict[str, dict[str, list[dict[str, str]]]]], stage: str) -> str:
+    outputs = lock.get("stages", {}).get(stage, {}).get("outs", [])
+    return outputs[0].get("md5", "") if outputs else ""
+
+
+def _yaml(path: Path) -> dict:  # type: ignore[type-arg]
+    return YAML(typ="safe").load(path) if path.is_file() else {}  # type: ignore[no-any-return]
+
+
+def _git(*arguments: str) -> str:
+    try:
+        result = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or a copy without history: the tag stays away
+        return ""
+    return result.stdout.strip()

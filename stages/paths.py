@@ -1,0 +1,16 @@
+"""Where stages read and write; dvc.yaml names the same places."""
+
+from pathlib import Path
+
+DATA = Path("data")
+DATA_PIN = Path("data.dvc")
+BUILD = Path("build")
+RECEIPT = BUILD / "download.json"
+DATASET = BUILD / "dataset"
+CHECKPOINTS = BUILD / "checkpoints"
+MODEL = BUILD / "model"
+LOSSES = BUILD / "losses.csv"
+SAMPLES = BUILD / "samples"
+GRID = SAMPLES / "grid.png"
+REVERSE_PROCESS = SAMPLES / "reverse_process.webp"
+METRICS = BUILD / "metrics.json"

@@ -1,0 +1,41 @@
+"""Reading what earlier stages made: the prepared dataset, and whose model it is."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ddpm.data import load_images
+from stages.errors import StageError
+from stages.paths import DATASET, MODEL
+
+
+def dataset_summary() -> dict[str, Any]:
+    """What preprocessing said of the dataset."""
+    summary: dict[str, Any] = json.loads((DATASET / "dataset.json").read_text())
+    return summary
+
+
+def images_of(splits: Sequence[str]) -> Tensor:
+    """The images of `splits`, uint8, shape (images, 3, height, width), in the order of their numbers.
+
+    Raises:
+        StageError: there are none.
+    """
+    index = pd.read_csv(DATASET / "index.csv", keep_default_na=False)
+    positions = np.flatnonzero(index["split"].isin(list(splits)).to_numpy())
+    if len(positions) == 0:
+        raise StageError(
+            f"no image in split {' or '.join(splits)}; the dataset has {dict(index['split'].value_counts())}"
+        )
+    images = load_images(DATASET / "images.npy")
+    return images[torch.from_numpy(positions)]
+
+
+def model_run_id() -> str:
+    """The MLflow run that trained the model; empty where training was not tracked."""
+    return str(json.loads((MODEL / "run.json").read_text())["mlflow_run_id"])

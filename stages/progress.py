@@ -1,0 +1,20 @@
+"""One progress bar for all stages."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress_bar(description: str, total: int, unit: str, initial: int = 0) -> "tqdm[Any]":
+    """A bar with rate and time left on standard error; through a pipe it speaks less often."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=f" {unit}",
+        unit_scale=True,
+        dynamic_ncols=True,
+        smoothing=0.05,
+        mininterval=0.2 if sys.stderr.isatty() else 1.0,
+    )

@@ -1,0 +1,96 @@
+"""What every stage's `main` shares: parameters, one clear error, and an end when the flow above has died."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from ddpm.checkpoint import CheckpointError
+from stages.errors import StageError
+from stages.params import Params, read_params
+
+WATCH_PID_VARIABLE = "DDPM_WATCH_PID"
+"""The process whose death ends the stage; set by the flow that started it."""
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: running it again goes on
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(BaseException):
+    """SIGTERM or Ctrl-C: leave, keeping what is done. Not an Exception, so that no handler of errors swallows it."""
+
+
+def run_stage(name: str, stage: Callable[[Params], None]) -> None:
+    """Run one stage with the parameters in force, and exit.
+
+    DVC reads params.yaml again when the stage has ended, and would record parameters that the stage never saw; so a
+    change of its own section meanwhile is an error.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
+    _watch_parent()
+    try:
+        params = read_params()
+        stage(params)
+        if read_params().section(name) != params.section(name):
+            raise StageError(f"params.yaml changed while {name} ran, so nothing is recorded: run it again")
+    except (StageError, CheckpointError) as error:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_ERROR)
+    except Interrupted as interruption:
+        print(f"{name}: {interruption}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@contextmanager
+def interruption_deferred() -> Iterator[Callable[[], str | None]]:
+    """Inside the block a signal interrupts nothing; the function given says its name once it has come.
+
+    For work that must not be cut in the middle, such as a training step: it asks between two of them.
+    """
+    received: list[str] = []
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number in _SIGNALS:
+        signal.signal(number, lambda got, _frame: received.append(signal.Signals(got).name))
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    # A second signal, from an impatient hand or the end of a grace period, must not break the leaving.
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise Interrupted(f"interrupted by {signal.Signals(number).name}; run it again to go on")
+
+
+def _watch_parent() -> None:
+    """End as by SIGTERM when the watched process is gone: its own death could not tell anyone."""
+    watched = os.environ.get(WATCH_PID_VARIABLE)
+    if watched is None:
+        return
+
+    def watch() -> None:
+        while _is_alive(int(watched)):
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,312 @@
+"""The only importer of mlflow: one run an experiment, opened by training and reopened by the later stages.
+
+Logging is asynchronous, so that it does not hold up training, and its failure does not stop a stage: what DVC keeps is
+whole without MLflow.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.errors import StageError
+from stages.lineage import lineage_tags
+from stages.params import Params, flat
+
+EXPERIMENT = "flowers-ddpm"
+TRACKING_VARIABLE = "DDPM_TRACKING"
+"""Set to "off", nothing is logged."""
+MODEL_RUN_TAG = "ddpm.trained_in"
+
+Scalars: TypeAlias = Mapping[str, float]
+
+
+class TrackingError(StageError):
+    """MLflow cannot be used; the message says how it was addressed."""
+
+
+class Tracker(Protocol):
+    """Where a stage's results go."""
+
+    run_id: str
+
+    def record_metrics(self, values: Scalars, step: int = 0) -> None:
+        """Figures at a step; existing figures of the same name and step are joined by these."""
+
+    def record_image(self, key: str, image: NDArray[np.uint8], step: int = 0) -> None:
+        """An image, shape (height, width, 3), in the series `key`."""
+
+    def record_tags(self, tags: Mapping[str, str]) -> None:
+        """Facts about the run that are no parameters."""
+
+    def record_file(self, path: Path, folder: str) -> None:
+        """A file, under `folder` of the run's artifacts."""
+
+    def register_model(self, name: str, model_folder: Path, params: Params) -> str:
+        """Log the model with its signature, register it, and return the new version."""
+
+    def close(self, status: str) -> None:
+        """Send what still waits, and end the run: FINISHED, FAILED or KILLED."""
+
+
+class NoTracker:
+    """A tracker that forgets everything."""
+
+    run_id = ""
+
+    def record_metrics(self, values: Scalars, step: int = 0) -> None: ...
+
+    def record_image(self, key: str, image: NDArray[np.uint8], step: int = 0) -> None: ...
+
+    def record_tags(self, tags: Mapping[str, str]) -> None: ...
+
+    def record_file(self, path: Path, folder: str) -> None: ...
+
+    def register_model(self, name: str, model_folder: Path, params: Params) -> str:  # noqa: ARG002 (nothing is kept)
+        return ""
+
+    def close(self, status: str) -> None: ...
+
+
+class MlflowTracker:
+    """A tracker on one MLflow run."""
+
+    def __init__(self, client: Any, run_id: str) -> None:
+        self._client = client
+        self.run_id = run_id
+
+    def record_metrics(self, values: Scalars, step: int = 0) -> None:
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
+        self._attempt(lambda: self._client.log_batch(self.run_id, metrics=metrics, synchronous=False))
+
+    def record_image(self, key: str, image: NDArray[np.uint8], step: int = 0) -> None:
+        self._attempt(lambda: self._client.log_image(self.run_id, image, key=key, step=step, synchronous=False))
+
+    def record_tags(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        entities = [RunTag(name, value) for name, value in tags.items()]
+        self._attempt(lambda: self._client.log_batch(self.run_id, tags=entities))
+
+    def record_file(self, path: Path, folder: str) -> None:
+        self._attempt(lambda: self._client.log_artifact(self.run_id, str(path), folder))
+
+    def register_model(self, name: str, model_folder: Path, params: Params) -> str:
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        from stages import pyfunc_model
+
+        with mlflow.start_run(run_id=self.run_id, log_system_metrics=False):
+            info = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=pyfunc_model.__file__,
+                artifacts={"model": model_folder.absolute().as_uri()},
+                code_paths=["ddpm"],
+                signature=_model_signature(),
+                pip_requirements=_model_requirements(),
+                metadata={"profile": params.profile, "image_size": params.preprocess.image_size},
+            )
+        with contextlib.suppress(MlflowException):  # it exists
+            self._client.create_registered_model(name, description="Draws images of flowers")
+        version = self._client.create_model_version(name, info.model_uri, self.run_id, model_id=info.model_id)
+        return str(version.version)
+
+    def close(self, status: str) -> None:
+        import mlflow
+
+        self._attempt(mlflow.flush_async_logging)
+        self._attempt(lambda: self._client.set_terminated(self.run_id, status))
+
+    def _attempt(self, action: Any) -> None:
+        try:
+            action()
+        except Exception as error:
+            print(f"tracking: MLflow did not take a record ({error})", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def opened_run(params: Params, run_id: str | None = None) -> Iterator[Tracker]:
+    """The MLflow run of a training: a new one, or `run_id` continued; ended with the block, by how that ends.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
+    if os.environ.get(TRACKING_VARIABLE) == "off":
+        yield NoTracker()
+        return
+    client = _client()
+    wanted = _wanted_params(params, ("download", "preprocess", "train"))
+    if run_id is None or _run(client, run_id) is None:
+        run_id = _created_run(client, params, {})
+        _log_params(client, run_id, wanted)
+    else:
+        client.update_run(run_id, status="RUNNING")
+    with _closing(MlflowTracker(client, run_id)) as tracker:
+        yield tracker
+
+
+@contextmanager
+def reopened_run(params: Params, stage: str, model_run_id: str) -> Iterator[Tracker]:
+    """The run that trained the model, for a later stage to add to.
+
+    An MLflow parameter never changes. So where that run already holds other parameters of this stage or of one before
+    it, this is another experiment on the same model, and gets a run of its own, tagged with the run of the training.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
+    if os.environ.get(TRACKING_VARIABLE) == "off" or not model_run_id:
+        yield NoTracker()
+        return
+    client = _client()
+    later = ("sample", "evaluate", "register")
+    wanted = _wanted_params(params, later[: later.index(stage) + 1])
+    run_id = next(
+        (run.info.run_id for run in _runs_of_model(client, model_run_id) if _agree(run.data.params, wanted)), None
+    )
+    if run_id is None:
+        run_id = _created_run(client, params, {MODEL_RUN_TAG: model_run_id})
+        wanted |= _wanted_params(params, ("download", "preprocess", "train"))
+    client.update_run(run_id, status="RUNNING")
+    _log_params(client, run_id, wanted)
+    with _closing(MlflowTracker(client, run_id)) as tracker:
+        yield tracker
+
+
+def tracking_uri() -> str:
+    """Where MLflow keeps its runs: MLFLOW_TRACKING_URI, or mlflow.db in the project, also from DVC's copies of it."""
+    root = Path(os.environ.get("DVC_ROOT", ".")).absolute()
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+
+
+@contextmanager
+def _closing(tracker: Tracker) -> Iterator[Tracker]:
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        raise
+    finally:
+        tracker.close(status)
+
+
+def _client() -> Any:
+    # MLflow greets, warns and reports home by default; the terminal belongs to the stage.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="mlflow.*")
+    uri = tracking_uri()
+    try:
+        mlflow.set_tracking_uri(uri)
+        client = mlflow.MlflowClient()
+        if client.get_experiment_by_name(EXPERIMENT) is None:
+            # Another stage may have made it meanwhile.
+            with contextlib.suppress(MlflowException):
+                client.create_experiment(EXPERIMENT, artifact_location=_artifact_location(uri))
+        mlflow.set_experiment(EXPERIMENT)
+    except MlflowException as error:
+        raise TrackingError(
+            f"MLflow at {uri} does not answer: {error}. Start its server, unset MLFLOW_TRACKING_URI to use the "
+            f"project's mlflow.db, or set {TRACKING_VARIABLE}=off to do without"
+        ) from error
+    return client
+
+
+def _artifact_location(uri: str) -> str | None:
+    """Beside the project's database; a server chooses its own place."""
+    if uri.startswith("sqlite:///"):
+        return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+    return None
+
+
+def _created_run(client: Any, params: Params, tags: Mapping[str, str]) -> str:
+    import mlflow
+
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    all_tags = {"profile": params.profile, "mlflow.source.name": "python -m stages.train"}
+    all_tags |= lineage_tags() | dict(tags)
+    if "git_commit" in all_tags:
+        all_tags["mlflow.source.git.commit"] = all_tags["git_commit"]
+    name = f"{params.profile}-{mlflow.utils.name_utils._generate_random_name()}"
+    run = client.create_run(experiment.experiment_id, tags=all_tags, run_name=name)
+    return str(run.info.run_id)
+
+
+def _run(client: Any, run_id: str) -> Any | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:  # made in another database, or deleted for good
+        return None
+    return None if run.info.lifecycle_stage == "deleted" else run
+
+
+def _runs_of_model(client: Any, model_run_id: str) -> list[Any]:
+    """The run that trained the model, then the later experiments on it, newest first."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    forks = client.search_runs([experiment.experiment_id], f"tags.`{MODEL_RUN_TAG}` = '{model_run_id}'")
+    trained = _run(client, model_run_id)
+    return [*([trained] if trained else []), *forks]
+
+
+def _wanted_params(params: Params, stages: tuple[str, ...]) -> dict[str, str]:
+    return {name: str(value) for stage in stages for name, value in flat({stage: params.section(stage)}).items()}
+
+
+def _agree(recorded: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    return all(recorded.get(name, value) == value for name, value in wanted.items())
+
+
+def _log_params(client: Any, run_id: str, values: Mapping[str, str]) -> None:
+    from mlflow.entities import Param
+
+    recorded = client.get_run(run_id).data.params
+    missing = [Param(name, value) for name, value in values.items() if name not in recorded]
+    for start in range(0, len(missing), 100):  # what one request may hold
+        client.log_batch(run_id, params=missing[start : start + 100])
+
+
+def _model_signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.long, "n"), ColSpec(DataType.long, "seed")]),
+        outputs=Schema([ColSpec(DataType.string, "png_base64")]),
+        params=ParamSchema([ParamSpec("num_sampling_steps", DataType.long, 50)]),
+    )
+
+
+def _model_requirements() -> list[str]:
+    from importlib.metadata import version
+
+    packages = ("mlflow", "torch", "numpy", "pillow", "safetensors", "pandas")
+    return [f"{package}=={version(package)}" for package in packages]
