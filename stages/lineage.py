@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -36,13 +37,13 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def _output_digest(lock: dict[str, dict[str, dict[str, list[dict[str, str]]]]], stage: str) -> str:
-    outputs = lock.get("stages", {}).get(stage, {}).get("outs", [])
+def _output_digest(lock: dict[str, Any], stage: str) -> str:
+    outputs: list[dict[str, str]] = lock.get("stages", {}).get(stage, {}).get("outs", [])
     return outputs[0].get("md5", "") if outputs else ""
 
 
-def _yaml(path: Path) -> dict:  # type: ignore[type-arg]
-    return YAML(typ="safe").load(path) if path.is_file() else {}  # type: ignore[no-any-return]
+def _yaml(path: Path) -> dict[str, Any]:
+    return YAML(typ="safe").load(path) if path.is_file() else {}
 
 
 def _git(*arguments: str) -> str:

@@ -9,11 +9,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from stages.errors import StageError
 
@@ -47,8 +48,8 @@ class DownloadParams(Section):
     dataset: Literal["synthetic_flowers", "flowers102", "folder"]
     """synthetic_flowers: drawn here; flowers102: Oxford Flowers 102; folder: your own images, sub-folders as classes"""
     source: str | None
-    """folder: its path; flowers102: a directory or http(s) address that holds its three files, null for the official one;
-    synthetic_flowers: null"""
+    """folder: its path; flowers102: a directory or http(s) address that holds its three files, null for the official
+    one; synthetic_flowers: null"""
     archive_md5: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None
     """flowers102 from elsewhere: the md5 of an archive with other bytes than the official one; otherwise null"""
     synthetic: SyntheticParams
@@ -351,18 +352,22 @@ def _partial(model: type[BaseModel]) -> type[BaseModel]:
     """The same model with every field optional: what a form may leave out."""
     fields: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        kind = field.annotation
+        kind: Any = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             kind = _partial(kind)
         elif field.metadata:
-            kind = Annotated[kind, *field.metadata]  # type: ignore[assignment,valid-type]
+            kind = Annotated[kind, *field.metadata]
         help_text = Field(default=None, alias=field.alias, description=field.description)
         fields[name] = (kind | None, help_text)
     return create_model(f"{model.__name__}Override", __config__=ConfigDict(extra="forbid"), **fields)
 
 
-Overrides = _partial(Params)
-"""Parameters that differ from the profile: the bounds and help of `Params`, every field optional."""
+if TYPE_CHECKING:
+
+    class Overrides(BaseModel):
+        """Parameters that differ from the profile: the bounds and help of `Params`, every field optional."""
+else:
+    Overrides = _partial(Params)
 
 
 def _validated(document: Mapping[str, Any], source: Path) -> Params:

@@ -3,14 +3,13 @@
 import base64
 import io
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pandas as pd
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 
-class FlowerSampler(PythonModel):  # type: ignore[misc]
+class FlowerSampler(PythonModel):
     """Draws images on request."""
 
     def load_context(self, context: PythonModelContext) -> None:

@@ -37,6 +37,7 @@ class Tracker(Protocol):
     """Where a stage's results go."""
 
     run_id: str
+    experiment_id: str
 
     def record_metrics(self, values: Scalars, step: int = 0) -> None:
         """Figures at a step; existing figures of the same name and step are joined by these."""
@@ -61,6 +62,7 @@ class NoTracker:
     """A tracker that forgets everything."""
 
     run_id = ""
+    experiment_id = ""
 
     def record_metrics(self, values: Scalars, step: int = 0) -> None: ...
 
@@ -82,6 +84,7 @@ class MlflowTracker:
     def __init__(self, client: Any, run_id: str) -> None:
         self._client = client
         self.run_id = run_id
+        self.experiment_id: str = client.get_run(run_id).info.experiment_id
 
     def record_metrics(self, values: Scalars, step: int = 0) -> None:
         import time
@@ -221,7 +224,7 @@ def _client() -> Any:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="mlflow.*")
+    warnings.filterwarnings("ignore", message=".*type hint", category=UserWarning)
     uri = tracking_uri()
     try:
         mlflow.set_tracking_uri(uri)
@@ -247,15 +250,12 @@ def _artifact_location(uri: str) -> str | None:
 
 
 def _created_run(client: Any, params: Params, tags: Mapping[str, str]) -> str:
-    import mlflow
-
     experiment = client.get_experiment_by_name(EXPERIMENT)
     all_tags = {"profile": params.profile, "mlflow.source.name": "python -m stages.train"}
     all_tags |= lineage_tags() | dict(tags)
     if "git_commit" in all_tags:
         all_tags["mlflow.source.git.commit"] = all_tags["git_commit"]
-    name = f"{params.profile}-{mlflow.utils.name_utils._generate_random_name()}"
-    run = client.create_run(experiment.experiment_id, tags=all_tags, run_name=name)
+    run = client.create_run(experiment.experiment_id, tags=all_tags)
     return str(run.info.run_id)
 
 

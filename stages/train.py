@@ -44,7 +44,8 @@ _WATCHING = frozenset(
 class Recording:
     """What a training has to tell beside its weights; each checkpoint holds it too."""
 
-    run_id: str = ""
+    mlflow: dict[str, str] = field(default_factory=dict)
+    """mlflow_run_id and mlflow_experiment_id"""
     losses: list[dict[str, float]] = field(default_factory=list)
     """a row at each logged step"""
     loss_sum: float = 0.0
@@ -82,8 +83,11 @@ def main(params: Params) -> None:
         f"{experiment.config.num_steps} steps of {experiment.images.batch_size} on {experiment.device}",
         flush=True,
     )
-    with opened_run(params, experiment.recording.run_id or None) as tracker:
-        experiment.recording.run_id = tracker.run_id
+    with opened_run(params, experiment.recording.mlflow.get("mlflow_run_id")) as tracker:
+        experiment.recording.mlflow = {
+            "mlflow_run_id": tracker.run_id,
+            "mlflow_experiment_id": tracker.experiment_id,
+        }
         learn(experiment, tracker)
         publish(experiment)
         tracker.record_file(LOSSES, "training")
@@ -209,7 +213,7 @@ def publish(experiment: Experiment) -> None:
     """The weights with their configuration, the MLflow run's id, and the table of losses."""
     publish_model(MODEL, experiment.state, experiment.diffusion, experiment.image_size)
     with atomic_path(MODEL / "run.json") as temporary:
-        temporary.write_text(json.dumps({"mlflow_run_id": experiment.recording.run_id}) + "\n")
+        temporary.write_text(json.dumps(experiment.recording.mlflow) + "\n")
     with atomic_path(LOSSES) as temporary:
         losses = pd.DataFrame(experiment.recording.losses).astype({"step": int, "num_images_seen": int})
         losses.to_csv(temporary, index=False, lineterminator="\n")

@@ -3,6 +3,8 @@
 Colours are RGB in [0, 1] with a leading axis of 3; see `stages.drawing.flowers` for which operations are allowed.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,6 +58,7 @@ def rgb(hue: Array, saturation: Array, value: Array) -> Array:
     return np.stack(channels)
 
 
-def column(table: NDArray, rows: NDArray[np.int64], number: int) -> Array:
+def column(table: NDArray[Any], rows: NDArray[np.int64], number: int) -> Array:
     """One column of a table for each image, shape (N, 1, 1)."""
-    return table[rows, number][:, None, None]
+    chosen: Array = table[rows, number][:, None, None]
+    return chosen

@@ -129,7 +129,7 @@ def _draw_labels(seed: int, first: int, num_images: int) -> NDArray[np.int64]:
 
 def _draw_images(petals: NDArray[np.int64], image_size: int, draws: _Draws) -> NDArray[np.uint8]:
     pixel = 1.0 / image_size
-    centres = (np.arange(image_size) + 0.5) * pixel
+    centres: Array = (np.arange(image_size, dtype=np.float64) + 0.5) * pixel
     x, y = centres[None, None, :], centres[None, :, None]
     pose = _draw_pose(draws)
     scene = draws.index(len(BACKGROUNDS))

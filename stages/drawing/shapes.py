@@ -65,7 +65,8 @@ def nearest_petal(
     """Each pixel in the frame of the petal on whose axis it projects farthest.
 
     Args:
-        x, y: position relative to the flower's centre.
+        x: position relative to the flower's centre.
+        y: likewise, downwards.
         axes: the petals' directions, as of petal_axes.
         vigour: any number of each petal, shape (N, 1, 1).
 

@@ -1,0 +1,1 @@
+"""When things run: the flows that Prefect starts."""

@@ -1,0 +1,93 @@
+"""The pipeline: the table of contents of the project. dvc.yaml names the same stages in the same order."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from prefect import flow
+
+from stages.params import Overrides, ParamsError, activate, list_profiles, parse_overrides
+from tasks.download import download
+from tasks.evaluate import evaluate
+from tasks.preprocess import preprocess
+from tasks.register import register
+from tasks.sample import sample
+from tasks.train import train
+
+
+@flow(name="pipeline")
+def pipeline(profile: str | None = None, params: Overrides = Overrides()) -> None:  # noqa: B008
+    """From raw images to a registered model of flowers.
+
+    Args:
+        profile: a saved experiment of profiles/; left out, params.yaml as it is.
+        params: what differs from it.
+    """
+    activate(profile, params.model_dump(by_alias=True, exclude_unset=True))
+    download()
+    preprocess()
+    train()
+    sample()
+    evaluate()
+    register()
+
+
+def main() -> None:
+    """`python -m flows.pipeline`: nothing where everything is up to date; else the flow, on a temporary server."""
+    arguments = _parse_arguments()
+    try:
+        overrides = parse_overrides(arguments.set)
+        params = activate(arguments.profile, overrides)
+    except ParamsError as error:
+        sys.exit(f"pipeline: {error}")
+    if is_up_to_date():
+        print(f"Everything is up to date with params.yaml (profile {params.profile}).")
+    else:
+        print(f"Running the pipeline on profile {params.profile}.", flush=True)
+        state = pipeline(arguments.profile, Overrides(**overrides), return_state=True)
+        if not state.is_completed():
+            sys.exit(f"pipeline: {state.message}")
+    print(results_summary())
+
+
+def is_up_to_date() -> bool:
+    """Whether DVC finds nothing to do."""
+    return subprocess.run([sys.executable, "-m", "dvc", "status", "--quiet"], check=False).returncode == 0
+
+
+def results_summary() -> str:
+    """Where the results are, and which command opens each page."""
+    metrics = json.loads(Path("build/metrics.json").read_text())
+    run = json.loads(Path("build/model/run.json").read_text())
+    figures = [
+        f"    {name:32} {value:10.4f}"
+        for name, value in metrics.items()
+        if isinstance(value, float) and not name.endswith("_std")
+    ]
+    return "\n".join(
+        [
+            "",
+            "  pictures    build/samples/grid.png, build/samples/reverse_process.webp",
+            "  metrics     build/metrics.json",
+            *figures,
+            f"  MLflow run  {run['mlflow_run_id'] or 'none (tracking is off)'}",
+            "",
+            "  make mlflow     compare runs:           http://127.0.0.1:5000",
+            "  make prefect    look at the flow runs:  http://127.0.0.1:4200",
+        ]
+    )
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=main.__doc__)
+    parser.add_argument("--profile", help=f"put a saved experiment in force: {', '.join(list_profiles())}")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a parameter, as train.num_steps=100"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

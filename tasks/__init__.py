@@ -1,0 +1,1 @@
+"""How each stage runs under Prefect: one task a stage."""

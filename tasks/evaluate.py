@@ -1,0 +1,24 @@
+"""Compare the samples with real images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+
+from tasks.stage import run_stage
+
+METRICS = Path("build/metrics.json")
+
+
+@task(name="evaluate")
+def evaluate() -> None:
+    """Compute the distances, and show them on the run page."""
+    run_stage("evaluate")
+    create_table_artifact(metrics_table(METRICS), key="metrics", description="Distances to real images")
+
+
+def metrics_table(path: Path) -> list[dict[str, Any]]:
+    """A row a figure."""
+    return [{"metric": name, "value": value} for name, value in json.loads(path.read_text()).items()]
