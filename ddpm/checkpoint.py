@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ddpm.diffusion import GaussianDiffusion
+from ddpm.diffusion import GaussianDiffusion, Prediction
 from ddpm.files import atomic_path
 from ddpm.schedules import ScheduleName, make_betas
 from ddpm.training import TrainingState
@@ -33,16 +33,18 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """A noise schedule by name; see `ddpm.schedules`."""
+    """A noise schedule by name, and what the network predicts; see `ddpm.schedules` and `ddpm.diffusion`."""
 
     schedule: ScheduleName = "linear"
     num_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    prediction: Prediction = "eps"
 
     def build(self) -> GaussianDiffusion:
         """The diffusion with this schedule."""
-        return GaussianDiffusion(make_betas(self.schedule, self.num_timesteps, self.beta_start, self.beta_end))
+        betas = make_betas(self.schedule, self.num_timesteps, self.beta_start, self.beta_end)
+        return GaussianDiffusion(betas, self.prediction)
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,9 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
     # The fused Adam walks weights and moments by one order of memory, and reads the wrong numbers, without a word,
     # where channels-last weights meet row-major moments.
     for parameter, loaded in optimizer.state.items():
-        for moment in ("exp_avg", "exp_avg_sq"):
-            loaded[moment] = torch.empty_like(parameter).copy_(loaded[moment])
+        for name, moment in loaded.items():
+            if moment.shape == parameter.shape:
+                loaded[name] = torch.empty_like(parameter).copy_(moment)
 
 
 def _prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ class TrainingImages:
         self.batch_size = batch_size
         self.seed = seed
         self.random_flips = random_flips
-        self._epoch = -1
+        self._epoch: int | None = None
         self._permutation = torch.empty(0, dtype=torch.int64)
 
     def batch(self, step: int) -> Float[Tensor, "batch channels height width"]:

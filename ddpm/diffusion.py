@@ -14,15 +14,24 @@ from torch import Tensor
 from ddpm.shapes import Float, Int64
 
 LossName = Literal["mse", "l1", "huber"]
+Prediction = Literal["eps", "v"]
 Images = Float[Tensor, "batch channels height width"]
 Timesteps = Int64[Tensor, " batch"]
 
 
 @runtime_checkable
 class NoiseModel(Protocol):
-    """What the diffusion asks of a network: eps_pred = model(x_t, t)."""
+    """What the diffusion asks of a network: a prediction of eps, or of v, from (x_t, t)."""
 
     def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What the network takes x_t to be made of; the two parts satisfy Eq. 4 together."""
+
+    x_0_pred: Tensor
+    eps_pred: Tensor
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,6 @@ class ReverseStep:
     variance: Tensor
     """shape (batch, 1, 1, 1)"""
     x_0_pred: Tensor
-    eps_pred: Tensor
 
 
 class GaussianDiffusion:
@@ -41,12 +49,17 @@ class GaussianDiffusion:
 
     Args:
         betas: variances of the forward process, in (0, 1), one a time step.
+        prediction: what the network predicts: "eps" (published), or "v" = sqrt(alphas_cumprod_t) eps -
+            sqrt(1 - alphas_cumprod_t) x_0 (Salimans & Ho 2022, section 4), which stays well-conditioned at high noise.
 
     Raises:
-        ValueError: `betas` is not a vector of numbers in (0, 1).
+        ValueError: `betas` is not a vector of numbers in (0, 1), or the prediction is unknown.
     """
 
-    def __init__(self, betas: Float[Tensor, " num_timesteps"]) -> None:
+    def __init__(self, betas: Float[Tensor, " num_timesteps"], prediction: Prediction = "eps") -> None:
+        if prediction not in get_args(Prediction):
+            raise ValueError(f"unknown prediction {prediction!r}; choose one of {', '.join(get_args(Prediction))}")
+        self.prediction = prediction
         betas = betas.to(torch.float64)
         if betas.ndim != 1 or betas.numel() == 0 or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError(f"betas must be a vector of numbers in (0, 1), got shape {tuple(betas.shape)}")
@@ -64,7 +77,7 @@ class GaussianDiffusion:
 
     def to(self, device: torch.device | str) -> "GaussianDiffusion":
         """The same diffusion with its tables on `device`: gathering them then costs no transfer."""
-        return GaussianDiffusion(self.betas.to(device))
+        return GaussianDiffusion(self.betas.to(device), self.prediction)
 
     def q_sample(self, x_0: Images, t: Timesteps, eps: Images) -> Images:
         """Draw x_t ~ q(x_t | x_0) from the given standard normal `eps`.
@@ -106,6 +119,32 @@ class GaussianDiffusion:
         cumprod = self.alphas_cumprod[t]
         return (x_t - gathered(cumprod.sqrt(), x_t) * x_0) / gathered((1.0 - cumprod).sqrt(), x_t)
 
+    def v_target(self, x_0: Images, t: Timesteps, eps: Images) -> Images:
+        """Salimans & Ho 2022, section 4: v = sqrt(alphas_cumprod_t) eps - sqrt(1 - alphas_cumprod_t) x_0."""
+        cumprod = self.alphas_cumprod[t]
+        return gathered(cumprod.sqrt(), eps) * eps - gathered((1.0 - cumprod).sqrt(), x_0) * x_0
+
+    def denoise(self, model: NoiseModel, x_t: Images, t: Timesteps, clip_x_0: bool = True) -> Denoised:
+        """Split x_t into image and noise by one call of the network.
+
+        Args:
+            model: predicts eps or v, as `prediction` says, from (x_t, t).
+            x_t: the noisy image at step t.
+            t: time steps in 0 … T-1.
+            clip_x_0: keep x_0_pred in [-1, 1]; eps_pred then follows it.
+        """
+        output = model(x_t, t)
+        if self.prediction == "v":
+            cumprod = self.alphas_cumprod[t]
+            x_0_pred = gathered(cumprod.sqrt(), x_t) * x_t - gathered((1.0 - cumprod).sqrt(), x_t) * output
+            eps_pred = gathered((1.0 - cumprod).sqrt(), x_t) * x_t + gathered(cumprod.sqrt(), x_t) * output
+        else:
+            x_0_pred, eps_pred = self.predict_x_0(x_t, t, output), output
+        if clip_x_0:
+            x_0_pred = x_0_pred.clamp(-1.0, 1.0)
+            eps_pred = self.predict_eps(x_t, t, x_0_pred)
+        return Denoised(x_0_pred, eps_pred)
+
     def p_mean_variance(self, model: NoiseModel, x_t: Images, t: Timesteps, clip_x_0: bool = True) -> ReverseStep:
         """The Gaussian p(x_{t-1} | x_t): the posterior q at the x_0 that the network implies.
 
@@ -113,27 +152,25 @@ class GaussianDiffusion:
         so that one bad prediction cannot leave the range of the data.
 
         Args:
-            model: predicts eps from (x_t, t).
+            model: predicts eps or v, as `prediction` says, from (x_t, t).
             x_t: the noisy image at step t.
             t: time steps in 0 … T-1.
             clip_x_0: keep x_0_pred in [-1, 1].
         """
-        eps_pred = model(x_t, t)
-        x_0_pred = self.predict_x_0(x_t, t, eps_pred)
-        if clip_x_0:
-            x_0_pred = x_0_pred.clamp(-1.0, 1.0)
+        x_0_pred = self.denoise(model, x_t, t, clip_x_0).x_0_pred
         mean, variance = self.q_posterior(x_0_pred, x_t, t)
-        return ReverseStep(mean, variance, x_0_pred, eps_pred)
+        return ReverseStep(mean, variance, x_0_pred)
 
     def losses(
         self, model: NoiseModel, x_0: Images, t: Timesteps, eps: Images, loss: LossName = "mse"
     ) -> Float[Tensor, " batch"]:
         """The simplified training objective, one number an image.
 
-        Ho et al. 2020, Eq. 14: || eps - model(x_t, t) ||^2, as a mean over the pixels.
+        Ho et al. 2020, Eq. 14: || eps - model(x_t, t) ||^2, as a mean over the pixels; with v in the place of eps where
+        that is predicted.
 
         Args:
-            model: predicts eps from (x_t, t).
+            model: predicts eps or v, as `prediction` says, from (x_t, t).
             x_0: data in [-1, 1].
             t: time steps in 0 … T-1.
             eps: standard normal noise.
@@ -142,8 +179,9 @@ class GaussianDiffusion:
         Raises:
             ValueError: the loss is unknown.
         """
-        eps_pred = model(self.q_sample(x_0, t, eps), t)
-        return pixel_losses(eps_pred.float(), eps, loss).flatten(1).mean(dim=1)
+        target = self.v_target(x_0, t, eps) if self.prediction == "v" else eps
+        output = model(self.q_sample(x_0, t, eps), t)
+        return pixel_losses(output.float(), target, loss).flatten(1).mean(dim=1)
 
 
 def pixel_losses(prediction: Images, target: Images, loss: LossName) -> Images:

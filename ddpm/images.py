@@ -23,8 +23,8 @@ def to_pixels(x: Float[Tensor, "batch channels height width"]) -> Pixels:
     return x.float().add(1.0).mul(127.5).round().clamp(0.0, 255.0).to(torch.uint8)
 
 
-def grid(pixels: Pixels, columns: int | None = None) -> UInt8[Tensor, "height width channels"]:
-    """Images side by side, row by row, two pixels apart.
+def grid(pixels: Pixels, columns: int | None = None) -> UInt8[Tensor, "grid_height grid_width 3"]:
+    """Images side by side, row by row, two pixels apart, in colour.
 
     Args:
         pixels: at least one image.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,6 +20,7 @@ RateSchedule = Literal["constant", "cosine"]
 
 # Beside the epochs' permutations and steps' flips of ddpm.data.
 _DIFFUSION_STREAM = 1 << 40
+_DROPOUT_STREAM = 1 << 41
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,10 @@ def train(
         t, eps = draw_t_and_eps(x_0, diffusion.num_timesteps, generator)
 
         state.model.train()
-        with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not torch.float32):
+        with (
+            _seeded_globally(stream_seed(config.seed, _DROPOUT_STREAM + step), device),
+            torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not torch.float32),
+        ):
             loss = diffusion.losses(state.model, x_0, t, eps, config.loss).mean()
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -160,6 +165,18 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
     if precision == "auto":
         return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+@contextmanager
+def _seeded_globally(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds the global generator of `device`, which dropout draws from, and puts the caller's state back."""
+    generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(state)
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:

@@ -93,7 +93,7 @@ def install(incoming: Path) -> None:
 
 def record_pin(wanted: DownloadParams) -> None:
     """Let DVC pin data/ in data.dvc, with the parameters that it was made with."""
-    command = [sys.executable, "-m", "dvc", "add", "--quiet", str(DATA)]
+    command = [sys.executable, "-m", "dvc", "add", str(DATA)]  # --quiet would hide its errors
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise StageError(f"`dvc add {DATA}` failed: {result.stderr.strip() or result.stdout.strip()}")

@@ -82,10 +82,20 @@ def measured(wanted: EvaluateParams) -> dict[str, Any]:
 
 
 def features_of(sets: dict[str, Tensor], wanted: EvaluateParams) -> dict[str, Tensor]:
-    """The features of each set."""
+    """The features of each set.
+
+    Raises:
+        StageError: the extractor's weights cannot be had.
+    """
     device = best_device()
     weights = Path(wanted.inception_weights).expanduser() if wanted.inception_weights else None
-    extractor: FeatureExtractor = build_extractor(wanted.extractor, device, weights)
+    try:
+        extractor: FeatureExtractor = build_extractor(wanted.extractor, device, weights)
+    except OSError as error:
+        raise StageError(
+            f"the weights of {wanted.extractor} cannot be had: {error}; name their file by evaluate.inception_weights, "
+            "or set evaluate.extractor to efficientnet_lite0, which needs none"
+        ) from error
     features = {}
     with progress_bar("evaluate", sum(len(images) for images in sets.values()), "images") as bar:
         for name, images in sets.items():

@@ -40,6 +40,8 @@ class SyntheticParams(Section):
     """how many flowers to draw"""
     image_size: Annotated[int, Field(ge=16, le=1024)]
     """height and width of the drawn images, in pixels"""
+    variety: Annotated[float, Field(ge=0.0, le=1.0)]
+    """how much flowers differ in position, size, turn, tilt, leaves and colours; the less, the easier to learn"""
     seed: Seed
     """of the drawings: the same seed gives the same bytes on every machine"""
 
@@ -111,6 +113,8 @@ class DiffusionParams(Section):
     """variance of the first step of the linear schedule"""
     beta_end: Annotated[float, Field(gt=0.0, lt=1.0)]
     """variance of the last step of the linear schedule"""
+    prediction: Literal["eps", "v"]
+    """what the network predicts: eps, the noise (published), or v (Salimans & Ho 2022)"""
 
     @model_validator(mode="after")
     def _betas_rise(self) -> Self:
@@ -309,6 +313,8 @@ def activate(profile: str | None, overrides: Mapping[str, Any], path: Path = PAR
     document = _read_yaml(source)
     _merge(document, overrides)
     params = _validated(document, source)
+    if source == path and document == _read_yaml(path):
+        return params  # dumping it would only lay it out anew
     buffer = io.StringIO()
     _yaml().dump(document, buffer)
     if not path.is_file() or path.read_text() != buffer.getvalue():
@@ -322,7 +328,7 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     """Nested overrides from "train.num_steps=100"-like words, their values read as YAML.
 
     Raises:
-        ParamsError: a word is not of the form NAME=VALUE.
+        ParamsError: a word is not of the form NAME=VALUE, its value is not YAML, or two words contradict each other.
     """
     overrides: dict[str, Any] = {}
     for assignment in assignments:
@@ -333,7 +339,12 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         place = overrides
         for section in sections:
             place = place.setdefault(section, {})
-        place[leaf] = YAML(typ="safe").load(value)
+            if not isinstance(place, dict):
+                raise ParamsError(f"{assignment!r} sets a part of what was set whole before it")
+        try:
+            place[leaf] = YAML(typ="safe").load(value)
+        except YAMLError as error:
+            raise ParamsError(f"the value of {assignment!r} is not YAML: {error}") from None
     return overrides
 
 
@@ -372,8 +383,9 @@ else:
 
 def _validated(document: Mapping[str, Any], source: Path) -> Params:
     try:
-        # Through JSON, where strictness knows that a list is the only way to write a tuple.
-        return Params.model_validate_json(json.dumps(document))
+        # Through JSON, where strictness knows that a list is the only way to write a tuple. It has no dates: a source
+        # named 2024-01-01 is a name.
+        return Params.model_validate_json(json.dumps(document, default=str))
     except ValidationError as error:
         problems = [f"  {_described(problem)}" for problem in error.errors()]
         raise ParamsError("\n".join([f"{source} cannot be used:", *problems])) from None

@@ -21,7 +21,7 @@ def dataset_summary() -> dict[str, Any]:
 
 
 def images_of(splits: Sequence[str]) -> Tensor:
-    """The images of `splits`, uint8, shape (images, 3, height, width), in the order of their numbers.
+    """The images of `splits`, uint8, shape (images, 3, height, width), in the order of the index.
 
     Raises:
         StageError: there are none.

@@ -121,6 +121,8 @@ def decode(image: SourceImage) -> Image.Image:
     assert isinstance(image.content, bytes)
     try:
         picture = ImageOps.exif_transpose(Image.open(io.BytesIO(image.content)))
+        if picture.mode == "I;16":  # which Pillow would clip at 255, not scale
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -133,10 +135,9 @@ def centre_cropped(picture: Image.Image, size: int) -> NDArray[np.uint8]:
     """The central square of `picture`, resized by Pillow's bicubic filter, which antialiases when it shrinks."""
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    box = (left, top, left + side, top + side)
-    if side == size:
-        return np.asarray(picture.crop(box))
-    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    # Not resize's own box: its filter would reach for pixels beyond the square.
+    square = picture.crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def assigned_splits(index: pd.DataFrame, valid_fraction: float) -> list[str]:

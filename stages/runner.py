@@ -61,8 +61,9 @@ def interruption_deferred() -> Iterator[Callable[[], str | None]]:
     try:
         yield lambda: received[0] if received else None
     finally:
+        # As in _interrupt: a second signal must not break the leaving.
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if received else handler)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:

@@ -56,7 +56,7 @@ def draw(model: PublishedModel, wanted: SampleParams, device: torch.device) -> t
             with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
                 for step in steps:
                     bar.update(len(numbers))
-                    if step.number in shown:
+                    if step.number in shown and first < wanted.num_grid_images:
                         shown[step.number].append(to_pixels(step.x_t).cpu())
             batches.append(to_pixels(step.x_t).cpu())
     frames = [torch.cat(parts)[: wanted.num_grid_images] for parts in shown.values()]

@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -85,6 +86,8 @@ class MlflowTracker:
         self._client = client
         self.run_id = run_id
         self.experiment_id: str = client.get_run(run_id).info.experiment_id
+        # MLflow's own queue of images can be waited for only through an active run, and its failures go by unseen.
+        self._images = ThreadPoolExecutor(1, thread_name_prefix="mlflow-images")
 
     def record_metrics(self, values: Scalars, step: int = 0) -> None:
         import time
@@ -96,7 +99,9 @@ class MlflowTracker:
         self._attempt(lambda: self._client.log_batch(self.run_id, metrics=metrics, synchronous=False))
 
     def record_image(self, key: str, image: NDArray[np.uint8], step: int = 0) -> None:
-        self._attempt(lambda: self._client.log_image(self.run_id, image, key=key, step=step, synchronous=False))
+        self._images.submit(
+            self._attempt, lambda: self._client.log_image(self.run_id, image, key=key, step=step, synchronous=True)
+        )
 
     def record_tags(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -111,9 +116,13 @@ class MlflowTracker:
         import mlflow
         from mlflow.exceptions import MlflowException
 
-        from stages import pyfunc_model
+        # Recorded and dropped: MLflow wants type hints and an example beside the signature, whatever the filters say.
+        with (
+            warnings.catch_warnings(record=True),
+            mlflow.start_run(run_id=self.run_id, log_system_metrics=False),
+        ):
+            from stages import pyfunc_model
 
-        with mlflow.start_run(run_id=self.run_id, log_system_metrics=False):
             info = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=pyfunc_model.__file__,
@@ -131,6 +140,7 @@ class MlflowTracker:
     def close(self, status: str) -> None:
         import mlflow
 
+        self._images.shutdown()
         self._attempt(mlflow.flush_async_logging)
         self._attempt(lambda: self._client.set_terminated(self.run_id, status))
 
@@ -224,7 +234,6 @@ def _client() -> Any:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*type hint", category=UserWarning)
     uri = tracking_uri()
     try:
         mlflow.set_tracking_uri(uri)
@@ -234,7 +243,7 @@ def _client() -> Any:
             with contextlib.suppress(MlflowException):
                 client.create_experiment(EXPERIMENT, artifact_location=_artifact_location(uri))
         mlflow.set_experiment(EXPERIMENT)
-    except MlflowException as error:
+    except Exception as error:  # MLflow's own, or of its database or the disk
         raise TrackingError(
             f"MLflow at {uri} does not answer: {error}. Start its server, unset MLFLOW_TRACKING_URI to use the "
             f"project's mlflow.db, or set {TRACKING_VARIABLE}=off to do without"
@@ -245,7 +254,7 @@ def _client() -> Any:
 def _artifact_location(uri: str) -> str | None:
     """Beside the project's database; a server chooses its own place."""
     if uri.startswith("sqlite:///"):
-        return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+        return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
     return None
 
 

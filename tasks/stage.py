@@ -75,8 +75,8 @@ def streamed_lines(output: IO[bytes]) -> Iterator[str]:
     pending = b""
     on_terminal = sys.stderr.isatty()
     while chunk := os.read(output.fileno(), 65536):
-        *parts, pending = (pending + chunk).replace(b"\r\n", b"\n").splitlines(keepends=True) or [b""]
-        if pending.endswith((b"\n", b"\r")):
+        *parts, pending = (pending + chunk).replace(b"\r\n", b"\n").splitlines(keepends=True)
+        if pending.endswith(b"\n"):  # but not \r, which may be half of \r\n
             parts.append(pending)
             pending = b""
         for part in parts:

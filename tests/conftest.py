@@ -1,6 +1,28 @@
 """What every test runs under: each call into `ddpm` is checked against its annotations, shapes included."""
 
+from collections.abc import Iterator
+
 import jaxtyping
+import pytest
 
 # The hook changes modules as they are imported, so it must stand before the first test module imports ddpm.
 jaxtyping.install_import_hook("ddpm", "beartype.beartype")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes minutes; left out unless asked for with -m slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes; run it with -m slow"))
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """Lets wrong arguments through to the library's own errors, which its users see."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -30,7 +30,7 @@ def sample_ancestral(
     """Walk from noise to images, step by step.
 
     Args:
-        model: predicts eps from (x_t, t).
+        model: predicts eps or v, as the diffusion says, from (x_t, t).
         diffusion: the schedule that the model was trained on.
         noise: x_T and the noise of each step.
         num_sampling_steps: network calls, in 1 … T.
@@ -64,7 +64,7 @@ def respaced_diffusion(diffusion: GaussianDiffusion, timesteps: list[int]) -> Ga
         return diffusion
     cumprod = diffusion.alphas_cumprod[torch.tensor(timesteps[::-1], device=diffusion.betas.device)]
     previous = torch.cat([torch.ones_like(cumprod[:1]), cumprod[:-1]])
-    return GaussianDiffusion(1.0 - cumprod / previous)
+    return GaussianDiffusion(1.0 - cumprod / previous, diffusion.prediction)
 
 
 def _at_timestep(model: NoiseModel, t: int) -> NoiseModel:

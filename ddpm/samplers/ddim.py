@@ -29,7 +29,7 @@ def sample_ddim(
     """Walk from noise to images, step by step.
 
     Args:
-        model: predicts eps from (x_t, t).
+        model: predicts eps or v, as the diffusion says, from (x_t, t).
         diffusion: the schedule that the model was trained on.
         noise: x_T and, for eta above 0, the noise of each step.
         num_sampling_steps: network calls, in 1 … T.
@@ -48,19 +48,14 @@ def sample_ddim(
     x_t = noise.draw()
     for index, t in enumerate(timesteps):
         # 1. predict eps; 2. recover x_0; 3. clip it, and take the eps that it implies
-        t_batch = torch.full((len(x_t),), t, device=x_t.device)
-        eps_pred = model(x_t, t_batch)
-        x_0_pred = diffusion.predict_x_0(x_t, t_batch, eps_pred)
-        if clip_x_0:
-            x_0_pred = x_0_pred.clamp(-1.0, 1.0)
-            eps_pred = diffusion.predict_eps(x_t, t_batch, x_0_pred)
+        denoised = diffusion.denoise(model, x_t, torch.full((len(x_t),), t, device=x_t.device), clip_x_0)
         # 4. the variance sigma^2, Eq. 16; past the last step alphas_cumprod is 1
         is_last = index == num_sampling_steps - 1
         cumprod = float(diffusion.alphas_cumprod[t])
         cumprod_prev = 1.0 if is_last else float(diffusion.alphas_cumprod[timesteps[index + 1]])
         variance = eta**2 * (1.0 - cumprod_prev) / (1.0 - cumprod) * (1.0 - cumprod / cumprod_prev)
         # 5. the mean, Eq. 12; 6. add noise
-        x_t = cumprod_prev**0.5 * x_0_pred + (1.0 - cumprod_prev - variance) ** 0.5 * eps_pred
+        x_t = cumprod_prev**0.5 * denoised.x_0_pred + (1.0 - cumprod_prev - variance) ** 0.5 * denoised.eps_pred
         if variance > 0.0:
             x_t = x_t + variance**0.5 * noise.draw()
-        yield SamplerStep(index + 1, t, x_t, x_0_pred)
+        yield SamplerStep(index + 1, t, x_t, denoised.x_0_pred)

@@ -25,7 +25,9 @@ class SyntheticFlowers:
         petals = np.empty(wanted.num_images, dtype=np.int64)
         for first in range(0, wanted.num_images, _CHUNK):
             stop = min(first + _CHUNK, wanted.num_images)
-            images[first:stop], petals[first:stop] = generate(stop - first, wanted.image_size, wanted.seed, first)
+            images[first:stop], petals[first:stop] = generate(
+                stop - first, wanted.image_size, wanted.seed, first, wanted.variety
+            )
         images.flush()
         np.save(folder / "petals.npy", petals)
 

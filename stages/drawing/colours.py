@@ -34,9 +34,9 @@ BACKGROUNDS = np.array([
     [[0.94, 0.90, 0.80], [0.78, 0.74, 0.62]],  # linen
 ])  # fmt: skip
 FAMILIES_OF = np.array([
-    [_PINK, _RED, _ORANGE, _YELLOW, _WHITE, _RED],
-    [_PINK, _RED, _YELLOW, _VIOLET, _BLUE, _WHITE],
-    [_PINK, _ORANGE, _YELLOW, _BLUE, _WHITE, _PINK],
+    [_PINK, _RED, _YELLOW, _ORANGE, _WHITE, _RED],
+    [_WHITE, _RED, _VIOLET, _YELLOW, _BLUE, _PINK],
+    [_ORANGE, _YELLOW, _BLUE, _PINK, _WHITE, _PINK],
     [_PINK, _RED, _ORANGE, _YELLOW, _RED, _PINK],
     [_PINK, _ORANGE, _YELLOW, _VIOLET, _BLUE, _WHITE],
     [_RED, _VIOLET, _BLUE, _VIOLET, _RED, _BLUE],

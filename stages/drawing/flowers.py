@@ -43,7 +43,8 @@ _PIXELS_PER_CHUNK = 2**15  # a field of 256 KiB: temporaries stay in cache
 class _Draws:
     """Uniform numbers of images first ... first + num_images - 1, handed out one column at a time."""
 
-    def __init__(self, seed: int, first: int, num_images: int) -> None:
+    def __init__(self, seed: int, first: int, num_images: int, variety: float = 1.0) -> None:
+        self.variety = variety
         bits = np.random.Philox(key=seed, counter=first * _WORDS_PER_IMAGE // 4)
         words = bits.random_raw(num_images * _WORDS_PER_IMAGE).reshape(num_images, _WORDS_PER_IMAGE)
         self._uniforms = (words >> np.uint64(11)).astype(np.float64) / 2.0**53
@@ -54,16 +55,24 @@ class _Draws:
         self._next += 1
         return low + (high - low) * unit
 
+    def varied(self, low: float, high: float) -> Array:
+        # Around the middle of the range, within the share of it that the variety leaves.
+        middle, reach = (low + high) / 2.0, (high - low) / 2.0 * self.variety
+        return self.uniform(middle - reach, middle + reach)
+
     def chance(self, probability: float) -> Array:
         return (self.uniform() < probability).astype(np.float64)
 
     def index(self, length: int) -> NDArray[np.int64]:
-        return np.floor(self.uniform() * length).astype(np.int64)[:, 0, 0]
+        # The first entries of a table, as many as the variety leaves, three at least.
+        kept = max(3, int(length * self.variety + 0.5))
+        entries: NDArray[np.int64] = np.floor(self.uniform() * kept).astype(np.int64)[:, 0, 0]
+        return entries
 
     def direction(self) -> tuple[Array, Array]:
-        # Angles near the axes are up to twice as likely as those between: no matter for a flower's turn.
-        t, sign = self.uniform(-1.0, 1.0), 2.0 * self.chance(0.5) - 1.0
-        return sign * (1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t)
+        # Upwards, and up to a right angle to either side: a flower of four petals or more looks like any other turn.
+        t = self.varied(-1.0, 1.0)
+        return 2.0 * t / (1.0 + t * t), -(1.0 - t * t) / (1.0 + t * t)
 
 
 def class_name(petals: int) -> str:
@@ -78,18 +87,21 @@ def class_name(petals: int) -> str:
 
 
 def generate(
-    num_images: int, image_size: int, seed: int, first: int = 0
+    num_images: int, image_size: int, seed: int, first: int = 0, variety: float = 1.0
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Flowers number first ... first + num_images - 1 of a seed, and their petal counts.
 
-    Image i depends on (seed, i, image_size) alone: any range can be drawn by itself, in batches or in parallel. At
-    another image_size it is the same flower. Each block of five images from a multiple of five has each class once.
+    Image i depends on (seed, i, image_size, variety) alone: any range can be drawn by itself, in batches or in
+    parallel. At another image_size it is the same flower. Each block of five images from a multiple of five has each
+    class once.
 
     Args:
         num_images: N, at least 0.
         image_size: S, the side in pixels, 16 to 1024.
         seed: 0 to 2**64 - 1.
         first: the number of the first image, at least 0.
+        variety: 0 to 1; with less of it flowers differ less in position, size, turn, tilt, leaves and petals' lengths,
+            and come in fewer colours: easier to learn.
 
     Returns:
         images: uint8 (N, S, S, 3), RGB in [0, 255].
@@ -102,12 +114,15 @@ def generate(
     _check_range("image_size", image_size, _MIN_IMAGE_SIZE, _MAX_IMAGE_SIZE)
     _check_range("seed", seed, 0, _NUM_SEEDS - 1)
     _check_range("first", first, 0, None)
+    if not 0.0 <= variety <= 1.0:
+        raise ValueError(f"variety must be from 0 to 1, got {variety}")
     images = np.empty((num_images, image_size, image_size, 3), np.uint8)
     labels = _draw_labels(seed, first, num_images)
     chunk = max(1, _PIXELS_PER_CHUNK // (image_size * image_size))
     for start in range(0, num_images, chunk):
         petals = labels[start : start + chunk]
-        images[start : start + chunk] = _draw_images(petals, image_size, _Draws(seed, first + start, len(petals)))
+        draws = _Draws(seed, first + start, len(petals), variety)
+        images[start : start + chunk] = _draw_images(petals, image_size, draws)
     return images, labels
 
 
@@ -143,8 +158,8 @@ def _draw_images(petals: NDArray[np.int64], image_size: int, draws: _Draws) -> N
 
 
 def _draw_pose(draws: _Draws) -> Pose:
-    x, y, radius = draws.uniform(0.45, 0.55), draws.uniform(0.43, 0.51), draws.uniform(0.35, 0.44)
-    return Pose(x, y, radius, draws.direction(), draws.direction(), draws.uniform(0.82, 1.0))
+    x, y, radius = draws.varied(0.45, 0.55), draws.varied(0.43, 0.51), draws.varied(0.35, 0.44)
+    return Pose(x, y, radius, draws.direction(), draws.direction(), draws.varied(0.82, 1.0))
 
 
 def _background(draws: _Draws, scene: NDArray[np.int64], x: Array, y: Array) -> Array:
@@ -160,17 +175,17 @@ def _background(draws: _Draws, scene: NDArray[np.int64], x: Array, y: Array) -> 
 
 def _greenery(draws: _Draws, canvas: Array, pose: Pose, x: Array, y: Array, pixel: float) -> Array:
     green = rgb(draws.uniform(0.25, 0.36), draws.uniform(0.5, 0.75), draws.uniform(0.42, 0.66))
-    foot, present = draws.uniform(0.35, 0.65), draws.chance(0.8)
+    foot, present = draws.varied(0.35, 0.65), draws.chance(0.8)
     fall = np.maximum(y - pose.centre_y, 0.0) / (1.0 - pose.centre_y)
     side = x - pose.centre_x - (foot - pose.centre_x) * fall * fall
     stem = coverage(draws.uniform(0.018, 0.028) - np.abs(side), pixel) * (y > pose.centre_y) * present
     canvas = mix(canvas, green * (0.85 - 6.0 * side), stem)
     for sign in (-1.0, 1.0):
-        rise, length = draws.uniform(0.15, 0.9), draws.uniform(0.34, 0.5)
+        rise, length = draws.varied(0.15, 0.9), draws.varied(0.34, 0.5)
         norm = np.sqrt(1.0 + rise * rise)
-        from_x, from_y = sign * (x - foot), draws.uniform(0.95, 1.02) - y
+        from_x, from_y = sign * (x - foot), draws.varied(0.95, 1.02) - y
         along, across = (from_x + rise * from_y) / norm, (from_y - rise * from_x) / norm
-        width = length * draws.uniform(0.18, 0.27)
+        width = length * draws.varied(0.18, 0.27)
         inside = coverage(petal_distance(along, across, length, width, 0.75, -0.1, 0.0), pixel)
         shade = 0.85 + 0.22 * np.clip(across / width, -1.0, 1.0) + 0.2 * smoothstep(1.0 - np.abs(across) / 0.025)
         canvas = mix(canvas, green * shade, inside * draws.chance(0.75) * present)
@@ -188,13 +203,13 @@ def _petals(
     pixel: float,
 ) -> Array:
     axes = petal_axes(petals, pose.turn)
-    along, across, vigour = nearest_petal(x, y, axes, [draws.uniform(-1.0, 1.0) for _ in range(MAX_PETALS)])
+    along, across, vigour = nearest_petal(x, y, axes, [draws.varied(-1.0, 1.0) for _ in range(MAX_PETALS)])
     spread = sector_slope(petals)  # half the width of a petal's sector, a unit from the centre
     length = pose.radius * (1.0 + 0.04 * vigour)
-    width = pose.radius * np.minimum(spread * draws.uniform(0.34, 0.45), draws.uniform(0.3, 0.38))
-    point = draws.uniform(0.0, 0.8)
+    width = pose.radius * np.minimum(spread * draws.varied(0.34, 0.45), draws.varied(0.3, 0.38))
+    point = draws.varied(0.0, 0.8)
     notch = draws.uniform(0.05, 0.13) * draws.chance(0.3) * (point < 0.4)
-    distance = petal_distance(along, across, length, width, point, draws.uniform(0.0, 0.35), notch)
+    distance = petal_distance(along, across, length, width, point, draws.varied(0.0, 0.35), notch)
 
     canvas = canvas * (1.0 - draws.uniform(0.25, 0.45) * _petal_shadow(along / length, across / width))
     reach = np.clip(along / length, 0.0, 1.0)
@@ -228,7 +243,7 @@ def _petal_colour(draws: _Draws, family: NDArray[np.int64], reach: Array) -> Arr
     # The second colour at the tips, or around the disc as an eye; some flowers have one colour.
     eye = draws.chance(0.5)
     outer = smoothstep((reach - draws.uniform(0.35, 0.6)) / 0.4 + 0.25)
-    return mix(first, second, draws.chance(0.65) * (eye + (1.0 - 2.0 * eye) * outer))
+    return mix(first, second, draws.chance(0.65 * draws.variety) * (eye + (1.0 - 2.0 * eye) * outer))
 
 
 def _disc(

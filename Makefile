@@ -1,0 +1,53 @@
+# `make help` lists the targets. PYTHON chooses the interpreter, VENV the environment's folder.
+PYTHON ?= python3
+VENV ?= .venv
+PROFILE ?=
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+
+export DO_NOT_TRACK = 1
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help run test check tests format mlflow prefect clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: $(VENV)/installed  ## bring everything up to date; PROFILE=name puts a profile of profiles/ in force
+	@python -m flows.pipeline $(if $(PROFILE),--profile $(PROFILE))
+
+test: check tests  ## style, types, layers, tests
+
+check: $(VENV)/installed-dev  ## style, types, layers
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports --no-logo
+
+tests: $(VENV)/installed-dev  ## the tests alone
+	pytest
+
+format: $(VENV)/installed-dev  ## bring the sources into style
+	ruff format .
+	ruff check --fix .
+
+mlflow: $(VENV)/installed  ## compare runs in the browser, at http://127.0.0.1:5000
+	mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port 5000
+
+prefect: $(VENV)/installed  ## look at flow runs in the browser, at http://127.0.0.1:4200
+	prefect server start
+
+clean:  ## remove the environment; data and results stay
+	rm -rf $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV); this takes a few minutes."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name one by PYTHON=..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@$(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,58 @@
+"""The time steps that a sampler visits."""
+
+import pytest
+from diffusers import DDPMScheduler
+
+from ddpm.samplers.timesteps import trailing_timesteps
+
+
+@pytest.mark.parametrize(
+    ("num_timesteps", "num_sampling_steps", "expected"),
+    [
+        (1, 1, [0]),
+        (10, 1, [9]),
+        (10, 3, [9, 6, 2]),  # 10, 6.67, 3.33, rounded, less 1
+        (10, 5, [9, 7, 5, 3, 1]),
+        (1000, 4, [999, 749, 499, 249]),
+    ],
+)
+def test_some_choices_by_hand(num_timesteps, num_sampling_steps, expected):
+    assert trailing_timesteps(num_timesteps, num_sampling_steps) == expected
+
+
+def test_all_steps_are_all_time_steps():
+    assert trailing_timesteps(50, 50) == list(range(49, -1, -1))
+
+
+def test_they_equal_the_trailing_spacing_of_diffusers():
+    scheduler = DDPMScheduler(1000, timestep_spacing="trailing")
+    num_equal = 0
+    for num_sampling_steps in range(1, 1001, 3):
+        scheduler.set_timesteps(num_sampling_steps)
+        expected = scheduler.timesteps.tolist()
+        # A rounding error in its count makes diffusers append a step at t = -1 for some numbers.
+        if len(expected) == num_sampling_steps:
+            num_equal += 1
+            mine = trailing_timesteps(1000, num_sampling_steps)
+            # It adds up the gaps, so an exact half may fall to the other side.
+            assert max(abs(a - b) for a, b in zip(mine, expected, strict=True)) <= 1
+            if 1000 % num_sampling_steps == 0:
+                assert mine == expected
+    assert num_equal > 250
+
+
+@pytest.mark.parametrize("num_timesteps", [1, 2, 7, 50, 97])
+def test_they_fall_strictly_from_the_last_time_step_in_even_gaps(num_timesteps):
+    for num_sampling_steps in range(1, num_timesteps + 1):
+        timesteps = trailing_timesteps(num_timesteps, num_sampling_steps)
+        assert len(timesteps) == num_sampling_steps
+        assert timesteps[0] == num_timesteps - 1
+        gaps = [a - b for a, b in zip(timesteps, [*timesteps[1:], -1], strict=True)]
+        even = num_timesteps / num_sampling_steps
+        assert all(gap >= 1 and abs(gap - even) <= 1 for gap in gaps)
+
+
+@pytest.mark.parametrize("num_sampling_steps", [0, -1, 11])
+def test_a_number_outside_the_time_steps_is_an_error(num_sampling_steps):
+    with pytest.raises(ValueError, match=f"num_sampling_steps must lie in 1 … 10, got {num_sampling_steps}"):
+        trailing_timesteps(10, num_sampling_steps)

@@ -1,0 +1,139 @@
+"""Batches: a function of (seed, step) alone, in which every image is seen equally often."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm.data import TrainingImages, load_images
+from ddpm.images import to_model_range
+
+
+def numbered_images(count):
+    """Image i is i everywhere, but for a bright left column, which shows whether it was mirrored."""
+    pixels = torch.arange(count, dtype=torch.uint8).reshape(-1, 1, 1, 1).repeat(1, 3, 4, 4)
+    pixels[:, :, :, 0] = 255
+    return pixels
+
+
+def is_mirrored(batch):
+    return (batch[:, 0, 0, -1] == 1.0).tolist()
+
+
+def indices(images, num_steps):
+    return list(itertools.chain.from_iterable(images.indices(step).tolist() for step in range(num_steps)))
+
+
+def test_a_batch_depends_on_the_seed_and_the_step_alone():
+    first = TrainingImages(numbered_images(10), batch_size=4, seed=3)
+    batches = [first.batch(step) for step in range(12)]
+    assert batches[0].shape == (4, 3, 4, 4) and batches[0].dtype == torch.float32
+    # Another object, in another order, some steps twice, with other random numbers drawn in between.
+    second = TrainingImages(numbered_images(10), batch_size=4, seed=3)
+    for step in [7, 0, 11, 7, 3, 2, 1, 10]:
+        torch.rand(step + 1)
+        torch.testing.assert_close(second.batch(step), batches[step], rtol=0, atol=0)
+
+
+def test_other_seeds_give_other_batches():
+    orders = [indices(TrainingImages(numbered_images(50), batch_size=10, seed=seed), 5) for seed in range(4)]
+    assert len(set(map(tuple, orders))) == 4
+
+
+def test_one_seeds_epochs_are_not_those_of_the_next_seed_shifted():
+    this, following = (TrainingImages(numbered_images(50), batch_size=50, seed=seed) for seed in (0, 1))
+    assert this.indices(1).tolist() != following.indices(0).tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 10, 23])
+def test_every_epoch_holds_each_image_once(batch_size):
+    # 4 does not divide 10, and 23 exceeds it: batches run over the ends of epochs.
+    num_epochs = 23
+    images = TrainingImages(numbered_images(10), batch_size, seed=1)
+    seen = indices(images, num_epochs * 10 // batch_size)
+    epochs = [seen[i : i + 10] for i in range(0, len(seen) - 9, 10)]
+    assert len(epochs) >= 22
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(10))
+    assert len(set(map(tuple, epochs))) == len(epochs)  # in another order each
+
+
+def test_a_batch_holds_the_images_of_its_indices():
+    pixels = numbered_images(10)
+    images = TrainingImages(pixels, batch_size=4, seed=1, random_flips=False)
+    for step in range(5):
+        torch.testing.assert_close(images.batch(step), to_model_range(pixels[images.indices(step)]), rtol=0, atol=0)
+
+
+def test_flips_mirror_left_and_right_and_nothing_else():
+    pixels = torch.randint(0, 256, (10, 3, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    flipped = TrainingImages(pixels, batch_size=10, seed=1)
+    plain = TrainingImages(pixels, batch_size=10, seed=1, random_flips=False)
+    kinds = set()
+    for image, original in zip(flipped.batch(0), plain.batch(0), strict=True):
+        mirror = torch.stack([original[:, :, column] for column in range(5, -1, -1)], dim=2)
+        kinds.add((torch.equal(image, original), torch.equal(image, mirror)))
+    assert kinds == {(True, False), (False, True)}
+
+
+def test_about_half_of_the_images_are_mirrored_anew_in_each_step():
+    images = TrainingImages(numbered_images(100), batch_size=100, seed=1)
+    flips = [is_mirrored(images.batch(step)) for step in range(20)]
+    # 2,000 flips of a fair coin: five standard deviations are 0.056.
+    assert abs(np.mean(flips) - 0.5) < 0.056
+    assert len(set(map(tuple, flips))) == 20
+
+
+def test_without_flips_nothing_is_mirrored():
+    images = TrainingImages(numbered_images(100), batch_size=100, seed=1, random_flips=False)
+    assert not any(is_mirrored(images.batch(0)))
+
+
+def test_batches_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    TrainingImages(numbered_images(10), batch_size=4, seed=3).batch(5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_images_is_an_error():
+    with pytest.raises(ValueError, match="holds no images"):
+        TrainingImages(numbered_images(0), batch_size=1, seed=0)
+
+
+def test_an_empty_batch_is_an_error():
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        TrainingImages(numbered_images(2), batch_size=0, seed=0)
+
+
+def test_a_negative_step_is_an_error():
+    with pytest.raises(ValueError, match="at least 0"):
+        TrainingImages(numbered_images(2), batch_size=1, seed=0).batch(-1)
+
+
+def test_loaded_images_are_those_stored_in_torchs_order_of_axes(tmp_path):
+    stored = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", stored)
+    images = load_images(tmp_path / "images.npy")
+    assert images.shape == (5, 3, 4, 6) and images.dtype == torch.uint8
+    np.testing.assert_array_equal(images.numpy(), stored.transpose(0, 3, 1, 2))
+    # In memory it stays channels-last, which convolutions like.
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_changing_loaded_images_leaves_the_file_alone(tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((2, 4, 4, 3), np.uint8))
+    load_images(tmp_path / "images.npy").fill_(9)
+    assert not np.load(tmp_path / "images.npy").any()
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_images(tmp_path / "images.npy")
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 4, 4, 3), np.float32), np.zeros((2, 4, 4), np.uint8)])
+def test_a_file_of_something_else_is_an_error(tmp_path, array):
+    np.save(tmp_path / "images.npy", array)
+    with pytest.raises(ValueError, match="must hold uint8 of 4 axes"):
+        load_images(tmp_path / "images.npy")

@@ -1,0 +1,273 @@
+"""The distributions q and p, and the losses: equal to diffusers, and to formulas written out here."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from diffusers.schedulers import scheduling_ddpm
+
+from ddpm.diffusion import GaussianDiffusion, gathered, pixel_losses
+from ddpm.schedules import cosine_betas, linear_betas
+
+T = 1000
+
+
+@pytest.fixture
+def diffusion():
+    return GaussianDiffusion(linear_betas(T))
+
+
+@pytest.fixture
+def scheduler():
+    """The scheduler of diffusers with tables in float64, so that comparisons need not allow for its float32."""
+    scheduler = DDPMScheduler(T, clip_sample=True, variance_type="fixed_small")
+    scheduler.alphas_cumprod = torch.cumprod(1.0 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64), 0)
+    scheduler.one = torch.tensor(1.0, dtype=torch.float64)
+    return scheduler
+
+
+def images(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def some_timesteps():
+    return torch.tensor([0, 1, 2, 10, 500, 998, 999])
+
+
+def test_q_sample_equals_add_noise_of_diffusers(diffusion):
+    t = some_timesteps()
+    x_0, eps = images(7, 3, 4, 4, dtype=torch.float32), images(7, 3, 4, 4, seed=1, dtype=torch.float32)
+    expected = DDPMScheduler(T).add_noise(x_0, eps, t)
+    # 3e-6 of 1 - alphas_cumprod at t = 0 is what float32 tables lose.
+    torch.testing.assert_close(diffusion.q_sample(x_0, t, eps), expected, rtol=0, atol=1e-5)
+
+
+def test_q_sample_equals_the_formula(diffusion):
+    t = some_timesteps()
+    x_0, eps = images(7, 3, 4, 4), images(7, 3, 4, 4, seed=1)
+    x_t = diffusion.q_sample(x_0, t, eps)
+    for i, step in enumerate(t.tolist()):
+        cumprod = 1.0
+        for s in range(step + 1):
+            cumprod *= 1.0 - (1e-4 + s * (0.02 - 1e-4) / (T - 1))
+        # Ho et al. 2020, Eq. 4.
+        torch.testing.assert_close(x_t[i], cumprod**0.5 * x_0[i] + (1.0 - cumprod) ** 0.5 * eps[i], rtol=0, atol=1e-12)
+
+
+def test_q_sample_has_the_statistics_of_the_single_steps():
+    """Many single steps x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps (Eq. 2) have the moments of Eq. 4."""
+    diffusion = GaussianDiffusion(linear_betas(20, 0.01, 0.2))
+    last, count = 19, 40_000
+    generator = torch.Generator().manual_seed(0)
+    walked = torch.full((count,), 0.7, dtype=torch.float64)
+    for beta in linear_betas(20, 0.01, 0.2):
+        noise = torch.randn(count, generator=generator, dtype=torch.float64)
+        walked = (1.0 - beta) ** 0.5 * walked + beta**0.5 * noise
+    eps = torch.randn(1, 1, 1, count, generator=generator, dtype=torch.float64)
+    jumped = diffusion.q_sample(torch.full_like(eps, 0.7), torch.tensor([last]), eps).flatten()
+    # Five standard errors of a difference of two means, and of two standard deviations.
+    standard_error = (2.0 / count) ** 0.5
+    assert abs(walked.mean() - jumped.mean()) < 5 * standard_error
+    assert abs(walked.std() - jumped.std()) < 5 * standard_error
+    assert abs(jumped.mean() - 0.7 * diffusion.alphas_cumprod[last].sqrt()) < 5 * standard_error
+
+
+def test_q_posterior_is_what_bayes_rule_gives(diffusion):
+    """q(x_{t-1} | x_t, x_0) is proportional to q(x_t | x_{t-1}) q(x_{t-1} | x_0), two Gaussians in x_{t-1}."""
+    t = some_timesteps()[1:]
+    x_0, x_t = images(6, 3, 4, 4), images(6, 3, 4, 4, seed=1)
+    mean, variance = diffusion.q_posterior(x_0, x_t, t)
+    betas = linear_betas(T)
+    for i, step in enumerate(t.tolist()):
+        beta, cumprod_prev = float(betas[step]), float(torch.prod(1.0 - betas[:step]))
+        precision = (1.0 - beta) / beta + 1.0 / (1.0 - cumprod_prev)
+        weighted = (1.0 - beta) ** 0.5 / beta * x_t[i] + cumprod_prev**0.5 / (1.0 - cumprod_prev) * x_0[i]
+        assert float(variance[i]) == pytest.approx(1.0 / precision, rel=1e-9)
+        torch.testing.assert_close(mean[i], weighted / precision, rtol=0, atol=1e-9)
+
+
+def test_q_posterior_of_the_first_time_step_is_x_0(diffusion):
+    x_0 = images(1, 3, 4, 4)
+    mean, variance = diffusion.q_posterior(x_0, images(1, 3, 4, 4, seed=1), torch.tensor([0]))
+    torch.testing.assert_close(mean, x_0, rtol=1e-12, atol=0)
+    assert float(variance) == 0.0
+
+
+def test_posterior_variance_equals_that_of_diffusers(diffusion, scheduler):
+    for t in [1, 2, 10, 500, 999]:
+        assert float(diffusion.posterior_variance[t]) == pytest.approx(float(scheduler._get_variance(t)), rel=1e-9)
+
+
+@pytest.mark.parametrize(("prediction", "name_in_diffusers"), [("eps", "epsilon"), ("v", "v_prediction")])
+def test_p_mean_variance_equals_the_step_of_diffusers(
+    prediction, name_in_diffusers, scheduler, bent_model, monkeypatch
+):
+    diffusion = GaussianDiffusion(linear_betas(T), prediction)
+    scheduler.register_to_config(prediction_type=name_in_diffusers)
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda shape, **_: torch.zeros(shape, dtype=torch.float64))
+    for t in some_timesteps().tolist():
+        x_t = images(2, 3, 4, 4, seed=t)
+        t_batch = torch.tensor([t, t])
+        step = diffusion.p_mean_variance(bent_model, x_t, t_batch)
+        expected = scheduler.step(bent_model(x_t, t_batch), t, x_t)
+        torch.testing.assert_close(step.mean, expected.prev_sample, rtol=0, atol=1e-9)
+        torch.testing.assert_close(step.x_0_pred, expected.pred_original_sample, rtol=0, atol=1e-9)
+
+
+def test_v_equals_the_velocity_of_diffusers(scheduler):
+    t = some_timesteps()
+    x_0, eps = images(7, 3, 4, 4), images(7, 3, 4, 4, seed=1)
+    v = GaussianDiffusion(linear_betas(T), "v").v_target(x_0, t, eps)
+    torch.testing.assert_close(v, scheduler.get_velocity(x_0, eps, t), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_denoising_by_a_perfect_network_gives_image_and_noise(prediction):
+    diffusion = GaussianDiffusion(linear_betas(T), prediction)
+    t = some_timesteps()
+    x_0, eps = images(7, 3, 4, 4).clamp(-1.0, 1.0), images(7, 3, 4, 4, seed=1)
+    output = diffusion.v_target(x_0, t, eps) if prediction == "v" else eps
+    for clip in (True, False):
+        denoised = diffusion.denoise(lambda _, __: output, diffusion.q_sample(x_0, t, eps), t, clip)
+        torch.testing.assert_close(denoised.x_0_pred, x_0, rtol=0, atol=1e-9)
+        torch.testing.assert_close(denoised.eps_pred, eps, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_denoised_parts_make_up_the_noisy_image_clipped_or_not(prediction, clip, bent_model):
+    diffusion = GaussianDiffusion(linear_betas(T), prediction)
+    t, x_t = some_timesteps(), 2.0 * images(7, 3, 4, 4)
+    denoised = diffusion.denoise(bent_model, x_t, t, clip)
+    assert (float(denoised.x_0_pred.abs().max()) > 1.0) is not clip  # there was something to clip
+    # Eq. 4: eps follows an x_0 that was clipped.
+    torch.testing.assert_close(diffusion.q_sample(denoised.x_0_pred, t, denoised.eps_pred), x_t, rtol=0, atol=1e-9)
+
+
+def test_p_mean_variance_clips_x_0_before_the_mean(diffusion):
+    x_t, t = images(3, 1, 4, 4), torch.tensor([300, 600, 999])
+    wild = images(3, 1, 4, 4, seed=1) * 10.0
+    unclipped_x_0 = diffusion.predict_x_0(x_t, t, wild)
+    assert unclipped_x_0.abs().max() > 2.0  # else there is nothing to clip
+
+    clipped = diffusion.p_mean_variance(lambda _, __: wild, x_t, t)
+    mean, variance = diffusion.q_posterior(unclipped_x_0.clamp(-1.0, 1.0), x_t, t)
+    torch.testing.assert_close(clipped.x_0_pred, unclipped_x_0.clamp(-1.0, 1.0), rtol=0, atol=0)
+    torch.testing.assert_close(clipped.mean, mean, rtol=0, atol=0)
+    torch.testing.assert_close(clipped.variance, variance, rtol=0, atol=0)
+
+    unclipped = diffusion.p_mean_variance(lambda _, __: wild, x_t, t, clip_x_0=False)
+    torch.testing.assert_close(unclipped.x_0_pred, unclipped_x_0, rtol=0, atol=0)
+    torch.testing.assert_close(unclipped.mean, diffusion.q_posterior(unclipped_x_0, x_t, t)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("betas", [linear_betas(T), cosine_betas(T)], ids=["linear", "cosine"])
+def test_eps_and_x_0_imply_each_other(betas):
+    diffusion = GaussianDiffusion(betas)
+    t = some_timesteps()
+    x_0, eps = images(7, 3, 4, 4), images(7, 3, 4, 4, seed=1)
+    x_t = diffusion.q_sample(x_0, t, eps)
+    # The last alphas_cumprod of the cosine schedule is 2e-9: dividing by its root costs five digits.
+    torch.testing.assert_close(diffusion.predict_x_0(x_t, t, eps), x_0, rtol=0, atol=1e-9)
+    torch.testing.assert_close(diffusion.predict_eps(x_t, t, x_0), eps, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1", "huber"])
+def test_losses_are_the_means_over_the_pixels_of_each_image(diffusion, loss):
+    x_0, eps = images(3, 2, 4, 4, dtype=torch.float32), images(3, 2, 4, 4, seed=1, dtype=torch.float32)
+    t = torch.tensor([0, 500, 999])
+    seen = []
+
+    def model(x_t, t):
+        seen.append((x_t, t))
+        return 3.0 * x_t
+
+    losses = diffusion.losses(model, x_0, t, eps, loss)
+    ((x_t, t_seen),) = seen
+    torch.testing.assert_close(x_t, diffusion.q_sample(x_0, t, eps), rtol=0, atol=0)
+    torch.testing.assert_close(t_seen, t, rtol=0, atol=0)
+
+    def of_error(error):
+        if loss == "mse":
+            return error * error
+        if loss == "l1":
+            return abs(error)
+        return 0.5 * error * error if abs(error) < 1.0 else abs(error) - 0.5
+
+    assert losses.shape == (3,)
+    for i in range(3):
+        errors = [e - 3.0 * x for e, x in zip(eps[i].flatten().tolist(), x_t[i].flatten().tolist(), strict=True)]
+        assert min(map(abs, errors)) < 1.0 < max(map(abs, errors))  # both pieces of huber are met
+        assert float(losses[i]) == pytest.approx(sum(map(of_error, errors)) / len(errors), rel=1e-5)
+
+
+def test_a_perfect_model_has_no_loss(diffusion):
+    x_0, eps = images(2, 3, 4, 4, dtype=torch.float32), images(2, 3, 4, 4, seed=1, dtype=torch.float32)
+    losses = diffusion.losses(lambda _, __: eps, x_0, torch.tensor([0, 999]), eps)
+    assert losses.tolist() == [0.0, 0.0]
+
+
+def test_the_loss_of_v_is_the_distance_to_v():
+    diffusion = GaussianDiffusion(linear_betas(T), "v")
+    x_0, eps = images(2, 3, 4, 4, dtype=torch.float32), images(2, 3, 4, 4, seed=1, dtype=torch.float32)
+    t = torch.tensor([10, 999])
+    v = diffusion.v_target(x_0, t, eps)
+    assert diffusion.losses(lambda _, __: v, x_0, t, eps).tolist() == [0.0, 0.0]
+    off = torch.tensor([0.5, -2.0]).reshape(2, 1, 1, 1)
+    losses = diffusion.losses(lambda _, __: v + off, x_0, t, eps)
+    torch.testing.assert_close(losses, torch.tensor([0.25, 4.0]), rtol=1e-5, atol=0)
+
+
+def test_losses_of_half_precision_predictions_are_computed_in_float32(diffusion):
+    x_0, eps = images(2, 3, 4, 4, dtype=torch.float32), images(2, 3, 4, 4, seed=1, dtype=torch.float32)
+    losses = diffusion.losses(lambda x_t, _: torch.zeros_like(x_t).bfloat16(), x_0, torch.tensor([0, 999]), eps)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, eps.square().mean(dim=(1, 2, 3)), rtol=1e-6, atol=0)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_an_unknown_loss_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown loss 'l2'; choose one of mse, l1, huber"):
+        pixel_losses(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), "l2")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_tables_are_float64_and_results_have_the_dtype_of_the_images(dtype):
+    diffusion = GaussianDiffusion(linear_betas(T).float())
+    assert diffusion.num_timesteps == T
+    for table in ("betas", "alphas", "alphas_cumprod", "alphas_cumprod_prev", "posterior_variance"):
+        assert getattr(diffusion, table).dtype == torch.float64, table
+    x, t = images(2, 3, 4, 4, dtype=dtype), torch.tensor([0, 999])
+    assert diffusion.q_sample(x, t, x).dtype == dtype
+    assert diffusion.q_posterior(x, x, t)[0].dtype == dtype
+    assert diffusion.predict_x_0(x, t, x).dtype == dtype
+
+
+def test_gathered_numbers_multiply_whole_images():
+    numbers = gathered(torch.tensor([2.0, 3.0], dtype=torch.float64), torch.zeros(2, 3, 4, 5))
+    assert numbers.shape == (2, 1, 1, 1) and numbers.dtype == torch.float32
+    assert numbers.flatten().tolist() == [2.0, 3.0]
+
+
+def test_moving_to_a_device_keeps_tables_and_prediction():
+    diffusion = GaussianDiffusion(linear_betas(T), "v")
+    moved = diffusion.to("cpu")
+    assert moved.prediction == "v"
+    torch.testing.assert_close(moved.alphas_cumprod, diffusion.alphas_cumprod, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("betas", [[], [0.0, 0.1], [0.1, 1.0], [-0.1], [float("nan")]])
+def test_betas_outside_their_range_are_an_error(betas):
+    with pytest.raises(ValueError, match=r"betas must be a vector of numbers in \(0, 1\)"):
+        GaussianDiffusion(torch.tensor(betas))
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_an_unknown_prediction_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown prediction 'x_0'; choose one of eps, v"):
+        GaussianDiffusion(linear_betas(10), "x_0")
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_betas_of_two_axes_are_an_error():
+    with pytest.raises(ValueError, match=r"got shape \(2, 3\)"):
+        GaussianDiffusion(torch.full((2, 3), 0.1))

@@ -1,0 +1,105 @@
+"""Bytes and the model's range; grids, pictures, animations."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm.images import grid, save_animation, save_png, to_model_range, to_pixels
+
+
+def coloured_images(count, height=2, width=3):
+    """Image i is 10 (i + 1) everywhere."""
+    return (10 * torch.arange(1, count + 1, dtype=torch.uint8)).reshape(-1, 1, 1, 1).repeat(1, 3, height, width)
+
+
+def test_all_256_values_go_to_the_model_and_back():
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    x = to_model_range(pixels)
+    assert x.dtype == torch.float32
+    assert float(x.min()) == -1.0 and float(x.max()) == 1.0
+    expected = [value / 127.5 - 1.0 for value in range(256)]
+    torch.testing.assert_close(x.flatten(), torch.tensor(expected), rtol=0, atol=1e-7)
+    assert torch.equal(to_pixels(x), pixels)
+
+
+def test_pixels_are_rounded_and_clipped():
+    x = torch.tensor([-7.0, -1.0, -0.999, 0.0, 0.003, 0.997, 1.0, 1.001, 7.0]).reshape(1, 1, 1, -1)
+    # 127.5 rounds to the even 128.
+    assert to_pixels(x).flatten().tolist() == [0, 0, 0, 128, 128, 255, 255, 255, 255]
+    assert to_pixels(torch.tensor([[[[100.4 / 127.5 - 1.0, 100.6 / 127.5 - 1.0]]]])).flatten().tolist() == [100, 101]
+
+
+def test_half_precision_images_become_the_nearest_pixels():
+    assert to_pixels(torch.tensor([[[[0.5]]]], dtype=torch.bfloat16)).item() == 191
+
+
+@pytest.mark.parametrize(("columns", "rows_and_columns"), [(None, (2, 3)), (2, (3, 2)), (5, (1, 5))])
+def test_a_grid_holds_the_images_row_by_row_two_pixels_apart(columns, rows_and_columns):
+    rows, num_columns = rows_and_columns
+    drawn = grid(coloured_images(5), columns)
+    expected = np.full((2 + rows * 4, 2 + num_columns * 5, 3), 255, np.uint8)
+    for i in range(5):
+        top, left = 2 + i // num_columns * 4, 2 + i % num_columns * 5
+        expected[top : top + 2, left : left + 3] = 10 * (i + 1)
+    np.testing.assert_array_equal(drawn.numpy(), expected)
+
+
+def test_a_grid_of_grey_images_is_grey_in_colour():
+    drawn = grid(coloured_images(4)[:, :1])
+    assert drawn.shape == (10, 12, 3)
+    assert drawn[2, 2].tolist() == [10] * 3 and drawn[6, 7].tolist() == [40] * 3
+
+
+def test_a_grid_of_no_images_is_an_error():
+    with pytest.raises(ValueError, match="at least one image"):
+        grid(torch.zeros(0, 3, 2, 2, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_holds_each_pixel_enlarged(tmp_path, channels):
+    image = torch.randint(0, 256, (2, 3, channels), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    save_png(image, tmp_path / "image.png", scale=4)
+    with Image.open(tmp_path / "image.png") as read:
+        assert read.format == "PNG" and read.mode == ("L" if channels == 1 else "RGB")
+        array = np.asarray(read).reshape(8, 12, channels)
+    expected = image.repeat_interleave(4, dim=0).repeat_interleave(4, dim=1).numpy()
+    np.testing.assert_array_equal(array, expected)
+
+
+def test_a_png_has_its_own_size_by_default(tmp_path):
+    save_png(torch.zeros(2, 3, 3, dtype=torch.uint8), tmp_path / "image.png")
+    with Image.open(tmp_path / "image.png") as read:
+        assert read.size == (3, 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_animation_shows_all_frames_and_holds_the_last(tmp_path, channels):
+    frames = [torch.full((8, 12, channels), 60 * i, dtype=torch.uint8) for i in range(4)]
+    save_animation(frames, tmp_path / "frames.webp", seconds=2.0, hold_seconds=1.0, scale=2)
+    with Image.open(tmp_path / "frames.webp") as read:
+        assert read.format == "WEBP" and read.n_frames == 4 and read.size == (24, 16)
+        assert read.info["loop"] == 0  # for ever
+        durations, colours = [], []
+        for number in range(4):
+            read.seek(number)
+            read.load()
+            durations.append(read.info["duration"])
+            colours.append(float(np.asarray(read.convert("L")).mean()))
+    assert durations == [500, 500, 500, 1500]
+    assert colours == pytest.approx([0, 60, 120, 180], abs=3)  # WebP is lossy
+
+
+def test_many_frames_stay_long_enough_for_browsers(tmp_path):
+    # Browsers slow frames of less than 20 ms down to 100 ms.
+    frames = [torch.full((2, 2, 3), 50 * i, dtype=torch.uint8) for i in range(5)]
+    save_animation(frames, tmp_path / "frames.webp", seconds=0.01, hold_seconds=0.0)
+    with Image.open(tmp_path / "frames.webp") as read:
+        read.seek(4)
+        read.load()
+        assert read.info["duration"] == 20
+
+
+def test_an_animation_of_no_frames_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="at least one frame"):
+        save_animation([], tmp_path / "frames.webp")

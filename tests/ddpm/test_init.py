@@ -1,0 +1,23 @@
+"""The library as its users import it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import ddpm
+
+# What the library needs beyond torch and numpy, each for one of its rooms only.
+OPTIONAL = ["PIL", "jaxtyping", "safetensors", "scipy", "torch_fidelity", "torchmetrics", "torchvision"]
+
+
+def test_all_public_names_exist():
+    assert all(hasattr(ddpm, name) for name in ddpm.__all__)
+    assert sorted(ddpm.__all__) == ddpm.__all__
+
+
+def test_the_library_imports_with_torch_and_numpy_alone():
+    # A module that is None in sys.modules cannot be imported. A fresh interpreter, since this one has them all.
+    program = f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL})); import ddpm"
+    root = Path(ddpm.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

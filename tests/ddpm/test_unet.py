@@ -1,0 +1,241 @@
+"""The network: its size, its start, and each layer against its formula."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ddpm.unet import (
+    Block,
+    Downsample,
+    ResidualBlock,
+    SelfAttention,
+    TimeEmbedding,
+    UNet,
+    UNetConfig,
+    Upsample,
+    scaled_conv,
+    scaled_linear,
+)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def awake(module):
+    """Moves all weights off their start, so that no layer hides behind a zero."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return module.eval()
+
+
+def test_the_published_network_has_63_200_387_parameters():
+    # The count of the Keras example. On the meta device no memory is filled.
+    with torch.device("meta"):
+        unet = UNet()
+    assert sum(parameter.numel() for parameter in unet.parameters()) == 63_200_387
+
+
+def test_levels_carry_their_widths_and_attention(tiny_config):
+    config = dataclasses.replace(tiny_config, widths=(8, 16, 24), attention=(False, True, False), num_res_blocks=2)
+    unet = UNet(config)
+    down, up = ([layer for layer in side if isinstance(layer, Block)] for side in (unet.down, unet.up))
+    assert [block.residual.conv_1.out_channels for block in down] == [8, 8, 16, 16, 24, 24]
+    assert [block.residual.conv_1.out_channels for block in up] == [24] * 3 + [16] * 3 + [8] * 3
+    assert [isinstance(block.attention, SelfAttention) for block in down] == [False] * 2 + [True] * 2 + [False] * 2
+    assert [isinstance(block.attention, SelfAttention) for block in up] == [False] * 3 + [True] * 3 + [False] * 3
+    # Each block on the way up also takes what the way down made at its size, the last made first.
+    assert [block.residual.conv_1.in_channels for block in up] == [
+        *(24 + 24, 24 + 24, 24 + 16),
+        *(24 + 16, 16 + 16, 16 + 8),
+        *(16 + 8, 8 + 8, 8 + 8),
+    ]
+    assert sum(isinstance(layer, Downsample) for layer in unet.down) == 2
+    assert sum(isinstance(layer, Upsample) for layer in unet.up) == 2
+
+
+def test_the_output_is_zero_at_the_start(tiny_config):
+    out = UNet(tiny_config)(noise(2, 3, 8, 8), torch.tensor([0, 999]))
+    assert out.shape == (2, 3, 8, 8)
+    assert bool((out == 0).all())
+
+
+def test_every_parameter_receives_a_gradient(awake_unet):
+    x, t = noise(2, 3, 8, 8), torch.tensor([3, 700])
+    (awake_unet(x, t) - noise(2, 3, 8, 8, seed=1)).square().mean().backward()
+    for name, parameter in awake_unet.named_parameters():
+        assert parameter.grad is not None, name
+        if name.endswith("key.bias"):
+            # It adds the same to all scores of a query, and softmax does not see that: its gradient is zero.
+            assert parameter.grad.abs().max() < 1e-6, name
+        else:
+            assert parameter.grad.abs().max() > 1e-6, name
+
+
+def test_the_output_depends_on_the_time_step_of_each_image(awake_unet):
+    x = noise(1, 3, 8, 8).expand(3, -1, -1, -1)
+    out = awake_unet(x, torch.tensor([0, 500, 500]))
+    assert (out[0] - out[1]).abs().max() > 1e-2
+    torch.testing.assert_close(out[1], out[2], rtol=0, atol=1e-5)
+
+
+def test_an_image_does_not_depend_on_its_batch(awake_unet):
+    x, t = noise(3, 3, 8, 8), torch.tensor([0, 500, 999])
+    together = awake_unet(x, t)
+    for i in range(3):
+        torch.testing.assert_close(awake_unet(x[i : i + 1], t[i : i + 1])[0], together[i], rtol=0, atol=1e-4)
+    other = x.clone()
+    other[0] = 100.0
+    torch.testing.assert_close(awake_unet(other, t)[1:], together[1:], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(8, 8, 3), (2, 6, 3), (16, 4, 1)])
+def test_output_has_the_shape_of_the_input(tiny_config, height, width, channels):
+    unet = UNet(dataclasses.replace(tiny_config, image_channels=channels))
+    assert unet(noise(2, channels, height, width), torch.tensor([0, 1])).shape == (2, channels, height, width)
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 8), (8, 7)])
+def test_an_image_that_does_not_halve_is_an_error(tiny_config, height, width):
+    with pytest.raises(ValueError, match=f"image size must be a multiple of 2, got {height}x{width}"):
+        UNet(tiny_config)(noise(1, 3, height, width), torch.tensor([0]))
+
+
+def test_downsampling_is_what_the_levels_halve():
+    assert UNetConfig().downsampling == 8
+    assert UNetConfig(widths=(8,), attention=(False,)).downsampling == 1
+
+
+def test_dropout_acts_in_training_alone(tiny_config):
+    unet = awake(UNet(dataclasses.replace(tiny_config, dropout=0.5)))
+    x, t = noise(1, 3, 8, 8), torch.tensor([5])
+    torch.testing.assert_close(unet(x, t), unet(x, t), rtol=0, atol=0)
+    unet.train()
+    assert (unet(x, t) - unet(x, t)).abs().max() > 1e-3
+
+
+def test_time_embedding_equals_the_formula():
+    dim, times = 8, [0, 1, 37, 999]
+    embedding = awake(TimeEmbedding(dim))
+    sinusoids = []
+    for t in times:
+        # Vaswani et al. 2017, section 3.5: frequencies from 1 down to 1/10000.
+        angles = [t * 10_000.0 ** (-i / (dim // 2 - 1)) for i in range(dim // 2)]
+        sinusoids.append([*map(math.sin, angles), *map(math.cos, angles)])
+    hidden = torch.tensor(sinusoids) @ embedding.first.weight.T + embedding.first.bias
+    expected = (hidden * torch.sigmoid(hidden)) @ embedding.second.weight.T + embedding.second.bias
+    # float32 keeps an angle of 999 to 6e-5.
+    torch.testing.assert_close(embedding(torch.tensor(times)), expected, rtol=0, atol=2e-4)
+
+
+def test_frequencies_are_no_part_of_the_weights():
+    assert set(TimeEmbedding(8).state_dict()) == {"first.weight", "first.bias", "second.weight", "second.bias"}
+
+
+def test_a_residual_block_equals_the_formula(tiny_config):
+    block = awake(ResidualBlock(8, 16, tiny_config))
+    x, embedding = noise(2, 8, 4, 4), noise(2, 8, seed=1)
+
+    def swish(value):
+        return value * torch.sigmoid(value)
+
+    def group_norm(value, norm):
+        groups = value.reshape(2, tiny_config.norm_groups, -1)
+        mean, variance = groups.mean(dim=2, keepdim=True), groups.var(dim=2, unbiased=False, keepdim=True)
+        normal = ((groups - mean) / (variance + 1e-5).sqrt()).reshape(value.shape)
+        return normal * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+    h = block.conv_1(swish(group_norm(x, block.norm_1)))
+    h = h + (swish(embedding) @ block.time.weight.T + block.time.bias)[:, :, None, None]
+    h = block.conv_2(swish(group_norm(h, block.norm_2)))
+    torch.testing.assert_close(block(x, embedding), h + block.shortcut(x), rtol=0, atol=1e-4)
+
+
+def test_a_residual_block_starts_as_its_shortcut(tiny_config):
+    x, embedding = noise(2, 8, 4, 4), noise(2, 8, seed=1)
+    narrow, wide = ResidualBlock(8, 8, tiny_config), ResidualBlock(8, 16, tiny_config)
+    torch.testing.assert_close(narrow(x, embedding), x, rtol=0, atol=0)
+    torch.testing.assert_close(wide(x, embedding), wide.shortcut(x), rtol=0, atol=0)
+
+
+def test_the_residual_of_attention_is_the_input_before_normalisation():
+    # The projection starts at zero, so what comes out is the residual alone: far from normalised here.
+    x = 5.0 + 3.0 * noise(2, 8, 4, 4)
+    torch.testing.assert_close(SelfAttention(8, 4)(x), x, rtol=0, atol=0)
+
+
+def test_attention_equals_the_formula():
+    attention = awake(SelfAttention(8, 4))
+    x = 5.0 + 3.0 * noise(2, 8, 3, 5)
+    normal = attention.norm(x)
+    for image in range(2):
+        pixels = normal[image].reshape(8, 15).T
+        query, key, value = (dense(pixels) for dense in (attention.query, attention.key, attention.value))
+        # Vaswani et al. 2017, Eq. 1.
+        scores = torch.exp(query @ key.T / math.sqrt(8))
+        attended = attention.project(scores / scores.sum(dim=1, keepdim=True) @ value)
+        torch.testing.assert_close(attention(x)[image], x[image] + attended.T.reshape(8, 3, 5), rtol=0, atol=1e-4)
+
+
+def test_upsampling_repeats_pixels_before_its_convolution():
+    up, x = awake(Upsample(4)), noise(1, 4, 2, 3)
+    repeated = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    torch.testing.assert_close(up(x, noise(1, 8)), up.conv(repeated), rtol=0, atol=1e-6)
+
+
+def test_downsampling_halves_by_a_strided_convolution():
+    down, x = awake(Downsample(4)), noise(1, 4, 4, 6)
+    every_pixel = nn.functional.conv2d(x, down.conv.weight, down.conv.bias, padding=1)
+    torch.testing.assert_close(down(x, noise(1, 8)), every_pixel[:, :, ::2, ::2], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_initial_weights_are_uniform_with_the_scaled_variance(scale):
+    torch.manual_seed(0)
+    conv = scaled_conv(32, 64, kernel_size=3, scale=scale)
+    linear = scaled_linear(100, 200, scale=scale)
+    for layer, fan_in, fan_out in ((conv, 32 * 9, 64 * 9), (linear, 100, 200)):
+        variance = scale / ((fan_in + fan_out) / 2)
+        bound = math.sqrt(3.0 * variance)  # of a uniform distribution around zero with this variance
+        weights = layer.weight.detach()
+        assert 0.99 * bound < weights.max() <= bound and -bound <= weights.min() < -0.99 * bound
+        # 18,432 and 20,000 weights: the variance of a uniform sample is known to 0.7 %; five times that.
+        assert float(weights.var()) == pytest.approx(variance, rel=0.035)
+        assert bool((layer.bias == 0).all())
+
+
+def test_layers_that_end_a_residual_branch_start_at_zero(tiny_config):
+    unet = UNet(tiny_config)
+    zero = {name for name, parameter in unet.named_parameters() if name.endswith("weight") and not parameter.any()}
+    ends = ("conv_2.weight", "project.weight", "last_conv.weight")
+    assert zero == {name for name, _ in unet.named_parameters() if name.endswith(ends)}
+
+
+def test_the_configuration_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        UNetConfig().dropout = 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"widths": (), "attention": ()}, "widths must name at least one level"),
+        ({"widths": (8, 16), "attention": (True,)}, "attention needs one entry a level: 2, got 1"),
+        ({"widths": (8, 12), "attention": (True, True)}, "multiple of norm_groups=8, got 12"),
+        ({"widths": (8, 0), "attention": (True, True)}, "multiple of norm_groups=8, got 0"),
+        ({"norm_groups": 0}, "norm_groups must be at least 1, got 0"),
+        ({"num_res_blocks": 0}, "num_res_blocks must be at least 1, got 0"),
+        ({"time_embedding_dim": 2}, "time_embedding_dim must be even and at least 4, got 2"),
+        ({"time_embedding_dim": 7}, "time_embedding_dim must be even and at least 4, got 7"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"dropout": -0.1}, r"dropout must lie in \[0, 1\), got -0.1"),
+    ],
+)
+def test_dimensions_that_do_not_fit_are_an_error(changes, message):
+    with pytest.raises(ValueError, match=message):
+        UNetConfig(**changes)

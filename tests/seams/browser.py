@@ -1,0 +1,74 @@
+"""A headless Chromium, spoken to in its own DevTools protocol."""
+
+import base64
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from websockets.sync.client import ClientConnection, connect
+
+from tests.seams.checkout import wait_until
+from tests.seams.servers import running, web
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-proxy-server",
+    "--remote-debugging-port=0", "--window-size=1500,1000", "--hide-scrollbars",
+]  # fmt: skip
+
+
+class Browser:
+    """One page."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self._numbers = itertools.count(1)
+
+    def call(self, method: str, **arguments):
+        """The result of a method of the protocol; events on the way are passed over."""
+        number = next(self._numbers)
+        self._connection.send(json.dumps({"id": number, "method": method, "params": arguments}))
+        while True:
+            answer = json.loads(self._connection.recv(timeout=60))
+            if answer.get("id") == number:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                return answer["result"]
+
+    def open(self, address: str) -> None:
+        self.call("Page.navigate", url=address)
+
+    def evaluate(self, script: str):
+        """The value of a JavaScript expression."""
+        result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    def wait_for(self, script: str, seconds: float = 60.0):
+        """The first true value of an expression."""
+        try:
+            return wait_until(lambda: self.evaluate(script), script, seconds)
+        except AssertionError as error:
+            text = self.evaluate("location.href + '\\n' + document.body.innerText")
+            raise AssertionError(f"{error}; the page says:\n{text}") from None
+
+    def screenshot(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+
+@contextmanager
+def opened_browser(folder: Path, environment: dict[str, str]) -> Iterator[Browser]:
+    """A browser with a fresh profile, which ends with the block."""
+    assert CHROMIUM is not None
+    profile, log = folder / "profile", folder / "chromium.log"
+    command = [CHROMIUM, *_FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    with running(command, folder, environment, log):
+        told = profile / "DevToolsActivePort"
+        port = wait_until(lambda: told.is_file() and told.read_text().split("\n")[0], "Chromium", seconds=60)
+        pages = web.get(f"http://127.0.0.1:{port}/json", timeout=10).json()
+        address = next(page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page")
+        with connect(address, max_size=None, proxy=None) as connection:
+            yield Browser(connection)

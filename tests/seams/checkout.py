@@ -1,0 +1,124 @@
+"""A checkout of the project in a folder of its own, and commands in it that always end."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from ruamel.yaml import YAML
+
+STAGES = ["download", "preprocess", "train", "sample", "evaluate", "register"]
+_OURS = ("PREFECT_", "MLFLOW_", "DDPM_", "DVC_", "GIT_")
+
+
+def clean_environment(home: Path, **variables: str) -> dict[str, str]:
+    """The caller's environment without its settings of the tools, this interpreter's commands first."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    identity = {"NAME": "Flora", "EMAIL": "flora@example.org"}
+    return environment | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
+        "PREFECT_HOME": str(home / "prefect"),
+        "DVC_SITE_CACHE_DIR": str(home / "dvc"),
+        "DVC_GLOBAL_CONFIG_DIR": str(home / "dvc-config"),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "1",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+        "COLUMNS": "200",  # Rich would break lines that are looked for
+        "OMP_NUM_THREADS": "1",  # networks of a few thousand weights lose more to threads than they gain
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        **{f"GIT_{role}_{name}": value for role in ("AUTHOR", "COMMITTER") for name, value in identity.items()},
+        **variables,
+    }
+
+
+@dataclass
+class Checkout:
+    """A folder of the project, with the environment in which its commands run."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *command: str, status: int = 0, timeout: float = 200.0) -> str:
+        """All output of a command that must end with `status`; its whole process group ends with the time."""
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            print(f"{' '.join(command)} was ended:\n{process.communicate()[0]}")
+            raise
+        assert process.returncode == status, f"{' '.join(command)} ended with {process.returncode}:\n{output}"
+        return output
+
+    def dvc(self, *arguments: str, status: int = 0) -> str:
+        return self.run(sys.executable, "-m", "dvc", *arguments, status=status)
+
+    def git(self, *arguments: str) -> str:
+        return self.run("git", *arguments)
+
+    def commit(self, message: str) -> None:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", message)
+
+    def pipeline(self, *arguments: str, status: int = 0) -> str:
+        return self.run(sys.executable, "-m", "flows.pipeline", *arguments, status=status)
+
+    def copy(self, folder: Path) -> "Checkout":
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Checkout(folder, self.environment)
+
+    def with_environment(self, **variables: str) -> "Checkout":
+        return Checkout(self.folder, self.environment | variables)
+
+    def read_yaml(self, name: str) -> dict:
+        return YAML(typ="safe").load(self.folder / name)
+
+    def processes(self, word: str = "") -> list[psutil.Process]:
+        """The living processes in this folder whose command holds `word`."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                is_here = Path(process.cwd()) == self.folder and process.status() != psutil.STATUS_ZOMBIE
+                if is_here and word in " ".join(process.cmdline()):
+                    found.append(process)
+            except (psutil.Error, OSError):  # it has ended meanwhile
+                continue
+        return found
+
+    def end_processes(self) -> None:
+        """Kill what a test has left running in this folder."""
+        for process in self.processes():
+            process.kill()
+
+
+def stages_run(output: str) -> list[str]:
+    """The stages that DVC says it ran, in their order."""
+    return [stage for stage in STAGES if f"Running stage '{stage}'" in output]
+
+
+def wait_until(condition, what: str, seconds: float = 60.0):
+    """The first true value of `condition()`.
+
+    Raises:
+        AssertionError: it stayed false.
+    """
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {seconds:.0f} seconds in vain for {what}"
+        time.sleep(0.25)
+    return value

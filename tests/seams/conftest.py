@@ -1,0 +1,194 @@
+"""A small experiment in a copy of the project, run by the real DVC, Prefect and MLflow."""
+
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from stages.params import activate, parse_overrides
+from tests.seams.checkout import Checkout, clean_environment
+from tests.seams.servers import free_port, running, wait_for_server, web
+
+PROJECT = Path(__file__).parents[2]
+
+SMALL = {
+    "download.synthetic.num_images": 120,
+    "download.synthetic.image_size": 16,
+    "preprocess.image_size": 16,
+    "train.unet.widths": "[8, 16]",
+    "train.unet.attention": "[false, true]",
+    "train.unet.time_embedding_dim": 16,
+    "train.unet.norm_groups": 4,
+    "train.diffusion.num_timesteps": 50,
+    "train.num_steps": 6,
+    "train.batch_size": 4,
+    "train.warmup_steps": 1,
+    "train.log_every": 2,
+    "train.sample_every": 3,
+    "train.num_grid_images": 4,
+    "train.grid_sampling_steps": 2,
+    "train.checkpoint_every": 3,
+    "sample.num_images": 12,
+    "sample.num_sampling_steps": 4,
+    "sample.num_grid_images": 4,
+    "sample.num_frames": 3,
+    "evaluate.max_reference_images": 12,
+    "evaluate.kernel_subsets": 2,
+    "evaluate.kernel_subset_size": 4,
+}
+"""What makes the quickstart profile an experiment whose stages take little more than their imports."""
+
+SHOWN = {
+    "download.synthetic.num_images": 2000,
+    "download.synthetic.image_size": 24,
+    "preprocess.image_size": 24,
+    "train.unet.widths": "[32, 64]",
+    "train.unet.time_embedding_dim": 64,
+    "train.unet.norm_groups": 8,
+    "train.diffusion.num_timesteps": 1000,
+    "train.num_steps": 240,
+    "train.batch_size": 16,
+    "train.warmup_steps": 30,
+    "train.log_every": 10,
+    "train.sample_every": 60,
+    "train.num_grid_images": 16,
+    "train.grid_sampling_steps": 20,
+    "sample.num_images": 64,
+    "sample.num_sampling_steps": 50,
+    "sample.num_grid_images": 64,
+    "evaluate.max_reference_images": 128,
+    "evaluate.kernel_subset_size": 32,
+}
+"""What more it takes for pages worth looking at: in force where DDPM_SCREENSHOTS names a folder for them."""
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    """A fresh checkout with nothing made yet, whose quickstart profile is the small experiment."""
+    home = tmp_path_factory.mktemp("home")
+    folder = tmp_path_factory.mktemp("project") / "flowers"
+    listed = subprocess.run(
+        ["git", "-c", f"safe.directory={PROJECT}", "ls-files", "-coz", "--exclude-standard"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
+    for name in filter(None, listed):
+        if (PROJECT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, folder / name)
+    # What the project has made of its own experiment is not this one's.
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    (folder / "data.dvc").unlink(missing_ok=True)
+    wanted = SMALL | (SHOWN if os.environ.get("DDPM_SCREENSHOTS") else {})
+    activate("quickstart", parse_overrides([f"{name}={value}" for name, value in wanted.items()]), folder / "params.yaml")
+    shutil.copy(folder / "params.yaml", folder / "profiles" / "quickstart.yaml")
+    checkout = Checkout(folder, clean_environment(home))
+    checkout.git("init", "--quiet", "--initial-branch=main")
+    checkout.commit("The project")
+    return checkout
+
+
+@dataclass
+class Reproduced:
+    """The small experiment as `dvc repro` made it in a fresh checkout, and committed."""
+
+    checkout: Checkout
+    output: str
+
+
+@pytest.fixture(scope="session")
+def reproduced(project, tmp_path_factory):
+    """For looking at only: tests that change something take `checkout`."""
+    checkout = project.copy(tmp_path_factory.mktemp("reproduced") / "flowers")
+    output = checkout.dvc("repro")
+    checkout.commit("The experiment")
+    return Reproduced(checkout, output)
+
+
+@pytest.fixture
+def checkout(reproduced, tmp_path):
+    """A copy of the reproduced checkout; what runs in it at the end of the test is ended."""
+    made = reproduced.checkout.copy(tmp_path / "flowers")
+    yield made
+    made.end_processes()
+
+
+@dataclass
+class Service:
+    """A Prefect server with a worker, and an MLflow server."""
+
+    prefect: str
+    mlflow: str
+    checkout: Checkout
+    """its environment names both servers"""
+    worker_log: Path
+
+    def api(self, method: str, path: str, **body):
+        """What the Prefect server answers."""
+        answer = web.request(method, f"{self.prefect}/api{path}", json=body or None, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+    def tracking(self, path: str, **query):
+        """What the MLflow server answers."""
+        answer = web.get(f"{self.mlflow}/api/2.0/mlflow{path}", params=query, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+
+@pytest.fixture(scope="session")
+def service(project, tmp_path_factory):
+    """The service as the README sets it up, on free ports, with `pipeline/quickstart` deployed."""
+    folder = tmp_path_factory.mktemp("service")
+    prefect_port, mlflow_port = free_port(), free_port()
+    prefect, mlflow = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
+    checkout = project.copy(folder / "flowers").with_environment(
+        PREFECT_HOME=str(folder / "prefect"),
+        PREFECT_API_URL=f"{prefect}/api",
+        PREFECT_SERVER_API_PORT=str(prefect_port),
+        MLFLOW_TRACKING_URI=mlflow,
+    )
+    (folder / "tracking").mkdir()
+    # The server's own settings; a client's address would make it a client of itself.
+    at_home = {name: value for name, value in checkout.environment.items() if name != "MLFLOW_TRACKING_URI"}
+    commands = {
+        "prefect": ["prefect", "server", "start"],
+        "mlflow": [
+            "mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1",
+            "--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", "./artifacts",
+        ],
+        "worker": ["prefect", "worker", "start", "--pool", "local"],
+    }  # fmt: skip
+    with ExitStack() as servers:
+
+        def start(name, where, environment):
+            command = [sys.executable, "-m", *commands[name]]
+            return servers.enter_context(running(command, where, environment, folder / f"{name}.log"))
+
+        server = start("prefect", checkout.folder, checkout.environment)
+        wait_for_server(server, f"{prefect}/api/health", folder / "prefect.log")
+        tracker = start("mlflow", folder / "tracking", at_home)
+        wait_for_server(tracker, f"{mlflow}/health", folder / "mlflow.log")
+        checkout.run("prefect", "work-pool", "create", "local", "--type", "process")
+        checkout.run("prefect", "--no-prompt", "deploy", "--all")
+        start("worker", checkout.folder, checkout.environment)
+        yield Service(prefect, mlflow, checkout, folder / "worker.log")
+        checkout.end_processes()
+
+
+@pytest.fixture(scope="session")
+def deployed_run(service):
+    """The flow run that the deployment made of the whole small experiment, as the server tells it."""
+    output = service.checkout.run(
+        "prefect", "deployment", "run", "pipeline/quickstart", "--param", 'params={"train": {"seed": 1}}', "--watch"
+    )
+    print(output)
+    (run,) = service.api("POST", "/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["COMPLETED"]}}})
+    return run

@@ -1,0 +1,103 @@
+"""The third door: a deployment, run by a worker, with MLflow behind a server of its own."""
+
+import base64
+import io
+import re
+
+from PIL import Image
+
+from stages.params import flat
+from tests.seams.checkout import stages_run
+from tests.seams.servers import web
+
+
+def artifacts_of(service, run):
+    found = service.api("POST", "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
+    return {artifact["key"]: artifact for artifact in found}
+
+
+def mlflow_run_of(service, run):
+    """The id of the MLflow run that the run page links to."""
+    return re.search(r"/runs/([0-9a-f]{32})", artifacts_of(service, run)["mlflow-run"]["data"])[1]
+
+
+def num_flow_runs(service):
+    return service.api("POST", "/flow_runs/count")
+
+
+def test_the_deployed_flow_completes_and_dvc_has_nothing_to_do(service, deployed_run):
+    assert deployed_run["parameters"]["profile"] == "quickstart"
+    assert service.checkout.read_yaml("params.yaml")["train"]["seed"] == 1
+    assert "up to date" in service.checkout.dvc("status")
+    assert stages_run(service.checkout.dvc("repro")) == []
+
+
+def test_the_run_page_shows_the_samples_themselves(service, deployed_run):
+    shown = artifacts_of(service, deployed_run)["samples"]
+    assert shown["type"] == "markdown"
+    encoded = re.search(r"data:image/png;base64,([^)]+)\)", shown["data"])[1]
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture, Image.open(
+        service.checkout.folder / "build/samples/grid.png"
+    ) as grid:
+        assert picture.tobytes() == grid.tobytes()
+
+
+def test_the_run_page_shows_the_metrics(service, deployed_run):
+    shown = artifacts_of(service, deployed_run)["metrics"]
+    assert shown["type"] == "table"
+    assert "fd_efficientnet_lite0" in shown["data"]
+
+
+def test_the_run_page_links_to_the_mlflow_run_which_names_the_flow_run(service, deployed_run):
+    link = re.search(r"\((http[^)]+)\)", artifacts_of(service, deployed_run)["mlflow-run"]["data"])[1]
+    assert link.startswith(f"{service.mlflow}/#/experiments/")
+    assert web.get(link, timeout=30).status_code == 200
+    run = service.tracking("/runs/get", run_id=mlflow_run_of(service, deployed_run))["run"]
+    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+    assert tags["prefect_flow_run"] == f"{deployed_run['name']} ({deployed_run['id']})"
+    assert run["info"]["status"] == "FINISHED"
+    names = {metric["key"] for metric in run["data"]["metrics"]}
+    assert {"loss", "fd_efficientnet_lite0"} <= names
+
+
+def test_the_model_version_of_the_server_can_be_loaded_from_its_artifacts(service, deployed_run):
+    (version,) = service.tracking("/model-versions/search", filter="name='flowers-ddpm'")["model_versions"]
+    assert version["run_id"] == mlflow_run_of(service, deployed_run)
+    listed = service.tracking("/artifacts/list", run_id=version["run_id"], path="samples")
+    assert {file["path"] for file in listed["files"]} == {"samples/grid.png", "samples/reverse_process.webp"}
+
+
+def test_the_form_explains_and_bounds_every_parameter(service, deployed_run):
+    deployment = service.api("GET", "/deployments/name/pipeline/quickstart")
+    schema = deployment["parameter_openapi_schema"]
+    fields = schema["definitions"]["TrainParamsOverride"]["properties"]
+    assert fields["num_steps"]["description"] == "optimizer steps"
+    (number,) = [kind for kind in fields["num_steps"]["anyOf"] if kind["type"] == "integer"]
+    assert number["minimum"] == 1
+    sections = schema["definitions"]["ParamsOverride"]["properties"]
+    explained = {f"{name}.{field}" for name, kind in schema["definitions"].items() for field in kind["properties"]
+                 if kind["properties"][field].get("description")}  # fmt: skip
+    assert {"TrainParamsOverride.learning_rate", "SampleParamsOverride.sampler"} <= explained
+    assert set(sections) == set(service.checkout.read_yaml("params.yaml"))
+    assert flat(deployment["parameters"])["profile"] == "quickstart"
+
+
+def test_a_parameter_out_of_bounds_is_refused_before_a_run_is_made(service, deployed_run):
+    before = num_flow_runs(service)
+    output = service.checkout.run(
+        "prefect", "deployment", "run", "pipeline/quickstart", "--param", 'params={"train": {"num_steps": 0}}', status=1
+    )
+    assert "num_steps" in output
+    assert num_flow_runs(service) == before
+
+
+def test_parameters_that_do_not_fit_together_fail_the_run_before_its_first_stage(service, deployed_run):
+    before = (service.checkout.folder / "params.yaml").read_text()
+    output = service.checkout.run(
+        "prefect", "deployment", "run", "pipeline/quickstart", "--watch",
+        "--param", 'params={"train": {"warmup_steps": 1000000}}', status=1,
+    )  # fmt: skip
+    (run,) = service.api("POST", "/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["FAILED"]}}})
+    assert "warmup_steps=1000000 must not exceed num_steps" in run["state"]["message"], output
+    assert service.api("POST", "/task_runs/count", task_runs={"flow_run_id": {"any_": [run["id"]]}}) == 0
+    assert (service.checkout.folder / "params.yaml").read_text() == before

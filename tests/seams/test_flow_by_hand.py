@@ -1,0 +1,97 @@
+"""The second door: `python -m flows.pipeline`, on a temporary Prefect server."""
+
+import os
+import signal
+import sqlite3
+import sys
+import time
+from contextlib import closing
+
+import pytest
+
+from tests.seams.checkout import stages_run, wait_until
+from tests.seams.servers import running
+
+# Training that would take days; only an interruption makes it save.
+ENDLESS = [f"train.{name}=10000000" for name in ("num_steps", "sample_every", "checkpoint_every")] + [
+    "train.log_every=20"
+]
+
+
+@pytest.fixture
+def start_training(checkout, tmp_path):
+    """Starts the flow, waits until its training has logged losses, and gives the process and its log."""
+
+    def start(name):
+        log = tmp_path / f"{name}.log"
+        settings = [word for setting in ENDLESS for word in ("--set", setting)]
+        command = [sys.executable, "-m", "flows.pipeline", *settings]
+        process = contexts.enter_context(running(command, checkout.folder, checkout.environment, log))
+        num_before = num_losses(checkout)
+
+        def is_training():
+            assert process.poll() is None, log.read_text()
+            return num_losses(checkout) >= num_before + 3
+
+        wait_until(is_training, "losses of the training", seconds=120)
+        return process, log
+
+    from contextlib import ExitStack
+
+    with ExitStack() as contexts:
+        yield start
+
+
+def num_losses(checkout):
+    with closing(sqlite3.connect(f"file:{checkout.folder / 'mlflow.db'}?mode=ro", uri=True, timeout=10)) as database:
+        return database.execute("select count(*) from metrics where key = 'loss'").fetchone()[0]
+
+
+def checkpoints(checkout):
+    """Their steps."""
+    paths = (checkout.folder / "build/checkpoints").glob("*/step_*")
+    return sorted(int(path.stem.removeprefix("step_")) for path in paths)
+
+
+def test_a_changed_parameter_is_brought_up_to_date_and_every_door_agrees(checkout):
+    output = checkout.pipeline("--set", "train.num_steps=7")
+    for name in ("pictures", "build/samples/grid.png", "metrics", "fd_efficientnet_lite0", "MLflow run"):
+        assert name in output
+    assert "Stage 'preprocess' didn't change, skipping" in output
+    assert stages_run(output) == ["train", "sample", "evaluate", "register"]
+    assert "temporary server" in output
+    assert "up to date" in checkout.dvc("status")
+    assert stages_run(checkout.dvc("repro")) == []
+
+    started = time.monotonic()
+    again = checkout.pipeline("--set", "train.num_steps=7")
+    assert time.monotonic() - started < 20, "a few seconds, most of them for imports"
+    assert "Everything is up to date" in again
+    assert "temporary server" not in again
+    assert checkout.processes() == []
+
+
+def test_a_parameter_that_cannot_be_used_is_one_clear_error(checkout):
+    before = (checkout.folder / "params.yaml").read_text()
+    output = checkout.pipeline("--set", "train.num_step=7", status=1)
+    assert output.splitlines() == ["pipeline: params.yaml cannot be used:", "  train.num_step is not a parameter"]
+    assert (checkout.folder / "params.yaml").read_text() == before
+
+
+def test_control_c_saves_the_training_and_leaves_no_process(checkout, start_training):
+    before = checkpoints(checkout)
+    process, log = start_training("interrupted")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) != 0
+    wait_until(lambda: not checkout.processes(), "the end of every process", seconds=10)
+    (saved,) = set(checkpoints(checkout)) - set(before)
+    assert f"SIGINT at step {saved}, kept in build/checkpoints/" in log.read_text()
+
+    # Now the flow dies without a word: its stage must notice, and save, by itself.
+    process, log = start_training("killed")
+    assert f"step_{saved:09}" in log.read_text() or f"step_{saved}" in log.read_text()
+    assert "going on from build/checkpoints/" in log.read_text()
+    os.kill(process.pid, signal.SIGKILL)
+    wait_until(lambda: not checkout.processes("stages.train"), "the end of the stage", seconds=15)
+    wait_until(lambda: not checkout.processes("dvc"), "the end of DVC", seconds=15)
+    assert max(checkpoints(checkout)) > saved

@@ -1,0 +1,205 @@
+"""A small experiment in a folder of its own, for the tests of the stages."""
+
+import copy
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from ddpm import TrainingConfig, TrainingState, UNet, UNetConfig
+from ddpm.checkpoint import DiffusionConfig, publish_model
+from stages.params import Params
+from stages.tracking import NoTracker
+
+PROJECT = Path(__file__).parents[2]
+
+SMALL = {
+    "download.synthetic.num_images": 24,
+    "download.synthetic.image_size": 16,
+    "preprocess.image_size": 16,
+    "train.unet.widths": [8, 16],
+    "train.unet.attention": [False, True],
+    "train.unet.time_embedding_dim": 8,
+    "train.unet.norm_groups": 4,
+    "train.unet.dropout": 0.1,
+    "train.diffusion.num_timesteps": 20,
+    "train.num_steps": 6,
+    "train.batch_size": 4,
+    "train.seed": 3,
+    "train.warmup_steps": 2,
+    "train.ema_decay": 0.9,
+    "train.precision": "float32",
+    "train.log_every": 2,
+    "train.sample_every": 4,
+    "train.num_grid_images": 4,
+    "train.grid_sampling_steps": 3,
+    "train.checkpoint_every": 2,
+    "sample.num_images": 12,
+    "sample.batch_size": 5,
+    "sample.num_sampling_steps": 6,
+    "sample.num_grid_images": 4,
+    "sample.num_frames": 3,
+    "evaluate.max_reference_images": 16,
+    "evaluate.batch_size": 5,
+    "evaluate.kernel_subsets": 4,
+    "evaluate.kernel_subset_size": 8,
+}
+"""What makes the quickstart profile an experiment of a second."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    # Networks of a few thousand weights lose more to threads than they gain.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def project():
+    """The root of the repository."""
+    return PROJECT
+
+
+@pytest.fixture(scope="session")
+def document():
+    """Makes the small experiment as params.yaml would hold it, with changes given by dotted names."""
+    quickstart = YAML(typ="safe").load(PROJECT / "profiles" / "quickstart.yaml")
+
+    def make(changes=None):
+        made = copy.deepcopy(quickstart)
+        for name, value in (SMALL | (changes or {})).items():
+            *sections, leaf = name.split(".")
+            place = made
+            for section in sections:
+                place = place[section]
+            place[leaf] = value
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_params(document):
+    """Makes the parameters of the small experiment, with changes given by dotted names."""
+
+    def make(changes=None):
+        return Params.model_validate_json(json.dumps(document(changes)))
+
+    return make
+
+
+@pytest.fixture
+def write_params(document):
+    """Writes the small experiment, with changes, into params.yaml of the current folder."""
+
+    def write(changes=None):
+        YAML(typ="safe").dump(document(changes), Path("params.yaml"))
+
+    return write
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty current folder, in which nothing is tracked and no variable of the caller's is seen."""
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "DDPM_PREFECT_FLOW_RUN", "DDPM_WATCH_PID", "DVC_ROOT", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID",
+        "MLFLOW_TRACKING_URI",
+    ):  # fmt: skip
+        # Set and then deleted, so that what a test leaves there is taken away after it.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DDPM_TRACKING", "off")
+    return tmp_path
+
+
+@pytest.fixture
+def signal_handlers():
+    """Puts the handlers of signals back, which a stage run in this process changes."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def dataset():
+    """Writes build/dataset of the current folder as preprocessing leaves it: noisy images of several splits."""
+
+    def write(splits=("train",) * 20 + ("valid",) * 12 + ("test",) * 3, size=16):
+        target = Path("build/dataset")
+        target.mkdir(parents=True)
+        images = np.random.default_rng(0).integers(0, 256, (len(splits), size, size, 3), dtype=np.uint8)
+        np.save(target / "images.npy", images)
+        rows = [{"number": 1 + i, "class_name": "", "split": split} for i, split in enumerate(splits)]
+        pd.DataFrame(rows).to_csv(target / "index.csv", index=False)
+        (target / "dataset.json").write_text(json.dumps({"image_size": size, "images_md5": "0" * 32}))
+        return images
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory, make_params):
+    """The folder of a tiny model whose averaged and raw weights differ."""
+    wanted = make_params().train
+    torch.manual_seed(0)
+    unet = UNet(UNetConfig(**wanted.unet.model_dump()))
+    state = TrainingState.start(unet, TrainingConfig(num_steps=1))
+    with torch.no_grad():
+        # Layers that start at zero would hide differences; the two sets of weights move apart.
+        for parameter in [*unet.parameters(), *state.ema.module.parameters()]:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    target = tmp_path_factory.mktemp("published") / "model"
+    publish_model(target, state, DiffusionConfig(**wanted.diffusion.model_dump()), image_size=16)
+    (target / "run.json").write_text(json.dumps({"mlflow_run_id": "", "mlflow_experiment_id": ""}))
+    return target
+
+
+@pytest.fixture
+def model(folder, published):
+    """A copy of that model as build/model."""
+    shutil.copytree(published, "build/model")
+    return Path("build/model")
+
+
+class Notes(NoTracker):
+    """Keeps what a real tracker would send."""
+
+    def __init__(self):
+        self.run_id, self.experiment_id = "the run", "7"
+        self.metrics, self.images, self.files, self.tags, self.ended = {}, [], [], {}, []
+
+    def record_metrics(self, values, step=0):
+        self.metrics[step] = values
+
+    def record_image(self, key, image, step=0):
+        self.images.append((key, step, image))
+
+    def record_file(self, path, folder):
+        assert path.is_file()
+        self.files.append((path.as_posix(), folder))
+
+    def record_tags(self, tags):
+        self.tags |= tags
+
+    def register_model(self, name, model_folder, params):
+        assert (model_folder / "config.json").is_file()
+        return f"{name} of {params.profile}"
+
+    def close(self, status):
+        self.ended.append(status)
+
+
+@pytest.fixture
+def notes():
+    """A tracker that keeps what it is told."""
+    return Notes()

@@ -1,0 +1,47 @@
+"""Reading what earlier stages made."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.errors import StageError
+from stages.prepared import dataset_summary, images_of, model_run_id
+
+
+def test_the_images_of_a_split_come_in_the_order_of_the_index(folder, dataset):
+    images = dataset(splits=("train", "valid", "train", "test", "valid"))
+    for splits, positions in ((["train"], [0, 2]), (["valid"], [1, 4]), (["valid", "train"], [0, 1, 2, 4])):
+        found = images_of(splits)
+        np.testing.assert_array_equal(found.permute(0, 2, 3, 1), images[positions])
+
+
+def test_the_images_are_a_copy_of_their_own(folder, dataset):
+    # Writing to them must not reach the file.
+    images = dataset()
+    images_of(["train"]).zero_()
+    np.testing.assert_array_equal(np.load("build/dataset/images.npy"), images)
+
+
+def test_a_class_may_be_called_nan(folder, dataset):
+    dataset(splits=("train", "train"))
+    index = Path("build/dataset/index.csv")
+    table = pd.read_csv(index, keep_default_na=False)
+    table["split"] = ["train", "NA"]
+    table.to_csv(index, index=False)
+    assert len(images_of(["NA"])) == 1
+
+
+def test_a_split_without_images_is_an_error_that_counts_the_others(folder, dataset):
+    dataset(splits=("train", "train", "test"))
+    with pytest.raises(StageError, match=r"no image in split valid; the dataset has .*train.*2.*test.*1"):
+        images_of(["valid"])
+
+
+def test_summary_and_run_are_read(folder, dataset, model):
+    dataset(size=8)
+    assert dataset_summary()["image_size"] == 8
+    assert model_run_id() == ""
+    Path("build/model/run.json").write_text('{"mlflow_run_id": "abc", "mlflow_experiment_id": "1"}')
+    assert model_run_id() == "abc"

@@ -1,0 +1,172 @@
+"""Drawn images: a function of the model, the seed and their number."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm.checkpoint import CheckpointError, load_model
+from ddpm.images import grid
+from stages import sample as module
+from stages.sample import draw, frame_steps
+from stages.tracking import _closing
+
+SAMPLES = Path("build/samples")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def drawn(published, make_params):
+    """Draws with the tiny model."""
+
+    def run(changes=None):
+        wanted = make_params(changes).sample
+        return draw(load_model(published, wanted.weights), wanted, CPU)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def images(published, make_params):
+    """What the small experiment draws."""
+    pixels, frames = draw(load_model(published), make_params().sample, CPU)
+    return pixels, frames
+
+
+def differ_by_rounding_alone(one, other):
+    # Networks compute other numbers of images by other sums.
+    distance = (one.int() - other.int()).abs()
+    return bool(distance.max() <= 1 and (distance > 0).float().mean() < 0.01)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 12, 100])
+@pytest.mark.parametrize("sampler", [{}, {"sample.sampler": "ddpm"}, {"sample.eta": 1.0}])
+def test_the_images_do_not_depend_on_the_batch_size(drawn, sampler, batch_size):
+    pixels, frames = drawn(sampler)
+    other_pixels, other_frames = drawn(sampler | {"sample.batch_size": batch_size})
+    assert differ_by_rounding_alone(pixels, other_pixels)
+    assert all(map(differ_by_rounding_alone, frames, other_frames))
+
+
+def test_more_images_begin_with_the_same(drawn, images):
+    pixels, frames = drawn({"sample.num_images": 15})
+    assert differ_by_rounding_alone(pixels[:12], images[0])
+    assert all(map(differ_by_rounding_alone, frames, images[1]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sample.seed": 1},
+        {"sample.sampler": "ddpm"},
+        {"sample.num_sampling_steps": 5},
+        {"sample.eta": 1.0},
+        {"sample.weights": "raw"},
+    ],
+)
+def test_what_shapes_the_images_changes_them(drawn, images, changes):
+    assert not differ_by_rounding_alone(drawn(changes)[0], images[0])
+
+
+def test_each_image_differs(images):
+    assert len({image.numpy().tobytes() for image in images[0]}) == 12
+
+
+def test_shapes_and_counts(images):
+    pixels, frames = images
+    assert pixels.shape == (12, 3, 16, 16) and pixels.dtype == torch.uint8
+    assert [frame.shape for frame in frames] == [(4, 3, 16, 16)] * 3
+
+
+def test_the_last_frame_holds_the_finished_images(images):
+    pixels, frames = images
+    assert torch.equal(frames[-1], pixels[:4])
+    assert not differ_by_rounding_alone(frames[0], frames[-1])
+
+
+def test_frames_are_kept_of_the_shown_images_alone(make_params, published, monkeypatch):
+    # Ten thousand images on their way would not fit into memory.
+    converted = []
+    to_pixels = module.to_pixels
+    monkeypatch.setattr(module, "to_pixels", lambda x: converted.append(len(x)) or to_pixels(x))
+    wanted = make_params({"sample.batch_size": 2}).sample
+    draw(load_model(published), wanted, CPU)
+    # Two batches of shown images at three frames, and the end of each of the six batches.
+    assert sum(converted) == 2 * 2 * 3 + 12
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 50, 250, 1000])
+def test_shown_steps_are_distinct_and_end_with_the_last(num_steps):
+    for num_frames in {2, 3, 10, 25, num_steps // 2, num_steps - 1, num_steps} & set(range(2, num_steps + 1)):
+        shown = frame_steps(num_steps, num_frames)
+        gaps = np.diff(shown)
+        assert len(shown) == num_frames and shown[0] == 1 and shown[-1] == num_steps
+        assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
+
+
+def test_shown_steps_by_hand():
+    assert frame_steps(6, 3) == [1, 4, 6]
+    assert frame_steps(4, 4) == [1, 2, 3, 4]
+
+
+def test_the_stage_writes_arrays_grid_animation_and_source(model, make_params, images):
+    module.main(make_params())
+    assert sorted(path.name for path in SAMPLES.iterdir()) == [
+        "grid.png", "reverse_process.webp", "samples.json", "samples.npy",
+    ]  # fmt: skip
+    pixels = np.load(SAMPLES / "samples.npy")
+    assert pixels.dtype == np.uint8 and pixels.shape == (12, 16, 16, 3)
+    np.testing.assert_array_equal(pixels, images[0].permute(0, 2, 3, 1))
+    # 16 pixels are enlarged sixfold, for the eye.
+    shown = np.asarray(Image.open(SAMPLES / "grid.png"))
+    np.testing.assert_array_equal(shown[::6, ::6], grid(images[0][:4]))
+    animation = Image.open(SAMPLES / "reverse_process.webp")
+    assert animation.n_frames == 3 and animation.size == (shown.shape[1], shown.shape[0])
+
+
+def test_large_images_are_not_enlarged(folder, make_params):
+    pixels = torch.zeros(4, 3, 100, 100, dtype=torch.uint8)
+    Path("build/model").mkdir(parents=True)
+    Path("build/model/averaged.safetensors").write_bytes(b"")
+    module.write(pixels, [pixels], make_params().sample, 100)
+    assert Image.open(SAMPLES / "grid.png").size == (206, 206)
+
+
+@pytest.mark.parametrize("weights", ["averaged", "raw"])
+def test_the_images_name_the_weights_and_the_parameters_they_came_from(model, make_params, weights):
+    params = make_params({"sample.weights": weights})
+    module.main(params)
+    source = json.loads((SAMPLES / "samples.json").read_text())
+    digest = hashlib.sha256((model / f"{weights}.safetensors").read_bytes()).hexdigest()
+    assert source == {"model_sha256": digest} | params.section("sample")
+
+
+def test_the_same_model_gives_the_same_files(model, make_params):
+    module.main(make_params())
+    first = {path.name: path.read_bytes() for path in SAMPLES.iterdir()}
+    module.main(make_params())
+    assert {path.name: path.read_bytes() for path in SAMPLES.iterdir()} == first
+
+
+def test_grid_and_files_go_to_the_run_of_the_model(model, make_params, notes, monkeypatch):
+    (model / "run.json").write_text('{"mlflow_run_id": "the trained"}')
+    asked = []
+    monkeypatch.setattr(module, "reopened_run", lambda *arguments: asked.append(arguments) or _closing(notes))
+    params = make_params()
+    module.main(params)
+    assert asked == [(params, "sample", "the trained")] and notes.ended == ["FINISHED"]
+    ((key, step, image),) = notes.images
+    assert (key, step) == ("final_samples", params.train.num_steps) and image.shape == (38, 38, 3)
+    assert notes.files == [
+        ("build/samples/grid.png", "samples"),
+        ("build/samples/reverse_process.webp", "samples"),
+    ]
+
+
+def test_a_missing_model_is_one_clear_error(folder, make_params):
+    with pytest.raises(CheckpointError, match="build/model holds no usable model"):
+        module.main(make_params())

@@ -1,0 +1,357 @@
+"""One MLflow run an experiment, in a real database of this test's own."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+from stages import tracking
+from stages.params import flat
+from stages.runner import Interrupted
+from stages.tracking import EXPERIMENT, NoTracker, TrackingError, opened_run, reopened_run, tracking_uri
+
+PICTURE = np.full((8, 8, 3), 200, np.uint8)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """The tables of MLflow, which take seconds to make, without an experiment."""
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def client(folder, empty_database, monkeypatch):
+    """The current folder's database, as a reader of it sees it."""
+    shutil.copy(empty_database, "mlflow.db")
+    monkeypatch.setenv("DDPM_TRACKING", "on")
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        # Set and then deleted, so that what a test leaves there is taken away after it.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+@pytest.fixture
+def runs(client):
+    """The runs of the experiment, oldest first."""
+
+    def read():
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        return sorted(client.search_runs([experiment.experiment_id]), key=lambda run: run.info.start_time)
+
+    return read
+
+
+@pytest.fixture
+def trained(client, make_params):
+    """The id of a finished training's run."""
+    with opened_run(make_params()) as tracker:
+        pass
+    return tracker.run_id
+
+
+def interrupt(opened, error, metrics=None):
+    """Enters a run, records, and leaves it by an error."""
+    trackers = []
+
+    def stage():
+        with opened as tracker:
+            trackers.append(tracker)
+            if metrics:
+                tracker.record_metrics(metrics, 1)
+            raise error
+
+    with pytest.raises(type(error)):
+        stage()
+    return trackers[0]
+
+
+def pictures(key):
+    """The steps of the images logged under a key, full size."""
+    names = [path.name for path in Path("mlartifacts").glob("*/artifacts/images/*.png")]
+    return sorted(int(name.split("+")[2]) for name in names if name.startswith(f"{key}+step+"))
+
+
+def test_a_training_leaves_parameters_metrics_images_and_tags(client, runs, make_params):
+    params = make_params()
+    with opened_run(params) as tracker:
+        assert client.get_run(tracker.run_id).info.status == "RUNNING"
+        for step in (1, 2):
+            tracker.record_metrics({"loss": 1.0 / step, "rate": 3}, step)
+            tracker.record_image("samples", PICTURE, step)
+        tracker.record_tags({"mood": "cheerful"})
+        Path("losses.csv").write_text("step,loss\n")
+        tracker.record_file(Path("losses.csv"), "training")
+    (run,) = runs()
+    assert (run.info.run_id, run.info.experiment_id) == (tracker.run_id, tracker.experiment_id)
+    assert run.info.status == "FINISHED" and run.info.end_time is not None
+    expected = flat({name: params.section(name) for name in ("download", "preprocess", "train")})
+    assert run.data.params == {name: str(value) for name, value in expected.items()}
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5)]
+    assert run.data.metrics == {"loss": 0.5, "rate": 3.0}
+    assert pictures("samples") == [1, 2]
+    assert run.data.tags["mood"] == "cheerful" and run.data.tags["profile"] == params.profile
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "training")] == ["training/losses.csv"]
+
+
+def test_a_run_names_code_and_data(client, runs, make_params, monkeypatch):
+    tags = {"git_commit": "a" * 40, "dvc_data": "b.dir", "prefect_flow_run": "wise-owl"}
+    monkeypatch.setattr(tracking, "lineage_tags", lambda: tags)
+    with opened_run(make_params()):
+        pass
+    (run,) = runs()
+    assert tags.items() <= run.data.tags.items()
+    assert run.data.tags["mlflow.source.git.commit"] == "a" * 40  # which the pages of MLflow link
+
+
+def test_all_that_waits_is_sent_before_the_run_ends(client, runs, make_params, monkeypatch):
+    # A slow disk, and many figures at once.
+    log_artifact = LocalArtifactRepository.log_artifact
+
+    def slow(self, *arguments, **options):
+        time.sleep(0.1)
+        log_artifact(self, *arguments, **options)
+
+    monkeypatch.setattr(LocalArtifactRepository, "log_artifact", slow)
+    with opened_run(make_params()) as tracker:
+        for step in range(50):
+            tracker.record_metrics({"loss": float(step)}, step)
+        for step in range(3):
+            tracker.record_image("samples", PICTURE, step)
+    assert len(client.get_metric_history(tracker.run_id, "loss")) == 50
+    assert pictures("samples") == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ZeroDivisionError(), "FAILED"),
+        (Interrupted("SIGTERM"), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(1), "KILLED"),
+    ],
+)
+def test_a_run_ends_as_its_stage_does(client, runs, make_params, error, status):
+    tracker = interrupt(opened_run(make_params()), error)
+    (run,) = runs()
+    assert run.info.run_id == tracker.run_id and run.info.status == status
+
+
+def test_a_resumed_training_goes_on_in_its_run(client, runs, make_params):
+    first = interrupt(opened_run(make_params()), Interrupted("SIGTERM"), {"loss": 1.0})
+    with opened_run(make_params({"train.log_every": 5}), first.run_id) as second:
+        assert client.get_run(first.run_id).info.status == "RUNNING"
+        second.record_metrics({"loss": 0.5}, 2)
+    (run,) = runs()
+    assert run.info.run_id == second.run_id and run.info.status == "FINISHED"
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] == [1, 2]
+
+
+@pytest.mark.parametrize("how", ["of another database", "deleted"])
+def test_a_training_whose_run_is_gone_gets_a_new_one(client, make_params, trained, how):
+    if how == "deleted":
+        client.delete_run(trained)
+    with opened_run(make_params(), trained if how == "deleted" else "0" * 32) as tracker:
+        pass
+    assert tracker.run_id not in {trained, "0" * 32}
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_later_stages_add_to_the_run_of_the_training(client, runs, make_params, trained):
+    params = make_params()
+    for stage in ("sample", "evaluate", "register"):
+        with reopened_run(params, stage, trained) as tracker:
+            assert client.get_run(trained).info.status == "RUNNING"
+            tracker.record_tags({f"of.{stage}": "yes"})
+        assert tracker.run_id == trained
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert {name for name in run.data.tags if name.startswith("of.")} == {"of.sample", "of.evaluate", "of.register"}
+    sections = ("download", "preprocess", "train", "sample", "evaluate", "register")
+    assert set(run.data.params) == set(flat({name: params.section(name) for name in sections}))
+
+
+def test_another_experiment_on_the_same_model_gets_a_run_of_its_own(runs, make_params, trained):
+    first, second = make_params(), make_params({"sample.seed": 7})
+    for params in (first, second):
+        for stage in ("sample", "evaluate"):
+            with reopened_run(params, stage, trained) as tracker:
+                tracker.record_tags({"seed": str(params.sample.seed)})
+    one, other = runs()
+    assert one.info.run_id == trained and other.info.run_id == tracker.run_id
+    assert other.data.tags["ddpm.trained_in"] == trained and "ddpm.trained_in" not in one.data.tags
+    assert one.data.tags["seed"] == "0" and other.data.tags["seed"] == "7"
+    # It can be compared by what it was trained with, too.
+    assert one.data.params | {"sample.seed": "7"} == other.data.params
+
+    # Going back, and forth again, finds the run of each.
+    for params, run in ((first, one), (second, other)):
+        with reopened_run(params, "sample", trained) as tracker:
+            pass
+        assert tracker.run_id == run.info.run_id
+    assert len(runs()) == 2
+
+
+def test_parameters_of_stages_still_to_come_are_no_conflict(runs, make_params, trained):
+    with reopened_run(make_params(), "evaluate", trained):
+        pass
+    with reopened_run(make_params({"evaluate.seed": 7}), "sample", trained) as tracker:
+        pass
+    assert tracker.run_id == trained and len(runs()) == 1
+
+
+def test_a_model_whose_run_is_gone_gets_a_run_that_names_it(runs, make_params, client):
+    for _ in range(2):
+        with reopened_run(make_params(), "sample", "0" * 32) as tracker:
+            pass
+    (run,) = runs()
+    assert run.info.run_id == tracker.run_id and run.data.tags["ddpm.trained_in"] == "0" * 32
+    assert run.data.params["train.num_steps"] == "6"
+
+
+@pytest.mark.parametrize(
+    "enter",
+    [
+        opened_run,
+        lambda params: reopened_run(params, "sample", "0" * 32),
+    ],
+)
+def test_switched_off_nothing_is_tracked(folder, make_params, enter):
+    before = dict(os.environ)
+    with enter(make_params()) as tracker:
+        tracker.record_metrics({"loss": 1.0}, 1)
+        tracker.record_image("samples", PICTURE)
+        tracker.record_tags({"mood": "cheerful"})
+        tracker.record_file(Path("missing"), "training")
+        assert tracker.register_model("flowers", Path("missing"), make_params()) == ""
+    assert isinstance(tracker, NoTracker) and tracker.run_id == tracker.experiment_id == ""
+    assert list(folder.iterdir()) == [] and dict(os.environ) == before
+
+
+def test_a_model_that_was_not_tracked_stays_untracked(client, make_params):
+    with reopened_run(make_params(), "sample", "") as tracker:
+        pass
+    assert isinstance(tracker, NoTracker) and client.get_experiment_by_name(EXPERIMENT) is None
+
+
+def test_failing_records_are_told_and_stop_nothing(client, make_params, capsys):
+    class Broken:
+        def __getattr__(self, name):
+            raise MlflowException("the server is gone")
+
+    with opened_run(make_params()) as tracker:
+        tracker._client = Broken()
+        tracker.record_metrics({"loss": 1.0}, 1)
+        tracker.record_image("samples", PICTURE)
+        tracker.record_tags({"mood": "cheerful"})
+        tracker.record_file(Path("missing"), "training")
+    said = capsys.readouterr().err.splitlines()
+    # The four records, and the end of the run.
+    assert said == ["tracking: MLflow did not take a record (the server is gone)"] * 5
+
+
+def test_a_server_that_does_not_answer_is_a_quick_and_clear_error(client, make_params, monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    started = time.monotonic()
+    with pytest.raises(TrackingError, match=rf"MLflow at {address} does not answer: .*refused.*DDPM_TRACKING=off"):
+        opened_run(make_params()).__enter__()
+    assert time.monotonic() - started < 5.0
+
+
+def test_a_dead_server_is_not_asked_for_minutes(client, make_params):
+    # MLflow's own defaults, seven attempts of two minutes, would hold up a training for a quarter of an hour.
+    with opened_run(make_params()):
+        pass
+    assert int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) <= 3
+    assert int(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]) <= 20
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///garbage.db", "sqlite:////proc/none/mlflow.db", "ftp://host/path"])
+def test_a_place_that_cannot_be_used_is_a_clear_error(client, make_params, monkeypatch, uri):
+    Path("garbage.db").write_text("this is no database, but a page about tulips\n" * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(TrackingError, match=f"MLflow at {uri} does not answer: "):
+        opened_run(make_params()).__enter__()
+
+
+def test_a_database_may_be_named_by_a_relative_address(client, make_params, monkeypatch, folder):
+    (folder / "mlflow.db").rename("other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    with opened_run(make_params()) as tracker:
+        tracker.record_image("samples", PICTURE, 3)
+    assert pictures("samples") == [3]
+
+
+def test_the_database_lies_in_the_project(folder, monkeypatch):
+    assert tracking_uri() == f"sqlite:///{folder}/mlflow.db"
+    monkeypatch.setenv("DVC_ROOT", "/project")  # also where DVC runs an experiment in a copy
+    assert tracking_uri() == "sqlite:////project/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking_uri() == "http://server:5000"
+
+
+def test_a_registered_model_draws_from_its_own_code(client, model, make_params, project, trained, monkeypatch, recwarn):
+    """Logged, registered twice, and loaded where the project is not."""
+    params, folder = make_params(), Path.cwd()
+    with reopened_run(params, "register", trained) as tracker:
+        monkeypatch.chdir(project)  # whose ddpm/ goes with the model
+        versions = [tracker.register_model("flowers", folder / model, params) for _ in range(2)]
+        monkeypatch.chdir(folder)
+    assert versions == ["1", "2"]
+    assert recwarn.list == []  # the terminal belongs to the stage
+    version = client.get_model_version("flowers", "1")
+    assert version.run_id == trained and client.get_run(trained).info.status == "FINISHED"
+
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    script = """
+import base64, io, json, logging, mlflow, pandas as pd
+from PIL import Image
+model = mlflow.pyfunc.load_model("models:/flowers/1")
+asked = pd.DataFrame({"n": [2, 1], "seed": [0, 5]})
+words = [list(model.predict(asked, params={"num_sampling_steps": 3})["png_base64"]) for _ in range(2)]
+assert words[0] == words[1], "the same request gives other images"
+images = [Image.open(io.BytesIO(base64.b64decode(word))) for word in words[0]]
+import ddpm
+print(json.dumps({
+    "sizes": [[image.format, *image.size] for image in images],
+    "distinct": len(set(words[0])),
+    "code": ddpm.__file__,
+    "schema": [model.metadata.get_input_schema().to_dict(), model.metadata.get_params_schema().to_dict()],
+    "metadata": model.metadata.metadata,
+}))
+"""
+    environment = dict(os.environ) | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "OMP_NUM_THREADS": "1",
+    }
+    environment.pop("PYTHONPATH", None)
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=elsewhere, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert told["sizes"] == [["PNG", 16, 16]] * 3 and told["distinct"] == 3
+    assert Path(told["code"]).is_relative_to(folder / "mlartifacts")
+    assert [column["name"] for column in told["schema"][0]] == ["n", "seed"]
+    assert [(param["name"], param["default"]) for param in told["schema"][1]] == [("num_sampling_steps", 50)]
+    assert told["metadata"] == {"profile": params.profile, "image_size": 16}
