@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from prefect import flow
+from prefect.client.orchestration import get_client
 
 from stages.params import Overrides, ParamsError, activate, list_profiles, parse_overrides
 from tasks.download import download
@@ -15,6 +17,8 @@ from tasks.preprocess import preprocess
 from tasks.register import register
 from tasks.sample import sample
 from tasks.train import train
+
+EXIT_INTERRUPTED = 130  # as a shell counts Ctrl-C
 
 
 @flow(name="pipeline")
@@ -46,10 +50,27 @@ def main() -> None:
         print(f"Everything is up to date with params.yaml (profile {params.profile}).")
     else:
         print(f"Running the pipeline on profile {params.profile}.", flush=True)
-        state = pipeline(arguments.profile, Overrides(**overrides), return_state=True)
+        try:
+            start_server()
+            state = pipeline(arguments.profile, Overrides(**overrides), return_state=True)
+        except KeyboardInterrupt:
+            print("pipeline: interrupted; what is done is kept, and the same command goes on", file=sys.stderr)
+            sys.exit(EXIT_INTERRUPTED)
         if not state.is_completed():
             sys.exit(f"pipeline: {state.message}")
     print(results_summary())
+
+
+def start_server() -> None:
+    """Start the temporary server, where no other is configured, out of reach of the terminal's Ctrl-C.
+
+    That signal goes to all that the terminal runs, and a flow whose server has ended hangs in reporting its own end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        get_client(sync_client=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def is_up_to_date() -> bool:

@@ -6,8 +6,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from types import FrameType
+from typing import Any, TextIO
 
 from ddpm.checkpoint import CheckpointError
 from stages.errors import StageError
@@ -26,6 +27,35 @@ class Interrupted(BaseException):
     """SIGTERM or Ctrl-C: leave, keeping what is done. Not an Exception, so that no handler of errors swallows it."""
 
 
+class LastingOutput:
+    """A text stream whose reader may go: a lost message must not end the work before it is saved."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can still be written."""
+        with suppress(BrokenPipeError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can still be flushed."""
+        with suppress(BrokenPipeError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Both outputs survive the death of the flow above, which reads them."""
+    with redirect_stdout(LastingOutput(sys.stdout)), redirect_stderr(LastingOutput(sys.stderr)):
+        yield
+
+
+@lasting_output()
 def run_stage(name: str, stage: Callable[[Params], None]) -> None:
     """Run one stage with the parameters in force, and exit.
 

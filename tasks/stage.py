@@ -53,7 +53,8 @@ def run_stage(name: str) -> None:
                 logger.info(line)
         exit_status = process.wait()
     except BaseException:
-        end_group(process)
+        for line in end_group(process):
+            logger.info(line)
         raise
     if exit_status != 0:
         raise StageFailedError("\n".join([f"stage {name} failed:", *last_lines]))
@@ -89,14 +90,21 @@ def streamed_lines(output: IO[bytes]) -> Iterator[str]:
         yield text
 
 
-def end_group(process: subprocess.Popen[bytes], grace_seconds: float = GRACE_SECONDS) -> None:
-    """Interrupt every process of the child's group; kill what is still there after the grace period."""
+def end_group(process: subprocess.Popen[bytes], grace_seconds: float = GRACE_SECONDS) -> list[str]:
+    """Interrupt every process of the child's group; kill what is still there after the grace period.
+
+    Returns:
+        What they still said: where their work is kept.
+    """
     # SIGINT, as Ctrl-C would: the stage saves its work, and DVC outlives it to leave its locks in order.
     _signal_group(process, signal.SIGINT)
+    said = b""
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.communicate(timeout=grace_seconds)
+        said = process.communicate(timeout=grace_seconds)[0] or b""
     _signal_group(process, signal.SIGKILL)
     process.wait()
+    texts = [line.rpartition("\r")[2].strip() for line in said.decode(errors="replace").split("\n")]
+    return [text for text in texts if text]
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -36,9 +36,10 @@ def test_the_run_page_shows_the_samples_themselves(service, deployed_run):
     shown = artifacts_of(service, deployed_run)["samples"]
     assert shown["type"] == "markdown"
     encoded = re.search(r"data:image/png;base64,([^)]+)\)", shown["data"])[1]
-    with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture, Image.open(
-        service.checkout.folder / "build/samples/grid.png"
-    ) as grid:
+    with (
+        Image.open(io.BytesIO(base64.b64decode(encoded))) as picture,
+        Image.open(service.checkout.folder / "build/samples/grid.png") as grid,
+    ):
         assert picture.tobytes() == grid.tobytes()
 
 

@@ -53,7 +53,7 @@ def fields_of(kind):
 
 
 class Reads(ast.NodeVisitor):
-    """Collects (type, field) of each read, and (type, constructor) of each section handed on as `X(**it.model_dump())`."""
+    """Collects (type, field) of each read, and (type, constructor) of each `constructor(**section.model_dump())`."""
 
     def __init__(self, tree):
         self.reads, self.handed_on, self.types = set(), set(), {}

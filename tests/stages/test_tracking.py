@@ -20,6 +20,7 @@ from stages.params import flat
 from stages.runner import Interrupted
 from stages.tracking import EXPERIMENT, NoTracker, TrackingError, opened_run, reopened_run, tracking_uri
 
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # in MLflow's own tables
 PICTURE = np.full((8, 8, 3), 200, np.uint8)
 
 

@@ -263,10 +263,10 @@ def test_a_resumed_training_goes_on_in_its_run(interrupted, train, monkeypatch, 
 LEARNING = {
     "splits": ["valid"], "unet.widths": [16, 16], "unet.attention": [True, False], "unet.num_res_blocks": 2,
     "unet.time_embedding_dim": 10, "unet.norm_groups": 2, "unet.dropout": 0.2, "diffusion.schedule": "linear",
-    "diffusion.num_timesteps": 21, "diffusion.beta_start": 0.002, "diffusion.beta_end": 0.03, "num_steps": 7,
-    "batch_size": 5, "seed": 4, "random_flips": False, "loss": "l1", "learning_rate": 0.003,
-    "rate_schedule": "constant", "warmup_steps": 3, "gradient_clip": None, "ema_decay": 0.8, "ema_warmup": False,
-    "precision": "bfloat16",
+    "diffusion.num_timesteps": 21, "diffusion.beta_start": 0.002, "diffusion.beta_end": 0.03,
+    "diffusion.prediction": "v", "num_steps": 7, "batch_size": 5, "seed": 4, "random_flips": False, "loss": "l1",
+    "learning_rate": 0.003, "rate_schedule": "constant", "warmup_steps": 3, "gradient_clip": None, "ema_decay": 0.8,
+    "ema_warmup": False, "precision": "bfloat16",
 }  # fmt: skip
 WATCHING = {
     "log_every": 3, "sample_every": 3, "num_grid_images": 3, "grid_sampling_steps": 2, "checkpoint_every": 3,

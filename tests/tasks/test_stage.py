@@ -141,8 +141,8 @@ def test_a_stubborn_family_is_killed_after_the_grace_period(family):
 
 def test_a_grandchild_does_not_outlive_its_parent(family):
     leaves = "signal.signal(signal.SIGINT, lambda *_: sys.exit(3))"
-    one = family(STUBBORN.format(before=GRANDCHILD, after=leaves))
-    end_group(one.process, grace_seconds=0.3)
+    one = family(STUBBORN.format(before=f"{GRANDCHILD}\n{leaves}", after=""))
+    end_group(one.process, grace_seconds=2.0)
     assert one.process.returncode == 3 and one.is_gone()
 
 

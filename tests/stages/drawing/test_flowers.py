@@ -25,14 +25,37 @@ def digest(*arrays: np.ndarray) -> str:
 
 
 @pytest.mark.parametrize(
-    ("image_size", "expected"),
+    ("image_size", "variety", "expected"),
     [
-        (32, "6b067fb53d9f371ffb9e4b8d4892f78cdddb260738efb84983849a2816221312"),
-        (64, "ec6c4c9e6f6bb03268d6d0eb95adf9ede08127c3f3cc48170b14b3e8dafcf7fd"),
+        (32, 1.0, "103c81c3c7977548cc5fce21393d96906fcdc14030a5879bcea0dca509c22664"),
+        (64, 1.0, "288fc037dc459102b404dce2472e2610991a0a08414c87b796e06351fa5548b6"),
+        (24, 0.2, "b6153ac6f3b0081f4ee7533bc89d0d89da9df94ac65a8e618284d401c8247c66"),
     ],
 )
-def test_bytes_are_pinned(image_size, expected):
-    assert digest(*generate(40, image_size, seed=0)) == expected
+def test_bytes_are_pinned(image_size, variety, expected):
+    assert digest(*generate(40, image_size, seed=0, variety=variety)) == expected
+
+
+def test_variety_spreads_the_poses():
+    spreads = []
+    for variety in (0.0, 0.2, 1.0):
+        pose = flowers._draw_pose(flowers._Draws(0, 0, 500, variety))
+        numbers = [pose.centre_x, pose.centre_y, pose.radius, *pose.turn, *pose.tilt_axis, pose.tilt]
+        spreads.append([np.ptp(number) for number in numbers])
+    none, some, full = spreads
+    assert max(none) == 0.0
+    assert all(0.0 < a < b for a, b in zip(some, full, strict=True))
+
+
+def test_variety_spreads_the_colours():
+    plain, colourful = (generate(400, 32, seed=0, variety=variety)[0] for variety in (0.0, 1.0))
+    assert plain[:, 0, 0].std(axis=0).mean() < colourful[:, 0, 0].std(axis=0).mean()
+
+
+@pytest.mark.parametrize("variety", [-0.1, 1.1, float("nan")])
+def test_impossible_variety_is_refused(variety):
+    with pytest.raises(ValueError, match="variety must be from 0 to 1"):
+        generate(1, 32, seed=0, variety=variety)
 
 
 def test_shapes_and_types():
