@@ -5,7 +5,9 @@ PROFILE ?=
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
+# Nothing here reports home; the stages, prefect.toml and .dvc/config see to it where make is not used.
 export DO_NOT_TRACK = 1
+export MLFLOW_DISABLE_TELEMETRY = true
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: help run test check tests format mlflow prefect clean
@@ -32,7 +34,7 @@ format: $(VENV)/installed-dev  ## bring the sources into style
 	ruff check --fix .
 
 mlflow: $(VENV)/installed  ## compare runs in the browser, at http://127.0.0.1:5000
-	mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port 5000
+	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
 
 prefect: $(VENV)/installed  ## look at flow runs in the browser, at http://127.0.0.1:4200
 	prefect server start

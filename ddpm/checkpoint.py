@@ -92,7 +92,7 @@ def load_checkpoint(path: Path, state: TrainingState, fingerprint: str) -> dict[
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it to go on from the one before") from error
+        raise CheckpointError(f"{path} is damaged: {error}") from error
     if metadata["fingerprint"] != fingerprint:
         raise CheckpointError(
             f"{path} belongs to another experiment (fingerprint {metadata['fingerprint'][:12]}, this one is "

@@ -74,14 +74,14 @@ def start_server() -> None:
 
 
 def is_up_to_date() -> bool:
-    """Whether DVC finds nothing to do."""
-    return subprocess.run([sys.executable, "-m", "dvc", "status", "--quiet"], check=False).returncode == 0
+    """Whether DVC finds nothing to do in any stage."""
+    stages = [task.name for task in (download, preprocess, train, sample, evaluate, register)]
+    return subprocess.run([sys.executable, "-m", "dvc", "status", "--quiet", *stages], check=False).returncode == 0
 
 
 def results_summary() -> str:
     """Where the results are, and which command opens each page."""
     metrics = json.loads(Path("build/metrics.json").read_text())
-    run = json.loads(Path("build/model/run.json").read_text())
     figures = [
         f"    {name:32} {value:10.4f}"
         for name, value in metrics.items()
@@ -93,7 +93,7 @@ def results_summary() -> str:
             "  pictures    build/samples/grid.png, build/samples/reverse_process.webp",
             "  metrics     build/metrics.json",
             *figures,
-            f"  MLflow run  {run['mlflow_run_id'] or 'none (tracking is off)'}",
+            f"  MLflow run  {metrics['mlflow_run_id'] or 'none (tracking is off)'}",
             "",
             "  make mlflow     compare runs:           http://127.0.0.1:5000",
             "  make prefect    look at the flow runs:  http://127.0.0.1:4200",

@@ -21,10 +21,13 @@ from stages.params import DownloadParams, Params
 from stages.paths import DATA, DATA_PIN, RECEIPT
 from stages.runner import run_stage
 
+_OUTGOING = DATA.with_name(".data.outgoing")
+
 
 def download(params: Params) -> None:
     """data/, data.dvc and the receipt."""
     wanted = params.download
+    recover()
     incoming = DATA.with_name(".data.incoming")
     shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir()
@@ -33,6 +36,8 @@ def download(params: Params) -> None:
         DATASETS[wanted.dataset].fetch(wanted, incoming, previous=DATA)
         files = inventory(incoming)
         verify_against_pin(wanted, files)
+        # From here until it is written anew, no receipt speaks of bytes that are gone.
+        RECEIPT.unlink(missing_ok=True)
         install(incoming)
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
@@ -83,12 +88,17 @@ def verify_against_pin(wanted: DownloadParams, files: list[dict[str, Any]]) -> N
 
 def install(incoming: Path) -> None:
     """Put the verified folder in the place of data/, which is never half of one and half of the other."""
-    outgoing = DATA.with_name(".data.outgoing")
-    shutil.rmtree(outgoing, ignore_errors=True)
     if DATA.exists():
-        DATA.rename(outgoing)
+        DATA.rename(_OUTGOING)
     incoming.rename(DATA)
-    shutil.rmtree(outgoing, ignore_errors=True)
+    shutil.rmtree(_OUTGOING, ignore_errors=True)
+
+
+def recover() -> None:
+    """Undo an `install` that was cut between its two renames."""
+    if _OUTGOING.exists() and not DATA.exists():
+        _OUTGOING.rename(DATA)
+    shutil.rmtree(_OUTGOING, ignore_errors=True)
 
 
 def record_pin(wanted: DownloadParams) -> None:

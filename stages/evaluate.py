@@ -15,8 +15,8 @@ from ddpm.metrics import frechet_distance, kernel_distance
 from stages.device import best_device
 from stages.errors import StageError
 from stages.params import EvaluateParams, Params
-from stages.paths import METRICS, SAMPLES
-from stages.prepared import images_of, model_run_id
+from stages.paths import METRICS, SAMPLES, SAMPLES_RECORD
+from stages.prepared import images_of, recorded_run_id
 from stages.progress import progress_bar
 from stages.runner import run_stage
 from stages.tracking import reopened_run
@@ -27,19 +27,25 @@ LEAST_IMAGES = 10
 
 def main(params: Params) -> None:
     """build/metrics.json, and the same in MLflow."""
-    wanted = params.evaluate
-    metrics = measured(wanted) if wanted.enabled else {"evaluated": False}
-    with atomic_path(METRICS) as temporary:
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+    wanted, earlier_run_id = params.evaluate, recorded_run_id(SAMPLES_RECORD)
     if not wanted.enabled:
+        write({"evaluated": False, "mlflow_run_id": earlier_run_id})
         print("evaluate: switched off by evaluate.enabled", flush=True)
         return
-    with reopened_run(params, "evaluate", model_run_id()) as tracker:
+    with reopened_run(params, "evaluate", earlier_run_id) as tracker:
+        metrics = measured(wanted)
+        write(metrics | {"mlflow_run_id": tracker.run_id})
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         tracker.record_metrics(numbers, params.train.num_steps)
         tracker.record_tags({f"evaluate.{name}": str(value) for name, value in metrics.items() if name not in numbers})
     for line in report(metrics, wanted):
         print(f"evaluate: {line}", flush=True)
+
+
+def write(metrics: dict[str, Any]) -> None:
+    """build/metrics.json."""
+    with atomic_path(METRICS) as temporary:
+        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 def measured(wanted: EvaluateParams) -> dict[str, Any]:
@@ -48,37 +54,62 @@ def measured(wanted: EvaluateParams) -> dict[str, Any]:
     Raises:
         StageError: a set holds too few images.
     """
-    reference = images_of([wanted.reference_split])[: wanted.max_reference_images]
-    samples = load_images(SAMPLES / "samples.npy")
-    # A Fréchet distance depends on the counts: the floor is taken with as many real images as there are samples.
-    floor = images_of([wanted.floor_split])[: len(samples)]
-    sets = {"reference": reference, "samples": samples, "floor": floor}
-    for name, images in sets.items():
-        if len(images) < LEAST_IMAGES:
-            raise StageError(
-                f"{name} holds {len(images)} images, and a distance needs {LEAST_IMAGES}: sample more, prepare more, "
-                "or set evaluate.enabled to false"
-            )
+    sets = compared_sets(wanted)
     features = features_of(sets, wanted)
     suffix = wanted.extractor
     metrics: dict[str, Any] = {}
     for name, ending in (("samples", ""), ("floor", "_floor")):
+        if name not in sets:
+            continue
         kernel = kernel_distance(
             features["reference"], features[name], wanted.kernel_subsets, wanted.kernel_subset_size, wanted.seed
         )
         metrics[f"fd_{suffix}{ending}"] = frechet_distance(features["reference"], features[name])
         metrics[f"kid_{suffix}{ending}"] = kernel.mean
         metrics[f"kid_{suffix}{ending}_std"] = kernel.std
+        smaller_set = min(len(sets["reference"]), len(sets[name]))
+        metrics[f"kernel_subset_size{ending}"] = min(wanted.kernel_subset_size, smaller_set)
     return metrics | {
-        "num_samples": len(samples),
-        "num_reference": len(reference),
-        "num_floor": len(floor),
+        **{f"num_{name}": len(images) for name, images in sets.items()},
         "reference_split": wanted.reference_split,
         "floor_split": wanted.floor_split,
-        "kernel_subset_size": min(wanted.kernel_subset_size, *(len(images) for images in sets.values())),
         "extractor": wanted.extractor,
         "library": f"torchmetrics {version('torchmetrics')}",
     }
+
+
+def compared_sets(wanted: EvaluateParams) -> dict[str, Tensor]:
+    """The reference, the samples, and the floor: other real images, as many as there are samples where there are.
+
+    The floor stays away where its split is too small for a distance.
+
+    Raises:
+        StageError: the reference or the samples are too few.
+    """
+    samples = load_images(SAMPLES / "samples.npy")
+    reference = chosen(images_of([wanted.reference_split]), wanted.max_reference_images, wanted.seed)
+    sets = {"reference": reference, "samples": samples}
+    for name, images in sets.items():
+        if len(images) < LEAST_IMAGES:
+            raise StageError(
+                f"{name} holds {len(images)} images, and a distance needs {LEAST_IMAGES}: sample more, prepare more, "
+                "or set evaluate.enabled to false"
+            )
+    try:
+        floor = chosen(images_of([wanted.floor_split]), len(samples), wanted.seed)
+    except StageError:  # a small folder of images may leave a split empty
+        floor = samples[:0]
+    if len(floor) < LEAST_IMAGES:
+        print(f"evaluate: no floor, since split {wanted.floor_split} holds {len(floor)} images", flush=True)
+        return sets
+    return sets | {"floor": floor}
+
+
+def chosen(images: Tensor, count: int, seed: int) -> Tensor:
+    """At most `count` of the images, at random: datasets come ordered by class."""
+    if len(images) <= count:
+        return images
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
 def features_of(sets: dict[str, Tensor], wanted: EvaluateParams) -> dict[str, Tensor]:
@@ -110,11 +141,16 @@ def features_of(sets: dict[str, Tensor], wanted: EvaluateParams) -> dict[str, Te
 def report(metrics: dict[str, Any], wanted: EvaluateParams) -> list[str]:
     """The figures for the terminal."""
     fd, kid = f"fd_{wanted.extractor}", f"kid_{wanted.extractor}"
-    return [
-        f"{fd} {metrics[fd]:.1f} (real images: {metrics[f'{fd}_floor']:.1f}), "
-        f"{metrics['num_samples']} samples against {metrics['num_reference']} of split {wanted.reference_split}",
-        f"{kid} {metrics[kid]:.4f} ± {metrics[f'{kid}_std']:.4f} (real images: {metrics[f'{kid}_floor']:.4f})",
+    lines = [
+        f"{metrics['num_samples']} samples against {metrics['num_reference']} images of split "
+        f"{wanted.reference_split}: {fd} {metrics[fd]:.1f}, {kid} {metrics[kid]:.4f} ± {metrics[f'{kid}_std']:.4f}"
     ]
+    if "num_floor" in metrics:
+        lines.append(
+            f"{metrics['num_floor']} real images of split {wanted.floor_split} against the same: "
+            f"{fd} {metrics[f'{fd}_floor']:.1f}, {kid} {metrics[f'{kid}_floor']:.4f}"
+        )
+    return lines
 
 
 if __name__ == "__main__":

@@ -27,9 +27,11 @@ def lineage_tags() -> dict[str, str]:
     return {name: value for name, value in tags.items() if value}
 
 
-def code_digest() -> str:
-    """The digest of the project's own modules that this process has imported: another code is another experiment."""
+def code_digest(*stage_sources: Path) -> str:
+    """The digest of these files and of the modules of ddpm that this process has imported."""
     digest = hashlib.sha256()
+    for path in stage_sources:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for name, module in sorted(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if name.partition(".")[0] == "ddpm" and file:

@@ -192,6 +192,8 @@ class SampleParams(Section):
     """network calls an image, at most num_timesteps"""
     eta: Annotated[float, Field(ge=0.0, le=1.0)]
     """ddim: how much noise each step adds; 0 makes an image a function of its first noise"""
+    precision: Literal["auto", "float32", "bfloat16"]
+    """of matrix products and convolutions; auto takes bfloat16 where the hardware has it"""
     weights: Literal["averaged", "raw"]
     """which of the trained weights to draw with"""
     num_grid_images: Annotated[int, Field(ge=1, le=1024)]
@@ -222,7 +224,7 @@ class EvaluateParams(Section):
     floor_split: Literal["train", "valid", "test"]
     """other real images, compared with the reference in the same way: what a perfect model would reach"""
     max_reference_images: Annotated[int, Field(ge=2, le=1_000_000)]
-    """at most so many of the reference split, the first ones"""
+    """at most so many of the reference split, chosen at random"""
     batch_size: Annotated[int, Field(ge=1, le=4096)]
     """images whose features are extracted together"""
     kernel_subsets: Annotated[int, Field(ge=1, le=10_000)]
@@ -230,7 +232,7 @@ class EvaluateParams(Section):
     kernel_subset_size: Annotated[int, Field(ge=2, le=100_000)]
     """images of a subset, at most the smaller set"""
     seed: Seed
-    """of those subsets"""
+    """of those choices"""
 
     @model_validator(mode="after")
     def _splits_differ(self) -> Self:

@@ -1,7 +1,8 @@
-"""Reading what earlier stages made: the prepared dataset, and whose model it is."""
+"""Reading what earlier stages made: the prepared dataset, and the MLflow run of a result."""
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ddpm.data import load_images
 from stages.errors import StageError
-from stages.paths import DATASET, MODEL
+from stages.paths import DATASET
 
 
 def dataset_summary() -> dict[str, Any]:
@@ -36,6 +37,6 @@ def images_of(splits: Sequence[str]) -> Tensor:
     return images[torch.from_numpy(positions)]
 
 
-def model_run_id() -> str:
-    """The MLflow run that trained the model; empty where training was not tracked."""
-    return str(json.loads((MODEL / "run.json").read_text())["mlflow_run_id"])
+def recorded_run_id(path: Path) -> str:
+    """The MLflow run that an earlier stage noted in its result; empty where it was not tracked."""
+    return str(json.loads(path.read_text())["mlflow_run_id"])

@@ -1,6 +1,6 @@
 """Crop and resize every raw image into one uint8 array, and write an index table of them.
 
-Images stream from the dataset to the array: memory does not grow with their number.
+Images stream from the dataset to the array; what stays in memory of each is its row of the index.
 """
 
 import hashlib

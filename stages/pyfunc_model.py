@@ -16,7 +16,7 @@ class FlowerSampler(PythonModel):
         """Load the published weights."""
         from ddpm.checkpoint import load_model
 
-        self.model = load_model(Path(context.artifacts["model"]))
+        self.model = load_model(Path(context.artifacts["model"]), context.model_config["weights"])
 
     # MLflow reads type hints here as a schema, and the schema is the signature that it was logged with.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, ARG002

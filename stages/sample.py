@@ -13,8 +13,8 @@ from ddpm.samplers import ImageNoise, sampler_steps
 from ddpm.training import resolve_precision
 from stages.device import best_device
 from stages.params import Params, SampleParams
-from stages.paths import GRID, MODEL, REVERSE_PROCESS, SAMPLES
-from stages.prepared import model_run_id
+from stages.paths import GRID, MODEL, REVERSE_PROCESS, SAMPLES, SAMPLES_RECORD
+from stages.prepared import recorded_run_id
 from stages.progress import progress_bar
 from stages.runner import run_stage
 from stages.tracking import reopened_run
@@ -27,9 +27,9 @@ def main(params: Params) -> None:
     """build/samples/: samples.npy, grid.png, reverse_process.webp, samples.json."""
     wanted, device = params.sample, best_device()
     model = load_model(MODEL, wanted.weights, device)
-    pixels, frames = draw(model, wanted, device)
-    write(pixels, frames, wanted, model.image_size)
-    with reopened_run(params, "sample", model_run_id()) as tracker:
+    with reopened_run(params, "sample", recorded_run_id(MODEL / "run.json")) as tracker:
+        pixels, frames = draw(model, wanted, device)
+        write(pixels, frames, wanted, model.image_size, tracker.run_id)
         final_grid = np.asarray(grid(pixels[: wanted.num_grid_images]))
         tracker.record_image("final_samples", final_grid, params.train.num_steps)
         tracker.record_file(GRID, "samples")
@@ -45,7 +45,7 @@ def draw(model: PublishedModel, wanted: SampleParams, device: torch.device) -> t
         number: [] for number in frame_steps(wanted.num_sampling_steps, wanted.num_frames)
     }
     shape = (3, model.image_size, model.image_size)
-    dtype = resolve_precision("auto", device)
+    dtype = resolve_precision(wanted.precision, device)
     with progress_bar("sample", wanted.num_images * wanted.num_sampling_steps, "network calls") as bar:
         for first in range(0, wanted.num_images, wanted.batch_size):
             numbers = range(first, min(first + wanted.batch_size, wanted.num_images))
@@ -68,7 +68,7 @@ def frame_steps(num_sampling_steps: int, num_frames: int) -> list[int]:
     return [round(number) for number in np.linspace(1, num_sampling_steps, num_frames)]
 
 
-def write(pixels: Tensor, frames: list[Tensor], wanted: SampleParams, image_size: int) -> None:
+def write(pixels: Tensor, frames: list[Tensor], wanted: SampleParams, image_size: int, run_id: str) -> None:
     """The arrays and the pictures."""
     scale = max(1, -(-_SHOWN_PIXELS // image_size))
     with atomic_path(SAMPLES / "samples.npy") as temporary:
@@ -77,8 +77,9 @@ def write(pixels: Tensor, frames: list[Tensor], wanted: SampleParams, image_size
         save_png(grid(pixels[: wanted.num_grid_images]), temporary, scale)
     with atomic_path(REVERSE_PROCESS) as temporary:
         save_animation([grid(frame) for frame in frames], temporary, scale=scale)
-    source = {"model_sha256": file_digest(MODEL / f"{wanted.weights}.safetensors", "sha256")} | wanted.model_dump()
-    with atomic_path(SAMPLES / "samples.json") as temporary:
+    model_sha256 = file_digest(MODEL / f"{wanted.weights}.safetensors", "sha256")
+    source = {"model_sha256": model_sha256, "mlflow_run_id": run_id} | wanted.model_dump()
+    with atomic_path(SAMPLES_RECORD) as temporary:
         temporary.write_text(json.dumps(source, indent=2) + "\n")
 
 

@@ -1,7 +1,7 @@
-"""The only importer of mlflow: one run an experiment, opened by training and reopened by the later stages.
+"""The only importer of mlflow (beside the code of the registered model): one run an experiment.
 
-Logging is asynchronous, so that it does not hold up training, and its failure does not stop a stage: what DVC keeps is
-whole without MLflow.
+Training opens the run, the later stages reopen it. A run that cannot be opened stops a stage before its work; a record
+that is lost later does not: logging is asynchronous, holds nothing up, and what DVC keeps is whole without MLflow.
 """
 
 import contextlib
@@ -26,6 +26,8 @@ EXPERIMENT = "flowers-ddpm"
 TRACKING_VARIABLE = "DDPM_TRACKING"
 """Set to "off", nothing is logged."""
 MODEL_RUN_TAG = "ddpm.trained_in"
+CONTINUES_TAG = "ddpm.continues"
+STAGES = ("download", "preprocess", "train", "sample", "evaluate", "register")
 
 Scalars: TypeAlias = Mapping[str, float]
 
@@ -118,6 +120,7 @@ class MlflowTracker:
 
         # Recorded and dropped: MLflow wants type hints and an example beside the signature, whatever the filters say.
         with (
+            _explained(),
             warnings.catch_warnings(record=True),
             mlflow.start_run(run_id=self.run_id, log_system_metrics=False),
         ):
@@ -130,11 +133,15 @@ class MlflowTracker:
                 code_paths=["ddpm"],
                 signature=_model_signature(),
                 pip_requirements=_model_requirements(),
+                model_config={"weights": params.sample.weights},
                 metadata={"profile": params.profile, "image_size": params.preprocess.image_size},
             )
         with contextlib.suppress(MlflowException):  # it exists
             self._client.create_registered_model(name, description="Draws images of flowers")
-        version = self._client.create_model_version(name, info.model_uri, self.run_id, model_id=info.model_id)
+        with _explained():
+            version = self._client.create_model_version(
+                name, info.model_uri, self.run_id, tags=lineage_tags(), model_id=info.model_id
+            )
         return str(version.version)
 
     def close(self, status: str) -> None:
@@ -155,6 +162,9 @@ class MlflowTracker:
 def opened_run(params: Params, run_id: str | None = None) -> Iterator[Tracker]:
     """The MLflow run of a training: a new one, or `run_id` continued; ended with the block, by how that ends.
 
+    An MLflow parameter never changes: where the run to continue was made with others, as with more steps, the training
+    goes on in a new run, tagged with the one before.
+
     Raises:
         TrackingError: MLflow cannot be reached.
     """
@@ -162,40 +172,39 @@ def opened_run(params: Params, run_id: str | None = None) -> Iterator[Tracker]:
         yield NoTracker()
         return
     client = _client()
-    wanted = _wanted_params(params, ("download", "preprocess", "train"))
-    if run_id is None or _run(client, run_id) is None:
-        run_id = _created_run(client, params, {})
-        _log_params(client, run_id, wanted)
-    else:
-        client.update_run(run_id, status="RUNNING")
+    wanted = _wanted_params(params, "train")
+    with _explained():
+        run = _run(client, run_id) if run_id else None
+        if run_id is None or run is None or not _agree(run.data.params, wanted):
+            run_id = _created_run(client, params, {CONTINUES_TAG: run_id} if run_id else {})
+        _resume(client, run_id, "train", wanted)
     with _closing(MlflowTracker(client, run_id)) as tracker:
         yield tracker
 
 
 @contextmanager
-def reopened_run(params: Params, stage: str, model_run_id: str) -> Iterator[Tracker]:
-    """The run that trained the model, for a later stage to add to.
+def reopened_run(params: Params, stage: str, earlier_run_id: str) -> Iterator[Tracker]:
+    """The run of the stage before, for `stage` to add to.
 
-    An MLflow parameter never changes. So where that run already holds other parameters of this stage or of one before
-    it, this is another experiment on the same model, and gets a run of its own, tagged with the run of the training.
+    Where that run already holds other parameters of this stage or of one before it, this is another experiment on the
+    same model, and gets a run of its own, tagged with the run of the training.
 
     Raises:
         TrackingError: MLflow cannot be reached.
     """
-    if os.environ.get(TRACKING_VARIABLE) == "off" or not model_run_id:
+    if os.environ.get(TRACKING_VARIABLE) == "off" or not earlier_run_id:
         yield NoTracker()
         return
     client = _client()
-    later = ("sample", "evaluate", "register")
-    wanted = _wanted_params(params, later[: later.index(stage) + 1])
-    run_id = next(
-        (run.info.run_id for run in _runs_of_model(client, model_run_id) if _agree(run.data.params, wanted)), None
-    )
-    if run_id is None:
-        run_id = _created_run(client, params, {MODEL_RUN_TAG: model_run_id})
-        wanted |= _wanted_params(params, ("download", "preprocess", "train"))
-    client.update_run(run_id, status="RUNNING")
-    _log_params(client, run_id, wanted)
+    wanted = _wanted_params(params, stage)
+    with _explained():
+        earlier = _run(client, earlier_run_id)
+        trained_in = earlier.data.tags.get(MODEL_RUN_TAG, earlier_run_id) if earlier else earlier_run_id
+        candidates = [earlier, *_runs_on_model(client, trained_in)]
+        run_id = next((run.info.run_id for run in candidates if run and _agree(run.data.params, wanted)), None)
+        if run_id is None:
+            run_id = _created_run(client, params, {MODEL_RUN_TAG: trained_in})
+        _resume(client, run_id, stage, wanted)
     with _closing(MlflowTracker(client, run_id)) as tracker:
         yield tracker
 
@@ -260,7 +269,7 @@ def _artifact_location(uri: str) -> str | None:
 
 def _created_run(client: Any, params: Params, tags: Mapping[str, str]) -> str:
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    all_tags = {"profile": params.profile, "mlflow.source.name": "python -m stages.train"}
+    all_tags = {"profile": params.profile, "mlflow.source.name": "dvc repro"}
     all_tags |= lineage_tags() | dict(tags)
     if "git_commit" in all_tags:
         all_tags["mlflow.source.git.commit"] = all_tags["git_commit"]
@@ -278,16 +287,36 @@ def _run(client: Any, run_id: str) -> Any | None:
     return None if run.info.lifecycle_stage == "deleted" else run
 
 
-def _runs_of_model(client: Any, model_run_id: str) -> list[Any]:
-    """The run that trained the model, then the later experiments on it, newest first."""
+def _runs_on_model(client: Any, trained_in: str) -> list[Any]:
+    """The run that trained the model, if it is here, and the later experiments on it, newest first."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    forks = client.search_runs([experiment.experiment_id], f"tags.`{MODEL_RUN_TAG}` = '{model_run_id}'")
-    trained = _run(client, model_run_id)
-    return [*([trained] if trained else []), *forks]
+    later = client.search_runs([experiment.experiment_id], f"tags.`{MODEL_RUN_TAG}` = '{trained_in}'")
+    return [_run(client, trained_in), *later]
 
 
-def _wanted_params(params: Params, stages: tuple[str, ...]) -> dict[str, str]:
-    return {name: str(value) for stage in stages for name, value in flat({stage: params.section(stage)}).items()}
+def _resume(client: Any, run_id: str, stage: str, wanted: Mapping[str, str]) -> None:
+    """Mark the run as going on, with the stage's parameters, and whence this stage ran."""
+    client.update_run(run_id, status="RUNNING")
+    _log_params(client, run_id, wanted)
+    for name, value in lineage_tags().items():
+        if name in {"git_commit", "git_has_local_changes", "prefect_flow_run"}:
+            client.set_tag(run_id, f"{stage}.{name}", value)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(f"MLflow at {tracking_uri()} refused: {error}") from error
+
+
+def _wanted_params(params: Params, last_stage: str) -> dict[str, str]:
+    """The parameters of all stages up to this one, as MLflow keeps them."""
+    sections = {stage: params.section(stage) for stage in STAGES[: STAGES.index(last_stage) + 1]}
+    return {name: str(value) for name, value in flat(sections).items()}
 
 
 def _agree(recorded: Mapping[str, str], wanted: Mapping[str, str]) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ddpm.checkpoint import (
     CheckpointError,
@@ -25,6 +26,7 @@ from ddpm.images import grid, to_pixels
 from ddpm.samplers import ImageNoise, sample
 from ddpm.training import StepEvent, TrainingConfig, TrainingState, train
 from ddpm.unet import UNet, UNetConfig
+from stages import prepared
 from stages.device import best_device
 from stages.lineage import code_digest
 from stages.params import Params, TrainParams
@@ -107,7 +109,7 @@ def prepare(wanted: TrainParams) -> Experiment:
         device=device,
         state=TrainingState.start(UNet(UNetConfig(**wanted.unet.model_dump())).to(device), config),
         images=TrainingImages(images, wanted.batch_size, wanted.seed, wanted.random_flips),
-        fingerprint=fingerprint(wanted, summary["images_md5"]),
+        fingerprint=fingerprint(wanted, images_digest(images)),
         recording=Recording(),
     )
 
@@ -118,6 +120,11 @@ def training_config(wanted: TrainParams) -> TrainingConfig:
     return TrainingConfig(**{name: value for name, value in wanted.model_dump().items() if name in names})
 
 
+def images_digest(images: Tensor) -> str:
+    """Of the very pixels that are trained on: the same array may be split in other ways."""
+    return hashlib.md5(images.cpu().numpy().tobytes(), usedforsecurity=False).hexdigest()
+
+
 def fingerprint(wanted: TrainParams, images_md5: str) -> str:
     """What two trainings must share for one to go on from the other's checkpoint: parameters, data and code.
 
@@ -126,7 +133,7 @@ def fingerprint(wanted: TrainParams, images_md5: str) -> str:
     experiment = {name: value for name, value in wanted.model_dump(mode="json").items() if name not in _WATCHING}
     if wanted.rate_schedule == "constant":
         del experiment["num_steps"]
-    experiment |= {"images_md5": images_md5, "code": code_digest()}
+    experiment |= {"images_md5": images_md5, "code": code_digest(Path(__file__), Path(prepared.__file__))}
     return hashlib.sha256(json.dumps(experiment, sort_keys=True).encode()).hexdigest()
 
 
@@ -141,7 +148,10 @@ def resume(experiment: Experiment) -> None:
             print(f"train: {error}", flush=True)
             continue
         experiment.recording = Recording(**notes)
-        print(f"train: going on from {path}", flush=True)
+        if experiment.state.step == experiment.config.num_steps:
+            print(f"train: {path} holds this very training, finished; nothing is left to train", flush=True)
+        else:
+            print(f"train: going on from {path}", flush=True)
         return
 
 

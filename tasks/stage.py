@@ -1,10 +1,12 @@
 """Run one DVC stage in a child process group: its output goes to the Prefect log, and its end comes with the task's."""
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,8 @@ from prefect.runtime import flow_run
 
 GRACE_SECONDS = 60.0
 """How long a stage may take to save its work when it is told to stop."""
+
+LOGGED_BAR_SECONDS = 30.0
 
 _KEPT_LINES = 8
 
@@ -74,7 +78,7 @@ def stage_environment() -> dict[str, str]:
 def streamed_lines(output: IO[bytes]) -> Iterator[str]:
     """Whole lines, as they come; the states of a progress bar between them go to the terminal, where there is one."""
     pending = b""
-    on_terminal = sys.stderr.isatty()
+    show = _TerminalBar() if sys.stderr.isatty() else _LoggedBar()
     while chunk := os.read(output.fileno(), 65536):
         *parts, pending = (pending + chunk).replace(b"\r\n", b"\n").splitlines(keepends=True)
         if pending.endswith(b"\n"):  # but not \r, which may be half of \r\n
@@ -83,7 +87,7 @@ def streamed_lines(output: IO[bytes]) -> Iterator[str]:
         for part in parts:
             text = part.decode(errors="replace").rstrip()
             if part.endswith(b"\r"):
-                _show_progress(text, on_terminal)
+                yield from show(text)
             elif text:
                 yield text
     if text := pending.decode(errors="replace").strip():
@@ -112,7 +116,37 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
         os.killpg(process.pid, number)
 
 
-def _show_progress(text: str, on_terminal: bool) -> None:
-    if on_terminal and text:
-        sys.stderr.write(f"\r{text}")
-        sys.stderr.flush()
+class _TerminalBar:
+    """Moves the bar on the terminal; nothing of it goes to the log."""
+
+    def __call__(self, text: str) -> list[str]:
+        if text:
+            sys.stderr.write(f"\r{text}")
+            sys.stderr.flush()
+        return []
+
+
+class _LoggedBar:
+    """Where no terminal is, the log takes a state of the bar now and then."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, text: str) -> list[str]:
+        if not text or time.monotonic() - self._last < LOGGED_BAR_SECONDS:
+            return []
+        self._last = time.monotonic()
+        return [text]
+
+
+class _WithoutTraceback(logging.Filter):
+    """A failed stage has said what is wrong; where Prefect caught it helps nobody."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info, tuple) and isinstance(record.exc_info[1], StageFailedError):
+            record.exc_info = None
+        return True
+
+
+for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.task_engine", "prefect.flow_engine"):
+    logging.getLogger(_name).addFilter(_WithoutTraceback())

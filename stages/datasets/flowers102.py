@@ -19,7 +19,7 @@ OFFICIAL_MD5 = {
     SPLITS: "a5357ecc9cb78c4bef273ce3793fc85c",
 }
 TIMEOUT_SECONDS = 30
-RETRIES = 4
+RETRIES = 2
 
 _SPLIT_KEYS: dict[str, SplitName] = {"trnid": "train", "valid": "valid", "tstid": "test"}
 _IMAGE_NAME = re.compile(r"(?:.*/)?image_(\d{5})\.jpg")

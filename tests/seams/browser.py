@@ -40,6 +40,7 @@ class Browser:
 
     def open(self, address: str) -> None:
         self.call("Page.navigate", url=address)
+        wait_until(lambda: self.evaluate("document.readyState == 'complete' && document.body != null"), address)
 
     def evaluate(self, script: str):
         """The value of a JavaScript expression."""
@@ -52,8 +53,22 @@ class Browser:
         try:
             return wait_until(lambda: self.evaluate(script), script, seconds)
         except AssertionError as error:
-            text = self.evaluate("location.href + '\\n' + document.body.innerText")
+            pictures = "[...document.images].map(image => `${image.src.slice(0, 120)} ${image.naturalWidth}`)"
+            text = self.evaluate(f"[location.href, ...{pictures}, document.body.innerText].join('\\n')")
             raise AssertionError(f"{error}; the page says:\n{text}") from None
+
+    def scroll_until(self, script: str, seconds: float = 60.0):
+        """Scroll down by and by: pages draw what comes into view; the first true value of an expression."""
+        parts = "[...document.querySelectorAll('*')].filter(part => part.scrollHeight > part.clientHeight + 50)"
+        return self.wait_for(f"{parts}.forEach(part => {{part.scrollTop += 150}}), {script}", seconds)
+
+    def click(self, text: str) -> None:
+        """Click on what bears exactly this text."""
+        found = (
+            f"[...document.querySelectorAll('a, button, [role=tab]')].find(part => part.innerText.trim() == '{text}')"
+        )
+        self.wait_for(f"({found}) != null")
+        self.evaluate(f"({found}).click()")
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))

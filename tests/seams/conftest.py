@@ -137,9 +137,9 @@ class Service:
         answer.raise_for_status()
         return answer.json()
 
-    def tracking(self, path: str, **query):
+    def tracking(self, method: str, /, **query):
         """What the MLflow server answers."""
-        answer = web.get(f"{self.mlflow}/api/2.0/mlflow{path}", params=query, timeout=30)
+        answer = web.get(f"{self.mlflow}/api/2.0/mlflow{method}", params=query, timeout=30)
         answer.raise_for_status()
         return answer.json()
 

@@ -90,7 +90,8 @@ def test_control_c_saves_the_training_leaves_no_process_and_the_next_run_goes_on
     # Now the flow dies without a word: its stage must notice, and save, by itself.
     process, log = start_training("killed")
     assert "going on from build/checkpoints/" in log.read_text()
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait(timeout=10)
     wait_until(lambda: not checkout.processes("stages.train"), "the end of the stage", seconds=15)
     wait_until(lambda: not checkout.processes("dvc"), "the end of DVC", seconds=15)
     assert max(checkpoints(checkout)) > saved

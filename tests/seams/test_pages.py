@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def keep(browser, tmp_path):
     """Keeps a picture of the page, also in the folder that DDPM_SCREENSHOTS names."""
 
     def shoot(name):
+        time.sleep(1.5)  # pages fade in
         browser.screenshot(tmp_path / f"{name}.png")
         if folder := os.environ.get("DDPM_SCREENSHOTS"):
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -45,13 +47,14 @@ def second_run(service, deployed_run):
 def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, second_run, browser, keep):
     experiment = service.tracking("/experiments/get-by-name", experiment_name="flowers-ddpm")["experiment"]
     browser.open(f"{service.mlflow}/#/experiments/{experiment['experiment_id']}/runs?compareRunsMode=CHART")
+    # A chart a metric, with both runs in it.
     browser.wait_for("document.querySelectorAll('.js-plotly-plot').length > 0")
-    browser.wait_for("document.body.innerText.includes('loss')")
     keep("mlflow_charts")
-    # Both runs, each with the grid of training and the final one, somewhere down the page.
-    browser.wait_for("document.querySelectorAll('[role=slider]').length > 0")
-    browser.evaluate("document.querySelector('[role=slider]').scrollIntoView({block: 'center'})")
-    browser.wait_for(f"{LOADED.format(condition='true')} >= 2")
+    browser.scroll_until("document.body.innerText.split('\\n').includes('loss')")
+    keep("mlflow_losses")
+    # The grids of both runs, at the step that the slider chooses.
+    browser.scroll_until(f"{LOADED.format(condition='true')} >= 2")
+    browser.wait_for("document.querySelectorAll('[role=slider], input[type=range]').length > 0")
     keep("mlflow_image_grid")
 
 
@@ -60,7 +63,7 @@ def test_the_prefect_page_shows_the_grid_of_samples(service, deployed_run, brows
     browser.wait_for(f"document.body.innerText.includes({deployed_run['name']!r})")
     browser.wait_for("document.body.innerText.includes('register')")
     keep("prefect_run")
-    browser.open(f"{service.prefect}/runs/flow-run/{deployed_run['id']}?tab=Artifacts")
+    browser.click("Artifacts")
     browser.wait_for("document.body.innerText.includes('metrics')")
     keep("prefect_artifacts")
     (artifact,) = service.api(

@@ -109,6 +109,7 @@ def test_other_bytes_for_the_same_parameters_are_refused(pinned_by_hand, make_pa
     fetched = pin["outs"][0]["md5"]
     pin["outs"][0]["md5"] = "0" * 32 + ".dir"
     YAML().dump(pin, PIN)
+    (DATA / "petals.npy").write_bytes(b"what stood here before")
     before = everything()
     message = f"differs from the bytes that data.dvc pins for the same parameters: {fetched} instead of {'0' * 32}.dir"
     with pytest.raises(StageError, match=message) as caught:

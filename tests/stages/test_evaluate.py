@@ -52,10 +52,16 @@ def evaluated(model, dataset, extractor, make_params):
             real = dataset(**options)
             Path("build/samples").mkdir()
             np.save("build/samples/samples.npy", real[:num_samples] // 2 + 100)
+            record_of_samples("")
         module.main(make_params(changes))
         return json.loads(METRICS.read_text())
 
     return run
+
+
+def record_of_samples(run_id):
+    Path("build/samples").mkdir(parents=True, exist_ok=True)
+    Path("build/samples/samples.json").write_text(json.dumps({"mlflow_run_id": run_id}))
 
 
 def features(images):
@@ -79,14 +85,18 @@ def test_every_figure_and_what_it_needs_to_be_had_again(evaluated):
         "reference_split": "train",
         "floor_split": "valid",
         "kernel_subset_size": 8,
+        "kernel_subset_size_floor": 8,
         "extractor": "efficientnet_lite0",
+        "mlflow_run_id": "",
     }
 
 
 def test_the_figures_are_those_of_the_features(evaluated):
     metrics = evaluated()
     real, samples = np.load("build/dataset/images.npy"), np.load("build/samples/samples.npy")
-    reference, floor = features(real[:16]), features(real[20:32])
+    # Datasets come ordered by class, so what is left out is chosen at random.
+    reference = features(real[:20][torch.randperm(20, generator=torch.Generator().manual_seed(0))[:16].numpy()])
+    floor = features(real[20:32])
     assert metrics["fd_efficientnet_lite0"] == pytest.approx(frechet_distance(reference, features(samples)))
     assert metrics["fd_efficientnet_lite0_floor"] == pytest.approx(frechet_distance(reference, floor))
     kernel = kernel_distance(reference, features(samples), num_subsets=4, subset_size=8, seed=0)
@@ -100,9 +110,10 @@ def test_the_floor_has_as_many_images_as_there_are_samples(evaluated):
     assert evaluated(num_samples=11)["num_floor"] == 11
 
 
-def test_a_subset_is_at_most_the_smallest_set(evaluated):
-    metrics = evaluated({"evaluate.kernel_subset_size": 100}, num_samples=11)
-    assert metrics["kernel_subset_size"] == 11
+def test_a_subset_is_at_most_the_smaller_of_the_two_sets_compared(evaluated):
+    splits = ("train",) * 20 + ("valid",) * 10
+    metrics = evaluated({"evaluate.kernel_subset_size": 100}, num_samples=11, splits=splits)
+    assert (metrics["kernel_subset_size"], metrics["kernel_subset_size_floor"]) == (11, 10)
 
 
 def test_the_wanted_splits_are_compared(evaluated):
@@ -110,15 +121,22 @@ def test_the_wanted_splits_are_compared(evaluated):
     assert (metrics["reference_split"], metrics["floor_split"]) == ("valid", "train")
     assert (metrics["num_reference"], metrics["num_floor"]) == (12, 12)
     real = np.load("build/dataset/images.npy")
-    expected = frechet_distance(features(real[20:32]), features(real[:12]))
+    others = real[:20][torch.randperm(20, generator=torch.Generator().manual_seed(0))[:12].numpy()]
+    expected = frechet_distance(features(real[20:32]), features(others))
     assert metrics["fd_efficientnet_lite0_floor"] == pytest.approx(expected)
 
 
-def test_the_seed_chooses_the_subsets_alone(evaluated):
-    first, second = evaluated(), evaluated({"evaluate.seed": 1})
+def test_the_seed_chooses_the_subsets(evaluated):
+    # All images are compared, so only the kernel distance's subsets are left to chance.
+    everything = {"evaluate.max_reference_images": 100}
+    first, second = evaluated(everything), evaluated(everything | {"evaluate.seed": 1})
     changed = {name for name in first if first[name] != second[name]}
     assert changed and all(name.startswith("kid_") for name in changed)
-    assert evaluated() == first
+    assert evaluated(everything) == first
+
+
+def test_the_seed_chooses_the_reference_images(evaluated):
+    assert evaluated()["fd_efficientnet_lite0"] != evaluated({"evaluate.seed": 1})["fd_efficientnet_lite0"]
 
 
 def test_features_are_extracted_batch_by_batch_without_changing_the_figures(evaluated, extractor):
@@ -141,7 +159,6 @@ def test_the_extractor_is_built_by_its_name_and_weights(evaluated, extractor, mo
     [
         (("train",) * 9 + ("valid",) * 12, 12, "reference"),
         (("train",) * 20 + ("valid",) * 12, 9, "samples"),
-        (("train",) * 20 + ("valid",) * 9, 12, "floor"),
     ],
 )
 def test_too_few_images_are_an_error_that_says_which(evaluated, splits, num_samples, name):
@@ -150,9 +167,17 @@ def test_too_few_images_are_an_error_that_says_which(evaluated, splits, num_samp
     assert not METRICS.exists()
 
 
-def test_a_split_that_holds_no_image_is_an_error(evaluated):
+@pytest.mark.parametrize("num_floor", [0, 9])
+def test_where_too_few_other_real_images_are_there_is_no_floor(evaluated, capsys, num_floor):
+    metrics = evaluated(splits=("train",) * 20 + ("valid",) * num_floor)
+    assert "fd_efficientnet_lite0" in metrics
+    assert [name for name in metrics if "floor" in name] == ["floor_split"]
+    assert f"no floor, since split valid holds {num_floor} images" in capsys.readouterr().out
+
+
+def test_a_reference_that_holds_no_image_is_an_error(evaluated):
     with pytest.raises(StageError, match="no image in split test"):
-        evaluated({"evaluate.floor_split": "test"}, splits=("train",) * 20)
+        evaluated({"evaluate.reference_split": "test"}, splits=("train",) * 20)
 
 
 def test_weights_that_cannot_be_had_are_one_clear_error(evaluated, monkeypatch):
@@ -164,19 +189,22 @@ def test_weights_that_cannot_be_had_are_one_clear_error(evaluated, monkeypatch):
 
 def test_switched_off_it_says_so_and_needs_no_images(folder, make_params, extractor, capsys, monkeypatch):
     monkeypatch.setattr(module, "reopened_run", lambda *_: pytest.fail("nothing is to be recorded"))
+    record_of_samples("the sampled")
     module.main(make_params({"evaluate.enabled": False}))
-    assert json.loads(METRICS.read_text()) == {"evaluated": False}
+    assert json.loads(METRICS.read_text()) == {"evaluated": False, "mlflow_run_id": "the sampled"}
     assert "switched off by evaluate.enabled" in capsys.readouterr().out
 
 
-def test_figures_go_to_the_run_of_the_model_as_metrics_and_the_rest_as_tags(
-    evaluated, model, make_params, notes, monkeypatch
+def test_figures_go_to_the_run_of_the_samples_as_metrics_and_the_rest_as_tags(
+    evaluated, make_params, notes, monkeypatch
 ):
-    (model / "run.json").write_text('{"mlflow_run_id": "the trained"}')
+    evaluated()
+    record_of_samples("the sampled")
     asked = []
     monkeypatch.setattr(module, "reopened_run", lambda *arguments: asked.append(arguments[1:]) or _closing(notes))
     metrics = evaluated()
-    assert asked == [("evaluate", "the trained")] and notes.ended == ["FINISHED"]
+    assert asked == [("evaluate", "the sampled")] and notes.ended == ["FINISHED"]
+    assert metrics.pop("mlflow_run_id") == "the run"
     numbers = {name: value for name, value in metrics.items() if not isinstance(value, str)}
     assert notes.metrics == {make_params().train.num_steps: numbers}
     assert notes.tags == {
@@ -188,10 +216,13 @@ def test_the_terminal_shows_each_figure_beside_what_real_images_reach(evaluated,
     metrics = evaluated()
     first, second = capsys.readouterr().out.splitlines()[-2:]
     fd, floor = metrics["fd_efficientnet_lite0"], metrics["fd_efficientnet_lite0_floor"]
-    assert first == (
-        f"evaluate: fd_efficientnet_lite0 {fd:.1f} (real images: {floor:.1f}), 12 samples against 16 of split train"
+    assert first.startswith(
+        f"evaluate: 12 samples against 16 images of split train: fd_efficientnet_lite0 {fd:.1f}, kid_efficientnet_lite0"
     )
-    assert second.startswith("evaluate: kid_efficientnet_lite0 ") and "±" in second
+    assert "±" in first
+    assert second.startswith(
+        f"evaluate: 12 real images of split valid against the same: fd_efficientnet_lite0 {floor:.1f}, kid_"
+    )
 
 
 def test_the_real_extractor_fits_in():

@@ -91,6 +91,15 @@ def imported(tmp_path, monkeypatch):
     return pretend
 
 
+def test_the_digest_of_the_code_changes_with_the_stage(tmp_path):
+    source = tmp_path / "train.py"
+    source.write_text("a = 1")
+    before = code_digest(source)
+    assert code_digest(source) == before != code_digest()
+    source.write_text("a = 2")
+    assert code_digest(source) != before
+
+
 def test_the_digest_of_the_code_changes_with_the_mathematics_alone(imported):
     before = code_digest()
     assert code_digest() == before

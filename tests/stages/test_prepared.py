@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from stages.errors import StageError
-from stages.prepared import dataset_summary, images_of, model_run_id
+from stages.paths import MODEL
+from stages.prepared import dataset_summary, images_of, recorded_run_id
 
 
 def test_the_images_of_a_split_come_in_the_order_of_the_index(folder, dataset):
@@ -42,6 +43,6 @@ def test_a_split_without_images_is_an_error_that_counts_the_others(folder, datas
 def test_summary_and_run_are_read(folder, dataset, model):
     dataset(size=8)
     assert dataset_summary()["image_size"] == 8
-    assert model_run_id() == ""
+    assert recorded_run_id(MODEL / "run.json") == ""
     Path("build/model/run.json").write_text('{"mlflow_run_id": "abc", "mlflow_experiment_id": "1"}')
-    assert model_run_id() == "abc"
+    assert recorded_run_id(MODEL / "run.json") == "abc"

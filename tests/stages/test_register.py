@@ -3,15 +3,16 @@
 import pytest
 
 from stages import register as module
+from stages.paths import METRICS
 from stages.tracking import _closing
 
 
 def test_the_new_version_is_told(model, make_params, notes, monkeypatch, capsys):
-    (model / "run.json").write_text('{"mlflow_run_id": "the trained"}')
+    METRICS.write_text('{"mlflow_run_id": "the evaluated"}')
     asked = []
     monkeypatch.setattr(module, "reopened_run", lambda *arguments: asked.append(arguments[1:]) or _closing(notes))
     module.main(make_params({"register.model_name": "tulips"}))
-    assert asked == [("register", "the trained")] and notes.ended == ["FINISHED"]
+    assert asked == [("register", "the evaluated")] and notes.ended == ["FINISHED"]
     assert capsys.readouterr().out == "register: tulips version tulips of quickstart, run the run\n"
 
 
@@ -22,5 +23,6 @@ def test_switched_off_it_says_so_and_needs_no_model(folder, make_params, monkeyp
 
 
 def test_without_tracking_it_says_that_nothing_is_registered(model, make_params, capsys):
+    METRICS.write_text('{"mlflow_run_id": ""}')
     module.main(make_params())
     assert "nothing is registered, since tracking is off" in capsys.readouterr().out

@@ -134,7 +134,7 @@ def test_large_images_are_not_enlarged(folder, make_params):
     pixels = torch.zeros(4, 3, 100, 100, dtype=torch.uint8)
     Path("build/model").mkdir(parents=True)
     Path("build/model/averaged.safetensors").write_bytes(b"")
-    module.write(pixels, [pixels], make_params().sample, 100)
+    module.write(pixels, [pixels], make_params().sample, 100, "")
     assert Image.open(SAMPLES / "grid.png").size == (206, 206)
 
 
@@ -144,7 +144,7 @@ def test_the_images_name_the_weights_and_the_parameters_they_came_from(model, ma
     module.main(params)
     source = json.loads((SAMPLES / "samples.json").read_text())
     digest = hashlib.sha256((model / f"{weights}.safetensors").read_bytes()).hexdigest()
-    assert source == {"model_sha256": digest} | params.section("sample")
+    assert source == {"model_sha256": digest, "mlflow_run_id": ""} | params.section("sample")
 
 
 def test_the_same_model_gives_the_same_files(model, make_params):

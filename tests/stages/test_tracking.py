@@ -154,12 +154,21 @@ def test_a_run_ends_as_its_stage_does(client, runs, make_params, error, status):
 
 def test_a_resumed_training_goes_on_in_its_run(client, runs, make_params):
     first = interrupt(opened_run(make_params()), Interrupted("SIGTERM"), {"loss": 1.0})
-    with opened_run(make_params({"train.log_every": 5}), first.run_id) as second:
+    with opened_run(make_params(), first.run_id) as second:
         assert client.get_run(first.run_id).info.status == "RUNNING"
         second.record_metrics({"loss": 0.5}, 2)
     (run,) = runs()
     assert run.info.run_id == second.run_id and run.info.status == "FINISHED"
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] == [1, 2]
+
+
+def test_a_training_carried_further_gets_a_run_with_its_own_parameters(client, make_params, trained):
+    with opened_run(make_params({"train.num_steps": 50}), trained) as further:
+        pass
+    run = client.get_run(further.run_id)
+    assert further.run_id != trained
+    assert run.data.params["train.num_steps"] == "50"
+    assert run.data.tags["ddpm.continues"] == trained
 
 
 @pytest.mark.parametrize("how", ["of another database", "deleted"])

@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -125,7 +126,7 @@ def test_a_finished_training_is_published_again_without_a_step(train, monkeypatc
         path.unlink()
     monkeypatch.setattr(module, "save", lambda _: pytest.fail("a step was taken"))
     assert train() == before
-    assert "going on from" in capsys.readouterr().out
+    assert "nothing is left to train" in capsys.readouterr().out
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(interrupted, train, uninterrupted, capsys):
@@ -302,7 +303,7 @@ def test_other_data_makes_another_experiment(make_params):
 
 def test_other_code_makes_another_experiment(make_params, monkeypatch):
     before = fingerprint(make_params)
-    monkeypatch.setattr(module, "code_digest", lambda: "another")
+    monkeypatch.setattr(module, "code_digest", lambda *_: "another")
     assert fingerprint(make_params) != before
 
 
@@ -312,10 +313,16 @@ def test_the_number_of_steps_matters_only_where_the_rate_depends_on_it(make_para
     assert fingerprint(make_params, {"train.num_steps": 7}) != fingerprint(make_params)
 
 
-def test_the_data_of_another_preprocessing_is_not_resumed(interrupted, train, capsys):
+@pytest.mark.parametrize("what", ["a pixel", "a split"])
+def test_the_data_of_another_preprocessing_is_not_resumed(interrupted, train, capsys, what):
     interrupted(3)
-    summary = Path("build/dataset/dataset.json")
-    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"images_md5": "1" * 32}))
+    if what == "a pixel":
+        images = np.load("build/dataset/images.npy")
+        images[0, 0, 0, 0] ^= 1
+        np.save("build/dataset/images.npy", images)
+    else:  # the same array, split in another way
+        index = Path("build/dataset/index.csv")
+        index.write_text(index.read_text().replace("train", "valid", 1))
     train()
     assert "going on from" not in capsys.readouterr().out
 

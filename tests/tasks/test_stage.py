@@ -1,5 +1,6 @@
 """One DVC stage as a child: its output line by line, and its end."""
 
+import logging
 import os
 import select
 import signal
@@ -23,7 +24,7 @@ def streamed(monkeypatch):
         waiting = [*pieces, b""]
         shown = []
         monkeypatch.setattr(stage, "os", SimpleNamespace(read=lambda *_: waiting.pop(0)))
-        monkeypatch.setattr(stage, "_show_progress", lambda text, _on_terminal: shown.append(text))
+        monkeypatch.setattr(stage, "_LoggedBar", lambda: lambda text: shown.append(text) or [])
         lines = list(streamed_lines(SimpleNamespace(fileno=lambda: 0)))
         return lines, [text for text in shown if text]
 
@@ -63,10 +64,26 @@ def test_a_line_between_two_states_of_a_bar_is_a_line(streamed):
     assert lines == ["20%", "warning", "40%"] and shown == ["10%", "30%"]
 
 
-@pytest.mark.parametrize(("on_terminal", "written"), [(True, "\rtrain: 50%"), (False, "")])
-def test_states_of_a_bar_go_to_a_terminal_alone(capsys, on_terminal, written):
-    stage._show_progress("train: 50%", on_terminal)
-    assert capsys.readouterr().err == written
+def test_states_of_a_bar_move_on_a_terminal_and_stay_out_of_the_log(capsys):
+    assert stage._TerminalBar()("train: 50%") == []
+    assert capsys.readouterr().err == "\rtrain: 50%"
+
+
+def test_without_a_terminal_the_log_takes_a_state_of_the_bar_now_and_then(capsys, monkeypatch):
+    bar = stage._LoggedBar()
+    assert bar("train: 1%") == []
+    monkeypatch.setattr(stage, "LOGGED_BAR_SECONDS", 0.0)
+    assert bar("train: 2%") == ["train: 2%"]
+    assert bar("") == []
+    assert capsys.readouterr().err == ""
+
+
+def test_prefect_logs_a_failed_stage_without_a_traceback(caplog):
+    logger = logging.getLogger("prefect.flow_runs")
+    for error, expected in ((StageFailedError("stage train failed"), None), (KeyError("a bug"), KeyError)):
+        record = logger.makeRecord("x", logging.ERROR, "x", 1, "failed", (), (type(error), error, None))
+        assert logger.filter(record)
+        assert (record.exc_info and record.exc_info[0]) == expected
 
 
 def test_lines_come_as_soon_as_they_are_written():
@@ -124,7 +141,6 @@ import signal, subprocess, sys, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 {before}
 print("ready", flush=True)
-{after}
 time.sleep(60)
 """
 GRANDCHILD = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], close_fds=False)"
@@ -132,7 +148,7 @@ GRANDCHILD = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(6
 
 def test_a_stubborn_family_is_killed_after_the_grace_period(family):
     # What ignores the signal passes that on to its children.
-    one = family(STUBBORN.format(before=GRANDCHILD, after=""))
+    one = family(STUBBORN.format(before=GRANDCHILD))
     started = time.monotonic()
     end_group(one.process, grace_seconds=0.3)
     assert 0.25 < time.monotonic() - started < 10.0
@@ -141,7 +157,7 @@ def test_a_stubborn_family_is_killed_after_the_grace_period(family):
 
 def test_a_grandchild_does_not_outlive_its_parent(family):
     leaves = "signal.signal(signal.SIGINT, lambda *_: sys.exit(3))"
-    one = family(STUBBORN.format(before=f"{GRANDCHILD}\n{leaves}", after=""))
+    one = family(STUBBORN.format(before=f"{GRANDCHILD}\n{leaves}"))
     end_group(one.process, grace_seconds=2.0)
     assert one.process.returncode == 3 and one.is_gone()
 
@@ -154,7 +170,7 @@ def save(*_):
     sys.exit(75)
 signal.signal(signal.SIGINT, save)
 """
-    one = family(STUBBORN.format(before=saves, after=""))
+    one = family(STUBBORN.format(before=saves))
     started = time.monotonic()
     end_group(one.process, grace_seconds=30.0)
     assert time.monotonic() - started < 10.0  # it is not waited out
@@ -168,7 +184,7 @@ def talk(*_):
     sys.exit(75)
 signal.signal(signal.SIGINT, talk)
 """
-    one = family(STUBBORN.format(before=talks, after=""))
+    one = family(STUBBORN.format(before=talks))
     end_group(one.process, grace_seconds=30.0)
     assert one.process.returncode == 75
 
