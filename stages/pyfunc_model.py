@@ -16,7 +16,9 @@ class FlowerSampler(PythonModel):
         """Load the published weights."""
         from ddpm.checkpoint import load_model
 
-        self.model = load_model(Path(context.artifacts["model"]), context.model_config["weights"])
+        folder = Path(context.artifacts["model"])
+        # The folder holds the weights that were evaluated, and no others.
+        self.model = load_model(folder, "raw" if (folder / "raw.safetensors").is_file() else "averaged")
 
     # MLflow reads type hints here as a schema, and the schema is the signature that it was logged with.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, ARG002

@@ -7,7 +7,9 @@ that is lost later does not: logging is asynchronous, holds nothing up, and what
 import contextlib
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +123,7 @@ class MlflowTracker:
         # Recorded and dropped: MLflow wants type hints and an example beside the signature, whatever the filters say.
         with (
             _explained(),
+            _evaluated_weights(model_folder, params.sample.weights) as published,
             warnings.catch_warnings(record=True),
             mlflow.start_run(run_id=self.run_id, log_system_metrics=False),
         ):
@@ -129,11 +132,10 @@ class MlflowTracker:
             info = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=pyfunc_model.__file__,
-                artifacts={"model": model_folder.absolute().as_uri()},
+                artifacts={"model": published.as_uri()},
                 code_paths=["ddpm"],
                 signature=_model_signature(),
                 pip_requirements=_model_requirements(),
-                model_config={"weights": params.sample.weights},
                 metadata={"profile": params.profile, "image_size": params.preprocess.image_size},
             )
         with contextlib.suppress(MlflowException):  # it exists
@@ -330,6 +332,15 @@ def _log_params(client: Any, run_id: str, values: Mapping[str, str]) -> None:
     missing = [Param(name, value) for name, value in values.items() if name not in recorded]
     for start in range(0, len(missing), 100):  # what one request may hold
         client.log_batch(run_id, params=missing[start : start + 100])
+
+
+@contextmanager
+def _evaluated_weights(model_folder: Path, weights: str) -> Iterator[Path]:
+    """A folder that holds the model with the weights that were sampled and evaluated, and no others."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("config.json", f"{weights}.safetensors"):
+            shutil.copyfile(model_folder / name, Path(folder) / name)
+        yield Path(folder)
 
 
 def _model_signature() -> Any:

@@ -18,7 +18,15 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from stages import tracking
 from stages.params import flat
 from stages.runner import Interrupted
-from stages.tracking import EXPERIMENT, NoTracker, TrackingError, opened_run, reopened_run, tracking_uri
+from stages.tracking import (
+    EXPERIMENT,
+    NoTracker,
+    TrackingError,
+    _evaluated_weights,
+    opened_run,
+    reopened_run,
+    tracking_uri,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # in MLflow's own tables
 PICTURE = np.full((8, 8, 3), 200, np.uint8)
@@ -119,8 +127,14 @@ def test_a_run_names_code_and_data(client, runs, make_params, monkeypatch):
     assert run.data.tags["mlflow.source.git.commit"] == "a" * 40  # which the pages of MLflow link
 
 
-def test_all_that_waits_is_sent_before_the_run_ends(client, runs, make_params, monkeypatch):
-    # A slow disk, and many figures at once.
+def test_figures_that_wait_are_sent_before_the_run_ends(client, make_params):
+    with opened_run(make_params()) as tracker:
+        for step in range(50):
+            tracker.record_metrics({"loss": float(step)}, step)
+    assert len(client.get_metric_history(tracker.run_id, "loss")) == 50
+
+
+def test_images_that_wait_are_sent_before_the_run_ends(client, make_params, monkeypatch):
     log_artifact = LocalArtifactRepository.log_artifact
 
     def slow(self, *arguments, **options):
@@ -129,11 +143,9 @@ def test_all_that_waits_is_sent_before_the_run_ends(client, runs, make_params, m
 
     monkeypatch.setattr(LocalArtifactRepository, "log_artifact", slow)
     with opened_run(make_params()) as tracker:
-        for step in range(50):
-            tracker.record_metrics({"loss": float(step)}, step)
         for step in range(3):
             tracker.record_image("samples", PICTURE, step)
-    assert len(client.get_metric_history(tracker.run_id, "loss")) == 50
+        assert pictures("samples") != [0, 1, 2]  # training is not held up
     assert pictures("samples") == [0, 1, 2]
 
 
@@ -317,6 +329,13 @@ def test_the_database_lies_in_the_project(folder, monkeypatch):
     assert tracking_uri() == "sqlite:////project/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
     assert tracking_uri() == "http://server:5000"
+
+
+@pytest.mark.parametrize("weights", ["averaged", "raw"])
+def test_the_weights_that_were_evaluated_are_registered_and_no_others(model, weights):
+    with _evaluated_weights(model, weights) as folder:
+        assert sorted(path.name for path in folder.iterdir()) == sorted(["config.json", f"{weights}.safetensors"])
+        assert (folder / f"{weights}.safetensors").read_bytes() == (model / f"{weights}.safetensors").read_bytes()
 
 
 def test_a_registered_model_draws_from_its_own_code(client, model, make_params, project, trained, monkeypatch, recwarn):
