@@ -35,9 +35,10 @@ def main(params: Params) -> None:
     with reopened_run(params, "evaluate", earlier_run_id) as tracker:
         metrics = measured(wanted)
         write(metrics | {"mlflow_run_id": tracker.run_id})
-        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        tracker.record_metrics(numbers, params.train.num_steps)
-        tracker.record_tags({f"evaluate.{name}": str(value) for name, value in metrics.items() if name not in numbers})
+        # Figures make charts; counts, splits and versions are what to read beside them.
+        figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        tracker.record_metrics(figures, params.train.num_steps)
+        tracker.record_tags({f"evaluate.{name}": str(value) for name, value in metrics.items() if name not in figures})
     for line in report(metrics, wanted):
         print(f"evaluate: {line}", flush=True)
 

@@ -177,7 +177,8 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
                 loss_sum.zero_()
                 experiment.recording.num_summed = 0
                 rate = (event.step - first) * wanted.batch_size / (time.monotonic() - started)
-                tracker.record_metrics({**row, "images_per_second": rate}, event.step)
+                measured = {name: value for name, value in row.items() if name != "step"}
+                tracker.record_metrics(measured | {"images_per_second": rate}, event.step)
                 bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
             if is_last or event.step % wanted.sample_every == 0:
                 tracker.record_image("samples", drawn_grid(experiment), event.step)

@@ -238,7 +238,7 @@ def test_losses_and_grids_go_to_the_tracker(train, monkeypatch, notes):
     monkeypatch.setattr(module, "opened_run", tracked(notes))
     train()
     assert list(notes.metrics) == [2, 4, 6]
-    assert set(notes.metrics[2]) == {"step", "loss", "learning_rate", "num_images_seen", "images_per_second"}
+    assert set(notes.metrics[2]) == {"loss", "learning_rate", "num_images_seen", "images_per_second"}
     assert notes.metrics[2]["loss"] == pytest.approx(pd.read_csv(LOSSES)["loss"][0])
     assert [(key, step) for key, step, _ in notes.images] == [("samples", 4), ("samples", 6)]
     # Four images of 16 pixels, two by two, two pixels apart.
