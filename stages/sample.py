@@ -31,7 +31,7 @@ def main(params: Params) -> None:
         pixels, frames = draw(model, wanted, device)
         write(pixels, frames, wanted, model.image_size, tracker.run_id)
         final_grid = np.asarray(grid(pixels[: wanted.num_grid_images]))
-        tracker.record_image("final_samples", final_grid, params.train.num_steps)
+        tracker.record_image("final_samples", final_grid)
         tracker.record_file(GRID, "samples")
         tracker.record_file(REVERSE_PROCESS, "samples")
     print(f"sample: {len(pixels)} images by {wanted.sampler} in {wanted.num_sampling_steps} steps", flush=True)

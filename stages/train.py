@@ -163,6 +163,9 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
     """
     wanted, state, num_steps = experiment.wanted, experiment.state, experiment.config.num_steps
     total, done = num_steps * wanted.batch_size, state.step * wanted.batch_size
+    if state.step == 0:
+        # Where MLflow's slider starts: without it, the grid of a page just opened is empty.
+        tracker.record_image("samples", drawn_grid(experiment), 0)
     started, first = time.monotonic(), state.step
     with progress_bar("train", total, "images", initial=done) as bar, interruption_deferred() as interruption:
         loss_sum = torch.tensor(experiment.recording.loss_sum, device=experiment.device)

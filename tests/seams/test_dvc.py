@@ -68,7 +68,7 @@ def test_the_sample_grids_of_training_are_one_series_by_step(reproduced, mlflow_
     # The sign between the parts of the name is MLflow's own affair.
     steps = [re.match(r"images/samples[+%]step[+%](\d+)", name) for name in names]
     every = wanted["sample_every"]
-    assert {int(step[1]) for step in steps if step} == set(range(every, wanted["num_steps"] + 1, every))
+    assert {int(step[1]) for step in steps if step} == set(range(0, wanted["num_steps"] + 1, every))
 
 
 def test_the_model_is_registered_from_that_run(mlflow_client, mlflow_run):

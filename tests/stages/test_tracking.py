@@ -14,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from stages import tracking
 from stages.params import flat
@@ -127,10 +128,18 @@ def test_a_run_names_code_and_data(client, runs, make_params, monkeypatch):
     assert run.data.tags["mlflow.source.git.commit"] == "a" * 40  # which the pages of MLflow link
 
 
-def test_figures_that_wait_are_sent_before_the_run_ends(client, make_params):
+def test_figures_that_wait_are_sent_before_the_run_ends(client, make_params, monkeypatch):
+    log_batch = SqlAlchemyStore.log_batch
+
+    def slow(self, *arguments, **options):
+        time.sleep(0.1)
+        log_batch(self, *arguments, **options)
+
+    monkeypatch.setattr(SqlAlchemyStore, "log_batch", slow)
     with opened_run(make_params()) as tracker:
         for step in range(50):
             tracker.record_metrics({"loss": float(step)}, step)
+        assert len(client.get_metric_history(tracker.run_id, "loss")) < 50  # training is not held up
     assert len(client.get_metric_history(tracker.run_id, "loss")) == 50
 
 

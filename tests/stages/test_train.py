@@ -240,7 +240,7 @@ def test_losses_and_grids_go_to_the_tracker(train, monkeypatch, notes):
     assert list(notes.metrics) == [2, 4, 6]
     assert set(notes.metrics[2]) == {"loss", "learning_rate", "num_images_seen", "images_per_second"}
     assert notes.metrics[2]["loss"] == pytest.approx(pd.read_csv(LOSSES)["loss"][0])
-    assert [(key, step) for key, step, _ in notes.images] == [("samples", 4), ("samples", 6)]
+    assert [(key, step) for key, step, _ in notes.images] == [("samples", 0), ("samples", 4), ("samples", 6)]
     # Four images of 16 pixels, two by two, two pixels apart.
     assert all(image.shape == (38, 38, 3) for _, _, image in notes.images)
     assert notes.files == [("build/losses.csv", "training")] and notes.ended == ["FINISHED"]
