@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help run test check tests format mlflow prefect clean
+.PHONY: help run test check tests slow format mlflow prefect clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ check: $(VENV)/installed-dev  ## style, types, layers
 
 tests: $(VENV)/installed-dev  ## the tests alone
 	pytest
+
+slow: $(VENV)/installed-dev  ## the tests that take minutes each
+	pytest -m slow
 
 format: $(VENV)/installed-dev  ## bring the sources into style
 	ruff format .

@@ -44,6 +44,7 @@ def second_run(service, deployed_run):
     assert "temporary server" not in output
 
 
+@pytest.mark.slow
 def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, second_run, browser, keep):
     experiment = service.tracking("/experiments/get-by-name", experiment_name="flowers-ddpm")["experiment"]
     browser.open(f"{service.mlflow}/#/experiments/{experiment['experiment_id']}/runs?compareRunsMode=CHART")
