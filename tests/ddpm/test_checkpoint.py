@@ -136,7 +136,7 @@ def test_a_truncated_checkpoint_is_refused_and_changes_nothing(tmp_path, trained
     data = path.read_bytes()
     path.write_bytes(data[: int(part * len(data))])
     loaded = fresh(1)
-    with pytest.raises(CheckpointError, match=r"is damaged .* delete it to go on from the one before"):
+    with pytest.raises(CheckpointError, match=r"is damaged: .+"):
         load_checkpoint(path, loaded, "fingerprint")
     assert loaded.step == 0
     assert_same_weights(loaded.model, fresh(1).model)

@@ -18,8 +18,8 @@ from stages.params import Params
 
 PROJECT = Path(__file__).parents[2]
 
-OF_ANOTHER_STAGE = {("sample", "train.num_steps"), ("evaluate", "train.num_steps")}
-"""Read for MLflow alone: the step at which it shows what a later stage has made."""
+OF_ANOTHER_STAGE = {("evaluate", "train.num_steps")}
+"""Read for MLflow alone: the step at which it shows the figures."""
 
 
 def section_types(model, prefix=""):

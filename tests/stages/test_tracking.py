@@ -14,7 +14,6 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from stages import tracking
 from stages.params import flat
@@ -129,6 +128,8 @@ def test_a_run_names_code_and_data(client, runs, make_params, monkeypatch):
 
 
 def test_figures_that_wait_are_sent_before_the_run_ends(client, make_params, monkeypatch):
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # it warns of itself, so not at the top
+
     log_batch = SqlAlchemyStore.log_batch
 
     def slow(self, *arguments, **options):
