@@ -8,6 +8,8 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-comp
 # Nothing here reports home; the stages, prefect.toml and .dvc/config see to it where make is not used.
 export DO_NOT_TRACK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
+# Installed without compiling, so what is imported must be kept compiled: it halves the start of every process.
+unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: help run test check tests slow format mlflow prefect clean
@@ -27,7 +29,7 @@ check: $(VENV)/installed-dev  ## style, types, layers
 	lint-imports --no-logo
 
 tests: $(VENV)/installed-dev  ## the tests alone
-	pytest
+	pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
 
 slow: $(VENV)/installed-dev  ## the tests that take minutes each
 	pytest -m slow

@@ -6,15 +6,6 @@ import torch
 from ddpm import ImageNoise, UNet, UNetConfig
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    # Networks of a few thousand weights lose more to threads than they gain.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def tiny_config():
     return UNetConfig(widths=(8, 16), attention=(False, True), num_res_blocks=1, time_embedding_dim=8, norm_groups=4)

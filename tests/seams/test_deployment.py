@@ -4,11 +4,14 @@ import base64
 import io
 import re
 
+import pytest
 from PIL import Image
 
 from stages.params import flat
 from tests.seams.checkout import stages_run
 from tests.seams.servers import web
+
+pytestmark = pytest.mark.xdist_group("service")  # one worker, which makes the servers once
 
 
 def artifacts_of(service, run):

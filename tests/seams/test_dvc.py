@@ -13,6 +13,8 @@ from stages.download import folder_digest, inventory
 from stages.params import activate
 from tests.seams.checkout import STAGES, Checkout, stages_run
 
+pytestmark = pytest.mark.xdist_group("checkouts")  # one worker, which makes the experiment once
+
 
 @pytest.fixture(scope="module")
 def mlflow_client(reproduced):

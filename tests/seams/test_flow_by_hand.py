@@ -12,6 +12,8 @@ import pytest
 from tests.seams.checkout import stages_run, wait_until
 from tests.seams.servers import running
 
+pytestmark = pytest.mark.xdist_group("checkouts")  # one worker, which makes the experiment once
+
 # Training that would take days; only an interruption makes it save.
 ENDLESS = [f"train.{name}=10000000" for name in ("num_steps", "sample_every", "checkpoint_every")] + [
     "train.log_every=20"

@@ -10,7 +10,10 @@ import pytest
 from tests.seams.browser import CHROMIUM, opened_browser
 from tests.seams.checkout import stages_run
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
+    pytest.mark.xdist_group("service"),  # one worker, which makes the servers once
+]
 
 # Pictures of a page count once the browser has decoded them.
 LOADED = "[...document.images].filter(image => image.complete && image.naturalWidth >= 32 && {condition}).length"

@@ -78,15 +78,6 @@ SMALL = {
 """What makes the quickstart profile an experiment of a second, and what the tests below count on."""
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    # Networks of a few thousand weights lose more to threads than they gain.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def project():
     """The root of the repository."""
