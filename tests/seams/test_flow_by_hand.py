@@ -54,7 +54,6 @@ def checkpoints(checkout):
     return sorted(int(path.stem.removeprefix("step_")) for path in paths)
 
 
-@pytest.mark.slow
 def test_a_changed_parameter_is_brought_up_to_date_and_every_door_agrees(checkout):
     output = checkout.pipeline("--set", "train.num_steps=7")
     for name in ("pictures", "build/samples/grid.png", "metrics", "fd_efficientnet_lite0", "MLflow run"):
@@ -80,7 +79,6 @@ def test_a_parameter_that_cannot_be_used_is_one_clear_error(checkout):
     assert (checkout.folder / "params.yaml").read_text() == before
 
 
-@pytest.mark.slow
 def test_control_c_saves_the_training_leaves_no_process_and_the_next_run_goes_on(checkout, start_training):
     before = checkpoints(checkout)
     process, log = start_training("interrupted")

@@ -47,7 +47,6 @@ def second_run(service, deployed_run):
     assert "temporary server" not in output
 
 
-@pytest.mark.slow
 def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, second_run, browser, keep):
     experiment = service.tracking("/experiments/get-by-name", experiment_name="flowers-ddpm")["experiment"]
     browser.open(f"{service.mlflow}/#/experiments/{experiment['experiment_id']}/runs?compareRunsMode=CHART")
@@ -62,7 +61,6 @@ def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, se
     keep("mlflow_image_grid")
 
 
-@pytest.mark.slow
 def test_the_prefect_page_shows_the_grid_of_samples(service, deployed_run, browser, keep):
     browser.open(f"{service.prefect}/runs/flow-run/{deployed_run['id']}")
     browser.wait_for(f"document.body.innerText.includes({deployed_run['name']!r})")
