@@ -4,12 +4,13 @@ Both are safetensors files with JSON beside or inside them: nothing is ever unpi
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddpm.diffusion import GaussianDiffusion, Prediction
+from ddpm.ema import ExponentialMovingAverage
 from ddpm.files import atomic_path
 from ddpm.schedules import ScheduleName, make_betas
 from ddpm.training import TrainingState
 from ddpm.unet import UNet, UNetConfig
 
-Weights = Literal["averaged", "raw"]
+_SHOWN_CHARACTERS = 40
+"""Of a value, or of a digest, in an error."""
 
 _CHECKPOINT_NAME = re.compile(r"step_(\d{9})\.safetensors")
 
@@ -56,55 +59,76 @@ class PublishedModel:
     image_size: int
 
 
-def save_checkpoint(folder: Path, state: TrainingState, fingerprint: str, notes: Mapping[str, Any], keep: int) -> Path:
+def fingerprint_of(experiment: Mapping[str, Any]) -> str:
+    """The digest of everything that two trainings must share for one to go on from the other's checkpoint."""
+    return hashlib.sha256(json.dumps(experiment, sort_keys=True).encode()).hexdigest()
+
+
+def save_checkpoint(
+    folder: Path,
+    state: TrainingState,
+    experiment: Mapping[str, Any],
+    notes: Mapping[str, Any],
+    keep: int,
+    keep_every: int | None = None,
+) -> Path:
     """Write `state` atomically as step_NNNNNNNNN.safetensors, then remove all but the newest `keep`.
 
     Args:
         folder: made if it is missing.
         state: after any step.
-        fingerprint: of the experiment; `load_checkpoint` refuses any other.
+        experiment: parameters, data and code, as JSON; `load_checkpoint` refuses any other.
         notes: what the caller wants back, as JSON.
         keep: at least 1.
+        keep_every: checkpoints at multiples of so many steps stay, too.
     """
     path = folder / f"step_{state.step:09d}.safetensors"
+    tensors = _state_tensors(state)
     metadata = {
-        "fingerprint": fingerprint,
+        "experiment": json.dumps(experiment),
         "step": str(state.step),
         "num_ema_updates": str(state.ema.num_updates),
         "notes": json.dumps(notes),
     }
+    metadata["sha256"] = _digest(tensors, metadata)
     with atomic_path(path) as temporary:
-        save_file(_state_tensors(state), temporary, metadata)
+        save_file(tensors, temporary, metadata)
     for old in list_checkpoints(folder)[:-keep]:
-        if old != path:  # another experiment may have left newer ones
+        is_milestone = keep_every is not None and step_of(old) % keep_every == 0
+        if old != path and not is_milestone:  # another experiment may have left newer ones
             old.unlink()
     return path
 
 
-def load_checkpoint(path: Path, state: TrainingState, fingerprint: str) -> dict[str, Any]:
+def load_checkpoint(path: Path, state: TrainingState, experiment: Mapping[str, Any]) -> dict[str, Any]:
     """Put what `save_checkpoint` wrote into `state`, and give its notes back.
 
     Raises:
-        CheckpointError: the file is damaged, or belongs to another experiment.
+        CheckpointError: the file is damaged, or belongs to another experiment; `state` is then as it was.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    if metadata["fingerprint"] != fingerprint:
-        raise CheckpointError(
-            f"{path} belongs to another experiment (fingerprint {metadata['fingerprint'][:12]}, this one is "
-            f"{fingerprint[:12]}): its parameters, data or code differ"
-        )
+    if metadata.pop("sha256", "") != _digest(tensors, metadata):
+        raise CheckpointError(f"{path} is damaged: its bytes have not the digest that was written with them")
+    if differences := _differences(json.loads(metadata["experiment"]), json.loads(json.dumps(experiment))):
+        raise CheckpointError(f"{path} belongs to another experiment: {'; '.join(differences)}")
     state.model.load_state_dict(_prefixed(tensors, "model."))
-    state.ema.module.load_state_dict(_prefixed(tensors, "ema."))
-    state.ema.num_updates = int(metadata["num_ema_updates"])
+    for name, ema in _named_emas(state):
+        ema.module.load_state_dict(_prefixed(tensors, f"{name}."))
+        ema.num_updates = int(metadata["num_ema_updates"])
     _load_optimizer(state.optimizer, _prefixed(tensors, "optimizer."))
     state.step = int(metadata["step"])
     notes: dict[str, Any] = json.loads(metadata["notes"])
     return notes
+
+
+def step_of(checkpoint: Path) -> int:
+    """After how many steps a checkpoint was written, by its name."""
+    return int(checkpoint.stem.removeprefix("step_"))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -115,10 +139,15 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def publish_model(folder: Path, state: TrainingState, diffusion: DiffusionConfig, image_size: int) -> None:
-    """Write the averaged weights, the raw ones and their configuration, as `load_model` reads them."""
+    """Write the averaged weights, the raw ones and their configuration, as `load_model` reads them.
+
+    A further moving average of decay 0.9999 becomes averaged_0.9999.
+    """
     unet = state.model
     assert isinstance(unet, UNet)
-    for name, module in (("averaged", state.ema.module), ("raw", unet)):
+    modules = {"raw": unet, "averaged": state.ema.module}
+    modules |= {f"averaged_{ema.decay:g}": ema.module for ema in state.extra_emas}
+    for name, module in modules.items():
         with atomic_path(folder / f"{name}.safetensors") as temporary:
             save_file(_contiguous(module.state_dict()), temporary)
     config = {
@@ -130,12 +159,12 @@ def publish_model(folder: Path, state: TrainingState, diffusion: DiffusionConfig
         temporary.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def load_model(folder: Path, weights: Weights = "averaged", device: torch.device | str = "cpu") -> PublishedModel:
+def load_model(folder: Path, weights: str = "averaged", device: torch.device | str = "cpu") -> PublishedModel:
     """Load what `publish_model` wrote, ready to draw from.
 
     Args:
         folder: holds config.json and the weights.
-        weights: "averaged" (what one samples from) or "raw".
+        weights: "averaged" (what one samples from), "raw", or "averaged_0.9999" for a further average of that decay.
         device: where the network goes.
 
     Raises:
@@ -146,22 +175,55 @@ def load_model(folder: Path, weights: Weights = "averaged", device: torch.device
         tensors = load_file(folder / f"{weights}.safetensors")
     except (OSError, json.JSONDecodeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no usable model: {error}; train one, or name its folder") from error
-    unet_fields: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in config["unet"].items()
-    }
-    unet = UNet(UNetConfig(**unet_fields))
-    unet.load_state_dict(tensors)
+    try:
+        unet_fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in config["unet"].items()
+        }
+        unet = UNet(UNetConfig(**unet_fields))
+        unet.load_state_dict(tensors)
+        diffusion = DiffusionConfig(**config["diffusion"]).build().to(device)
+        image_size = int(config["image_size"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}/config.json does not describe the weights beside it: {error}") from error
     unet = unet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    diffusion = DiffusionConfig(**config["diffusion"]).build().to(device)
-    return PublishedModel(unet.eval().requires_grad_(False), diffusion, config["image_size"])
+    return PublishedModel(unet.eval().requires_grad_(False), diffusion, image_size)
 
 
 def _state_tensors(state: TrainingState) -> dict[str, Tensor]:
     tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
-    tensors |= {f"ema.{name}": tensor for name, tensor in state.ema.module.state_dict().items()}
+    for prefix, ema in _named_emas(state):
+        tensors |= {f"{prefix}.{name}": tensor for name, tensor in ema.module.state_dict().items()}
     for index, moments in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
     return _contiguous(tensors)
+
+
+def _named_emas(state: TrainingState) -> list[tuple[str, ExponentialMovingAverage]]:
+    return [("ema", state.ema), *((f"ema_{index}", ema) for index, ema in enumerate(state.extra_emas))]
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for name in sorted({*saved, *wanted}):
+        one, other = saved.get(name), wanted.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += _differences(one, other, f"{prefix}{name}.")
+        elif one != other:
+            found.append(f"{prefix}{name} was {_short(one)} and is {_short(other)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """The prepared dataset: one uint8 array, from which step k takes a batch that depends on (seed, k) alone."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +38,18 @@ class TrainingImages:
     """The images of a training run, batch by batch.
 
     The batches walk through one endless stream of epochs, each a new permutation of all images, so that every image is
-    seen equally often whatever the batch size.
+    seen equally often whatever the batch size. The images live on the device where they fit, and no loader is needed;
+    otherwise they stay where they are, such as in a memory-mapped file, and the next batch is fetched while the device
+    works on this one. Both ways give the same batches.
 
     Args:
-        images: uint8, on the device that trains.
+        images: uint8, on the CPU or on the device.
         batch_size: at least 1.
         seed: of the permutations and flips, at least 0.
         random_flips: mirror left-right with probability 1/2.
+        device: where the batches are wanted; None leaves them where the images are.
+        resident: whether the images move to the device; None decides by its free memory.
+        positions: which of the images to train on; None takes all.
 
     Raises:
         ValueError: there are no images, or the batch size is below 1.
@@ -55,30 +61,52 @@ class TrainingImages:
         batch_size: int,
         seed: int,
         random_flips: bool = True,
+        device: torch.device | None = None,
+        resident: bool | None = None,
+        positions: Int64[Tensor, " images_used"] | None = None,
     ) -> None:
-        if len(images) == 0:
+        self.positions = torch.arange(len(images)) if positions is None else positions
+        if len(self.positions) == 0:
             raise ValueError("the dataset holds no images to train on")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.device = images.device if device is None else device
+        num_bytes = len(self.positions) * images[0].numel()
+        self.is_resident = fits_on(self.device, num_bytes) if resident is None else resident
+        if self.is_resident and images.device != self.device:
+            images = images[self.positions].to(self.device)
+            self.positions = torch.arange(len(images))
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
         self.random_flips = random_flips
         self._epoch: int | None = None
         self._permutation = torch.empty(0, dtype=torch.int64)
+        self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch-images")
+        self._fetched: tuple[tuple[int, slice], Future[Tensor]] | None = None
 
-    def batch(self, step: int) -> Float[Tensor, "batch channels height width"]:
-        """The images of step `step` (0, 1, …), flipped at random, in [-1, 1]."""
-        x_0 = to_model_range(self.images[self.indices(step).to(self.images.device)])
+    def __len__(self) -> int:
+        """How many images there are to train on."""
+        return len(self.positions)
+
+    def batch(self, step: int, part: slice = slice(None)) -> Float[Tensor, "batch channels height width"]:
+        """The images of step `step` (0, 1, …), flipped at random, in [-1, 1].
+
+        Args:
+            step: at least 0.
+            part: which of them, for one of several processes.
+        """
+        pixels = self._fetch(self.indices(step)[part]) if self.is_resident else self._streamed(step, part)
+        x_0 = to_model_range(pixels)
         if not self.random_flips:
             return x_0
-        flips = torch.rand(self.batch_size, generator=_generator(self.seed, _FLIP_STREAM + step)) < 0.5
-        return torch.where(flips.to(x_0.device)[:, None, None, None], x_0.flip(3), x_0)
+        flips = torch.rand(self.batch_size, generator=_generator(self.seed, _FLIP_STREAM + step))[part] < 0.5
+        return torch.where(flips.to(self.device)[:, None, None, None], x_0.flip(3), x_0)
 
     def indices(self, step: int) -> Int64[Tensor, " batch"]:
-        """Which images step `step` holds."""
+        """Which images step `step` holds, as numbers among those trained on."""
         start, stop = step * self.batch_size, (step + 1) * self.batch_size
-        size = len(self.images)
+        size = len(self)
         parts = []
         while start < stop:
             epoch, offset = divmod(start, size)
@@ -87,11 +115,36 @@ class TrainingImages:
             start += len(part)
         return torch.cat(parts)
 
+    def _streamed(self, step: int, part: slice) -> UInt8[Tensor, "batch channels height width"]:
+        asked, fetched = (step, part), self._fetched
+        pixels = (
+            fetched[1].result()
+            if fetched is not None and fetched[0] == asked
+            else self._fetch(self.indices(step)[part])
+        )
+        # Indices are drawn here, not in the thread: they move the epoch's permutation on.
+        ahead = self._fetcher.submit(self._fetch, self.indices(step + 1)[part])
+        self._fetched = (step + 1, part), ahead
+        return pixels.to(self.device, non_blocking=True)
+
+    def _fetch(self, indices: Int64[Tensor, " batch"]) -> UInt8[Tensor, "batch channels height width"]:
+        pixels = self.images[self.positions[indices].to(self.images.device)]
+        # From pinned memory the copy to a GPU goes beside its work.
+        return pixels.pin_memory() if pixels.device.type != self.device.type == "cuda" else pixels
+
     def _permuted(self, epoch: int) -> Int64[Tensor, " images"]:
         if epoch != self._epoch:
             self._epoch = epoch
-            self._permutation = torch.randperm(len(self.images), generator=_generator(self.seed, epoch))
+            self._permutation = torch.randperm(len(self), generator=_generator(self.seed, epoch))
         return self._permutation
+
+
+def fits_on(device: torch.device, num_bytes: int) -> bool:
+    """Whether so many bytes of images may live on `device`: half of a GPU's free memory; a CPU maps its files."""
+    if device.type != "cuda":
+        return True
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return num_bytes <= free_bytes // 2
 
 
 def _generator(seed: int, number: int) -> torch.Generator:

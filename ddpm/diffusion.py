@@ -14,14 +14,14 @@ from torch import Tensor
 from ddpm.shapes import Float, Int64
 
 LossName = Literal["mse", "l1", "huber"]
-Prediction = Literal["eps", "v"]
+Prediction = Literal["eps", "v", "x_0"]
 Images = Float[Tensor, "batch channels height width"]
 Timesteps = Int64[Tensor, " batch"]
 
 
 @runtime_checkable
 class NoiseModel(Protocol):
-    """What the diffusion asks of a network: a prediction of eps, or of v, from (x_t, t)."""
+    """What the diffusion asks of a network: a prediction of eps, v or x_0 from (x_t, t)."""
 
     def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor: ...
 
@@ -49,8 +49,9 @@ class GaussianDiffusion:
 
     Args:
         betas: variances of the forward process, in (0, 1), one a time step.
-        prediction: what the network predicts: "eps" (published), or "v" = sqrt(alphas_cumprod_t) eps -
-            sqrt(1 - alphas_cumprod_t) x_0 (Salimans & Ho 2022, section 4), which stays well-conditioned at high noise.
+        prediction: what the network predicts: "eps" (published); "x_0" (Ho et al. 2020, section 3.2); or "v" =
+            sqrt(alphas_cumprod_t) eps - sqrt(1 - alphas_cumprod_t) x_0 (Salimans & Ho 2022, section 4), which stays
+            well-conditioned at high and at low noise.
 
     Raises:
         ValueError: `betas` is not a vector of numbers in (0, 1), or the prediction is unknown.
@@ -124,11 +125,17 @@ class GaussianDiffusion:
         cumprod = self.alphas_cumprod[t]
         return gathered(cumprod.sqrt(), eps) * eps - gathered((1.0 - cumprod).sqrt(), x_0) * x_0
 
+    def target(self, x_0: Images, t: Timesteps, eps: Images) -> Images:
+        """What the network is to predict, as `prediction` says."""
+        if self.prediction == "v":
+            return self.v_target(x_0, t, eps)
+        return x_0 if self.prediction == "x_0" else eps
+
     def denoise(self, model: NoiseModel, x_t: Images, t: Timesteps, clip_x_0: bool = True) -> Denoised:
         """Split x_t into image and noise by one call of the network.
 
         Args:
-            model: predicts eps or v, as `prediction` says, from (x_t, t).
+            model: predicts what `prediction` says from (x_t, t).
             x_t: the noisy image at step t.
             t: time steps in 0 … T-1.
             clip_x_0: keep x_0_pred in [-1, 1]; eps_pred then follows it.
@@ -138,6 +145,8 @@ class GaussianDiffusion:
             cumprod = self.alphas_cumprod[t]
             x_0_pred = gathered(cumprod.sqrt(), x_t) * x_t - gathered((1.0 - cumprod).sqrt(), x_t) * output
             eps_pred = gathered((1.0 - cumprod).sqrt(), x_t) * x_t + gathered(cumprod.sqrt(), x_t) * output
+        elif self.prediction == "x_0":
+            x_0_pred, eps_pred = output, self.predict_eps(x_t, t, output)
         else:
             x_0_pred, eps_pred = self.predict_x_0(x_t, t, output), output
         if clip_x_0:
@@ -152,7 +161,7 @@ class GaussianDiffusion:
         so that one bad prediction cannot leave the range of the data.
 
         Args:
-            model: predicts eps or v, as `prediction` says, from (x_t, t).
+            model: predicts what `prediction` says from (x_t, t).
             x_t: the noisy image at step t.
             t: time steps in 0 … T-1.
             clip_x_0: keep x_0_pred in [-1, 1].
@@ -166,11 +175,11 @@ class GaussianDiffusion:
     ) -> Float[Tensor, " batch"]:
         """The simplified training objective, one number an image.
 
-        Ho et al. 2020, Eq. 14: || eps - model(x_t, t) ||^2, as a mean over the pixels; with v in the place of eps where
-        that is predicted.
+        Ho et al. 2020, Eq. 14: || eps - model(x_t, t) ||^2, as a mean over the pixels; with v or x_0 in the place of
+        eps where that is predicted.
 
         Args:
-            model: predicts eps or v, as `prediction` says, from (x_t, t).
+            model: predicts what `prediction` says from (x_t, t).
             x_0: data in [-1, 1].
             t: time steps in 0 … T-1.
             eps: standard normal noise.
@@ -179,9 +188,27 @@ class GaussianDiffusion:
         Raises:
             ValueError: the loss is unknown.
         """
-        target = self.v_target(x_0, t, eps) if self.prediction == "v" else eps
         output = model(self.q_sample(x_0, t, eps), t)
-        return pixel_losses(output.float(), target, loss).flatten(1).mean(dim=1)
+        return pixel_losses(output.float(), self.target(x_0, t, eps), loss).flatten(1).mean(dim=1)
+
+    def min_snr_weights(self, t: Timesteps, gamma: float) -> Float[Tensor, " batch"]:
+        """Weights of the losses that keep easy time steps from dominating.
+
+        Hang et al. 2023, section 3.4: min(SNR_t, gamma) on the error of x_0, with SNR_t = alphas_cumprod_t /
+        (1 - alphas_cumprod_t); divided by SNR_t where eps is predicted, by SNR_t + 1 where v is.
+
+        Args:
+            t: time steps in 0 … T-1.
+            gamma: above 0; published: 5.
+        """
+        cumprod = self.alphas_cumprod[t]
+        snr = cumprod / (1.0 - cumprod)
+        weights = snr.clamp(max=gamma)
+        if self.prediction == "eps":
+            weights = weights / snr
+        elif self.prediction == "v":
+            weights = weights / (snr + 1.0)
+        return weights.float()
 
 
 def pixel_losses(prediction: Images, target: Images, loss: LossName) -> Images:

@@ -1,26 +1,47 @@
 """Training as an iterator: each step yields an event, and the caller decides what to do with it."""
 
 import math
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ddpm.data import TrainingImages
+from ddpm.devices import Compilation, Precision, arithmetic, compiled
 from ddpm.diffusion import GaussianDiffusion, LossName
+from ddpm.distributed import average_, rank, share, world_size
 from ddpm.ema import ExponentialMovingAverage
 from ddpm.seeds import stream_seed
 from ddpm.shapes import Float, Int64
 
-Precision = Literal["auto", "float32", "bfloat16"]
-RateSchedule = Literal["constant", "cosine"]
+RateSchedule = Literal["constant", "cosine", "linear"]
+
+NUM_QUARTILES = 4
+"""Parts of 0 … T-1 whose losses are told apart."""
 
 # Beside the epochs' permutations and steps' flips of ddpm.data.
 _DIFFUSION_STREAM = 1 << 40
 _DROPOUT_STREAM = 1 << 41
+_RANK_SHIFT = 42
+
+
+class NotFiniteError(Exception):
+    """A loss or a gradient was infinite or not a number, so that training cannot go on.
+
+    Attributes:
+        step: which one, 1 … num_steps.
+        learning_rate: its rate.
+    """
+
+    def __init__(self, step: int, learning_rate: float) -> None:
+        super().__init__(f"the loss or gradient of step {step} is not finite, at a learning rate of {learning_rate:g}")
+        self.step = step
+        self.learning_rate = learning_rate
 
 
 @dataclass(frozen=True)
@@ -34,27 +55,46 @@ class TrainingConfig:
     num_steps: int = 24_800
     seed: int = 0
     loss: LossName = "mse"
+    min_snr_gamma: float | None = None
+    """weighs the losses by Hang et al. 2023; None weighs all alike"""
     learning_rate: float = 2e-4
     rate_schedule: RateSchedule = "constant"
     warmup_steps: int = 0
     """steps in which the rate rises linearly from zero"""
     gradient_clip: float | None = None
     """largest norm of the whole gradient; None leaves it alone"""
+    accumulation_steps: int = 1
+    """parts in which a batch is worked through, one after the other, to save memory"""
+    gradient_checkpointing: bool = False
+    """see UNet"""
     ema_decay: float = 0.999
     ema_warmup: bool = False
+    extra_ema_decays: tuple[float, ...] = ()
+    """of further moving averages beside the one that samples are drawn from"""
     precision: Precision = "auto"
+    compilation: Compilation = "auto"
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        if self.min_snr_gamma is not None and not self.min_snr_gamma > 0.0:
+            raise ValueError(f"min_snr_gamma must be above 0 or None, got {self.min_snr_gamma}")
         if not self.learning_rate > 0.0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         if not 0 <= self.warmup_steps <= self.num_steps:
             raise ValueError(f"warmup_steps must lie in 0 … num_steps={self.num_steps}, got {self.warmup_steps}")
-        if self.rate_schedule not in get_args(RateSchedule):
-            raise ValueError(f"unknown rate schedule {self.rate_schedule!r}; choose one of {get_args(RateSchedule)}")
         if self.gradient_clip is not None and not self.gradient_clip > 0.0:
             raise ValueError(f"gradient_clip must be above 0 or None, got {self.gradient_clip}")
+        if self.accumulation_steps < 1:
+            raise ValueError(f"accumulation_steps must be at least 1, got {self.accumulation_steps}")
+        for name, value, kind in (
+            ("loss", self.loss, LossName),
+            ("rate schedule", self.rate_schedule, RateSchedule),
+            ("precision", self.precision, Precision),
+            ("compilation", self.compilation, Compilation),
+        ):
+            if value not in get_args(kind):
+                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(get_args(kind))}")
 
 
 @dataclass
@@ -66,25 +106,70 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     """optimizer steps done"""
+    extra_emas: list[ExponentialMovingAverage] = field(default_factory=list)
+    first_not_finite: Tensor | None = None
+    """the first step with an infinite loss or gradient, 0 while there is none; on the device"""
 
     @classmethod
     def start(cls, model: nn.Module, config: TrainingConfig) -> "TrainingState":
-        """The state before the first step."""
+        """The state before the first step.
+
+        Raises:
+            ValueError: a decay lies outside [0, 1).
+        """
         model = model.to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-        return cls(model, ExponentialMovingAverage(model, config.ema_decay, config.ema_warmup), optimizer)
+        ema, *extra_emas = (
+            ExponentialMovingAverage(model, decay, config.ema_warmup)
+            for decay in (config.ema_decay, *config.extra_ema_decays)
+        )
+        return cls(model, ema, optimizer, extra_emas=extra_emas)
+
+    def check_finite(self, config: TrainingConfig) -> None:
+        """Wait for the device, and make sure that no step so far has gone wrong.
+
+        Raises:
+            NotFiniteError: one has.
+        """
+        step = 0 if self.first_not_finite is None else int(self.first_not_finite)
+        if step:
+            raise NotFiniteError(step, learning_rate_at(step - 1, config))
 
 
 @dataclass(frozen=True)
 class StepEvent:
-    """One step is done: optimizer and moving average have moved."""
+    """One step is done: optimizer and moving averages have moved.
+
+    Tensors are on the device, so reading them waits for the step.
+    """
 
     step: int
     """steps done, 1 … num_steps"""
     num_images_seen: int
     loss: Tensor
-    """mean loss of the batch; on the device, so reading it waits for the step"""
+    """mean loss of the batch, over all processes"""
     learning_rate: float
+    gradient_norm: Tensor
+    """before clipping"""
+    quartile_loss_sums: Tensor
+    """by quartile of t, the sum of the images' losses, shape (4,)"""
+    quartile_counts: Tensor
+    """by quartile of t, how many images it had, shape (4,)"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one process learns from in one step."""
+
+    x_0: Float[Tensor, "batch channels height width"]
+    t: Int64[Tensor, " batch"]
+    eps: Float[Tensor, "batch channels height width"]
+
+    def split(self, num_parts: int) -> Iterator["Batch"]:
+        """Equal parts."""
+        size = len(self.t) // num_parts
+        for x_0, t, eps in zip(*(torch.split(each, size) for each in (self.x_0, self.t, self.eps)), strict=True):
+            yield Batch(x_0, t, eps)
 
 
 def train(
@@ -93,56 +178,136 @@ def train(
     """Train from `state.step` to `config.num_steps`, Algorithm 1 of Ho et al. 2020.
 
     Step k is a function of the state and (seed, k), so a run that goes on from a checkpoint equals one that never
-    stopped. No step waits for the device; the caller may leave at any event.
+    stopped. No step waits for the device; the caller may leave at any event. Where torchrun has started several
+    processes, each works on its share of the same batch.
 
     Args:
         state: changed in place.
-        images: the training images, on the device of the model.
+        images: the training images; its device is that of the model.
         diffusion: the forward process.
         config: how to train.
 
     Yields:
-        One event a step, after the optimizer and the moving average.
-    """
-    device = images.images.device
-    diffusion = diffusion.to(device)
-    autocast_dtype = resolve_precision(config.precision, device)
-    generator = torch.Generator(device)
-    for step in range(state.step, config.num_steps):
-        x_0 = images.batch(step).contiguous(memory_format=torch.channels_last)
-        generator.manual_seed(stream_seed(config.seed, _DIFFUSION_STREAM + step))
-        t, eps = draw_t_and_eps(x_0, diffusion.num_timesteps, generator)
+        One event a step, after the optimizer and the moving averages.
 
+    Raises:
+        ValueError: the batch cannot be split evenly among processes and accumulation steps.
+    """
+    num_parts = world_size() * config.accumulation_steps
+    if images.batch_size % num_parts:
+        raise ValueError(
+            f"batch_size={images.batch_size} must be a multiple of processes * accumulation_steps = "
+            f"{world_size()} * {config.accumulation_steps}"
+        )
+    device = images.device
+    diffusion = diffusion.to(device)
+    network = _network(state.model, config, device)
+    parameters = list(state.model.parameters())
+    if state.first_not_finite is None:
+        state.first_not_finite = torch.zeros((), dtype=torch.int64, device=device)
+    for step in range(state.step, config.num_steps):
+        batch = draw_batch(images, step, config.seed, diffusion.num_timesteps)
         state.model.train()
-        with (
-            _seeded_globally(stream_seed(config.seed, _DROPOUT_STREAM + step), device),
-            torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not torch.float32),
-        ):
-            loss = diffusion.losses(state.model, x_0, t, eps, config.loss).mean()
         state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with _seeded_globally(stream_seed(config.seed, (rank() << _RANK_SHIFT) + _DROPOUT_STREAM + step), device):
+            report = average_(_backward(network, batch, diffusion, config))
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradient_norm = nn.utils.get_total_norm(gradients)
         if config.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clip)
+            nn.utils.clip_grads_with_norm_(parameters, config.gradient_clip, gradient_norm)
         rate = learning_rate_at(step, config)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.step()
-        state.ema.update(state.model)
+        for ema in (state.ema, *state.extra_emas):
+            ema.update(state.model)
         state.step = step + 1
-        yield StepEvent(state.step, state.step * images.batch_size, loss.detach(), rate)
+        loss, sums, counts = report[0], report[1 : 1 + NUM_QUARTILES], report[1 + NUM_QUARTILES :]
+        is_fine = loss.isfinite() & gradient_norm.isfinite() | (state.first_not_finite > 0)
+        state.first_not_finite = torch.where(is_fine, state.first_not_finite, state.step)
+        # The report is a mean over the processes, these are sums.
+        sums, counts = sums * world_size(), counts * world_size()
+        yield StepEvent(state.step, state.step * images.batch_size, loss, rate, gradient_norm, sums, counts)
+
+
+def draw_batch(images: TrainingImages, step: int, seed: int, num_timesteps: int) -> Batch:
+    """The share of this process in the batch of step `step`.
+
+    Each process draws the time steps and noise of the whole batch, so that together they work on the same batch
+    whatever their number.
+    """
+    part = share(images.batch_size)
+    x_0 = images.batch(step, part).contiguous(memory_format=torch.channels_last)
+    generator = torch.Generator(x_0.device).manual_seed(stream_seed(seed, _DIFFUSION_STREAM + step))
+    t, eps = draw_t_and_eps((images.batch_size, *x_0.shape[1:]), num_timesteps, generator)
+    return Batch(x_0, t[part], eps[part])
 
 
 def draw_t_and_eps(
-    x_0: Float[Tensor, "batch channels height width"], num_timesteps: int, generator: torch.Generator
+    shape: tuple[int, ...], num_timesteps: int, generator: torch.Generator
 ) -> tuple[Int64[Tensor, " batch"], Float[Tensor, "batch channels height width"]]:
-    """t uniform in 0 … T-1 and eps standard normal, for each image of `x_0`."""
-    t = torch.randint(num_timesteps, (len(x_0),), generator=generator, device=x_0.device)
-    eps = torch.randn(x_0.shape, generator=generator, device=x_0.device)
+    """t uniform in 0 … T-1 and eps standard normal, for each image of a batch of this shape."""
+    t = torch.randint(num_timesteps, shape[:1], generator=generator, device=generator.device)
+    eps = torch.randn(shape, generator=generator, device=generator.device)
     return t, eps
 
 
+def _network(model: nn.Module, config: TrainingConfig, device: torch.device) -> nn.Module:
+    """The model as the loop calls it: compiled where that pays, its gradients averaged over the processes."""
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing = True  # type: ignore[assignment]
+    network = compiled(model, config.compilation, device)
+    if world_size() == 1:
+        return network
+    with warnings.catch_warnings():
+        # Of its successor, forward_sync_buffers, which older releases do not know.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(
+            network,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # they are constants
+            # The buckets' views take the weights' own order of memory, which the fused optimizer relies on.
+            gradient_as_bucket_view=True,
+        )
+
+
+def _backward(
+    network: nn.Module, batch: Batch, diffusion: GaussianDiffusion, config: TrainingConfig
+) -> Float[Tensor, " report"]:
+    """Leave the gradient of the batch in the weights.
+
+    Returns:
+        The mean loss; then for each quartile of t the sum of the images' losses; then how many images it had.
+    """
+    parts = list(batch.split(config.accumulation_steps))
+    reports = []
+    for number, part in enumerate(parts, start=1):
+        is_last = number == len(parts)
+        with _gradients_kept_here(network) if not is_last else nullcontext():
+            with arithmetic(config.precision, batch.x_0.device):
+                losses = diffusion.losses(network, part.x_0, part.t, part.eps, config.loss)
+                weighted = losses
+                if config.min_snr_gamma is not None:
+                    weighted = losses * diffusion.min_snr_weights(part.t, config.min_snr_gamma)
+                loss = weighted.mean() / len(parts)
+            loss.backward()  # type: ignore[no-untyped-call]
+        reports.append(_report(loss.detach(), losses.detach(), part.t, diffusion.num_timesteps))
+    return torch.stack(reports).sum(dim=0)
+
+
+def _report(loss: Tensor, losses: Tensor, t: Tensor, num_timesteps: int) -> Tensor:
+    quartile = torch.arange(NUM_QUARTILES, device=t.device)[:, None] == t * NUM_QUARTILES // num_timesteps
+    sums = torch.where(quartile, losses, 0.0).sum(dim=1)
+    return torch.cat([loss[None], sums, quartile.sum(dim=1)])
+
+
+def _gradients_kept_here(network: nn.Module) -> AbstractContextManager[None]:
+    """Processes exchange gradients once a step, after its last part."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+
+
 def learning_rate_at(step: int, config: TrainingConfig) -> float:
-    """The rate of step `step` (0, 1, …): linear warm-up, then constant or half a cosine down to zero.
+    """The rate of step `step` (0, 1, …): linear warm-up, then constant, or down to zero on a line or half a cosine.
 
     The cosine is Loshchilov & Hutter 2017, Eq. 5, without restarts.
     """
@@ -151,20 +316,9 @@ def learning_rate_at(step: int, config: TrainingConfig) -> float:
     if config.rate_schedule == "constant":
         return config.learning_rate
     progress = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
+    if config.rate_schedule == "linear":
+        return config.learning_rate * (1.0 - progress)
     return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products and convolutions on `device`: "auto" is bfloat16 where the hardware has it.
-
-    Raises:
-        ValueError: the precision is unknown.
-    """
-    if precision not in get_args(Precision):
-        raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(get_args(Precision))}")
-    if precision == "auto":
-        return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 @contextmanager
@@ -177,12 +331,3 @@ def _seeded_globally(seed: int, device: torch.device) -> Iterator[None]:
         yield
     finally:
         generator.set_state(state)
-
-
-def _has_fast_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        # Emulated bfloat16 is slower than float32: ask for the instructions.
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return False

@@ -17,9 +17,10 @@ from ruamel.yaml import YAML
 from ddpm.files import atomic_path, file_digest
 from stages.datasets import DATASETS
 from stages.errors import StageError
-from stages.params import DownloadParams, Params
+from stages.params import Params
 from stages.paths import DATA, DATA_PIN, RECEIPT
 from stages.runner import run_stage
+from stages.sections import DownloadParams
 
 _OUTGOING = DATA.with_name(".data.outgoing")
 

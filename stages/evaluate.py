@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from ddpm.data import load_images
+from ddpm.distributed import collected, is_first, share
 from ddpm.features import FeatureExtractor, build_extractor, extract_features
 from ddpm.files import atomic_path
 from ddpm.metrics import frechet_distance, kernel_distance
 from stages.device import best_device
 from stages.errors import StageError
-from stages.params import EvaluateParams, Params
+from stages.params import Params
 from stages.paths import METRICS, SAMPLES, SAMPLES_RECORD
 from stages.prepared import images_of, recorded_run_id
 from stages.progress import progress_bar
 from stages.runner import run_stage
+from stages.sections import EvaluateParams
 from stages.tracking import reopened_run
 
 LEAST_IMAGES = 10
@@ -29,11 +31,16 @@ def main(params: Params) -> None:
     """build/metrics.json, and the same in MLflow."""
     wanted, earlier_run_id = params.evaluate, recorded_run_id(SAMPLES_RECORD)
     if not wanted.enabled:
-        write({"evaluated": False, "mlflow_run_id": earlier_run_id})
+        if is_first():
+            write({"evaluated": False, "mlflow_run_id": earlier_run_id})
         print("evaluate: switched off by evaluate.enabled", flush=True)
         return
     with reopened_run(params, "evaluate", earlier_run_id) as tracker:
-        metrics = measured(wanted)
+        sets = compared_sets(wanted)
+        features = features_of(sets, wanted)
+        if not is_first():
+            return
+        metrics = measured(sets, features, wanted)
         write(metrics | {"mlflow_run_id": tracker.run_id})
         # Figures make charts; counts, splits and versions are what to read beside them.
         figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
@@ -49,14 +56,8 @@ def write(metrics: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
-def measured(wanted: EvaluateParams) -> dict[str, Any]:
-    """Every figure, with what it needs to be reproduced.
-
-    Raises:
-        StageError: a set holds too few images.
-    """
-    sets = compared_sets(wanted)
-    features = features_of(sets, wanted)
+def measured(sets: dict[str, Tensor], features: dict[str, Tensor], wanted: EvaluateParams) -> dict[str, Any]:
+    """Every figure, with what it needs to be reproduced."""
     suffix = wanted.extractor
     metrics: dict[str, Any] = {}
     for name, ending in (("samples", ""), ("floor", "_floor")):
@@ -114,7 +115,7 @@ def chosen(images: Tensor, count: int, seed: int) -> Tensor:
 
 
 def features_of(sets: dict[str, Tensor], wanted: EvaluateParams) -> dict[str, Tensor]:
-    """The features of each set.
+    """The features of each set; each process extracts its share of them.
 
     Raises:
         StageError: the extractor's weights cannot be had.
@@ -129,13 +130,14 @@ def features_of(sets: dict[str, Tensor], wanted: EvaluateParams) -> dict[str, Te
             "or set evaluate.extractor to efficientnet_lite0, which needs none"
         ) from error
     features = {}
-    with progress_bar("evaluate", sum(len(images) for images in sets.values()), "images") as bar:
-        for name, images in sets.items():
-            batches = []
+    shares = {name: images[share(len(images))] for name, images in sets.items()}
+    with progress_bar("evaluate", sum(len(images) for images in shares.values()), "images") as bar:
+        for name, images in shares.items():
+            batches = [torch.empty(0, extractor.num_features)]
             for batch in extract_features(extractor, images, wanted.batch_size, device):
                 batches.append(batch)
                 bar.update(len(batch))
-            features[name] = torch.cat(batches)
+            features[name] = collected(torch.cat(batches))
     return features
 
 
@@ -155,4 +157,4 @@ def report(metrics: dict[str, Any], wanted: EvaluateParams) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_stage("evaluate", main)
+    run_stage("evaluate", main, lambda params: params.evaluate.num_processes)

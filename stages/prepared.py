@@ -21,8 +21,8 @@ def dataset_summary() -> dict[str, Any]:
     return summary
 
 
-def images_of(splits: Sequence[str]) -> Tensor:
-    """The images of `splits`, uint8, shape (images, 3, height, width), in the order of the index.
+def positions_of(splits: Sequence[str]) -> Tensor:
+    """Where the images of `splits` stand in the prepared array, int64, in the order of the index.
 
     Raises:
         StageError: there are none.
@@ -33,8 +33,21 @@ def images_of(splits: Sequence[str]) -> Tensor:
         raise StageError(
             f"no image in split {' or '.join(splits)}; the dataset has {dict(index['split'].value_counts())}"
         )
-    images = load_images(DATASET / "images.npy")
-    return images[torch.from_numpy(positions)]
+    return torch.from_numpy(positions)
+
+
+def all_images() -> Tensor:
+    """The prepared array, uint8, shape (images, 3, height, width), mapped from its file."""
+    return load_images(DATASET / "images.npy")
+
+
+def images_of(splits: Sequence[str]) -> Tensor:
+    """The images of `splits`, uint8, shape (images, 3, height, width), in the order of the index.
+
+    Raises:
+        StageError: there are none.
+    """
+    return all_images()[positions_of(splits)]
 
 
 def recorded_run_id(path: Path) -> str:

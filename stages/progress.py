@@ -5,10 +5,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ddpm.distributed import is_first
+
 
 def progress_bar(description: str, total: int, unit: str, initial: int = 0) -> "tqdm[Any]":
-    """A bar with rate and time left on standard error; through a pipe it speaks less often."""
+    """A bar with rate and time left on standard error; through a pipe it speaks less often.
+
+    The first of several processes shows it.
+    """
     return tqdm(
+        disable=not is_first(),
         total=total,
         initial=initial,
         desc=description,

@@ -10,6 +10,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from types import FrameType
 from typing import Any, TextIO
 
+import torch
+
+from ddpm import distributed
 from ddpm.checkpoint import CheckpointError
 from stages.errors import StageError
 from stages.params import Params, read_params
@@ -19,6 +22,8 @@ WATCH_PID_VARIABLE = "DDPM_WATCH_PID"
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: running it again goes on
+
+_MORE_MEMORY = {"train": ", raise train.accumulation_steps or set train.gradient_checkpointing"}
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -56,8 +61,10 @@ def lasting_output() -> Iterator[None]:
 
 
 @lasting_output()
-def run_stage(name: str, stage: Callable[[Params], None]) -> None:
-    """Run one stage with the parameters in force, and exit.
+def run_stage(
+    name: str, stage: Callable[[Params], None], num_processes: Callable[[Params], int] = lambda _params: 1
+) -> None:
+    """Run one stage with the parameters in force, in as many processes as they ask for, and exit.
 
     DVC reads params.yaml again when the stage has ended, and would record parameters that the stage never saw; so a
     change of its own section meanwhile is an error.
@@ -67,15 +74,39 @@ def run_stage(name: str, stage: Callable[[Params], None]) -> None:
     _watch_parent()
     try:
         params = read_params()
-        stage(params)
+        _run(name, stage, params, num_processes(params))
         if read_params().section(name) != params.section(name):
             raise StageError(f"params.yaml changed while {name} ran, so nothing is recorded: run it again")
     except (StageError, CheckpointError) as error:
-        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        _say(name, error)
+        sys.exit(EXIT_ERROR)
+    except torch.OutOfMemoryError as error:
+        _say(name, f"{error}\nThe GPU's memory is full: lower {name}.batch_size" + _MORE_MEMORY.get(name, ""))
         sys.exit(EXIT_ERROR)
     except Interrupted as interruption:
-        print(f"{name}: {interruption}", file=sys.stderr, flush=True)
+        _say(name, interruption)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _run(name: str, stage: Callable[[Params], None], params: Params, num_processes: int) -> None:
+    if num_processes > 1 and not distributed.is_started_by_torchrun():
+        from stages.launcher import launch
+
+        launch(name, num_processes)
+        return
+    with distributed.process_group():
+        try:
+            stage(params)
+        except RuntimeError as error:
+            if not distributed.is_lost_peer(error):
+                raise
+            raise StageError(f"the connection to another process is lost: {str(error).splitlines()[0]}") from None
+
+
+def _say(name: str, what: object) -> None:
+    """To standard error; a process that is not the first of several names its number."""
+    number = os.environ.get("RANK", "0")
+    print(f"{name}{'' if number == '0' else f' (process {number})'}: {what}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -1,23 +1,32 @@
 """Draw images with the trained model: the arrays, a grid of them, and an animation of the reverse process."""
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ddpm.checkpoint import PublishedModel, load_model
+from ddpm.devices import arithmetic, compiled, largest_batch_size
+from ddpm.diffusion import NoiseModel
+from ddpm.distributed import collected, is_first, share
 from ddpm.files import atomic_path, file_digest
 from ddpm.images import grid, save_animation, save_png, to_pixels
-from ddpm.samplers import ImageNoise, sampler_steps
-from ddpm.training import resolve_precision
+from ddpm.samplers import ImageNoise, SamplerStep, sampler_steps
 from stages.device import best_device
-from stages.params import Params, SampleParams
+from stages.params import Params
 from stages.paths import GRID, MODEL, REVERSE_PROCESS, SAMPLES, SAMPLES_RECORD
 from stages.prepared import recorded_run_id
 from stages.progress import progress_bar
 from stages.runner import run_stage
+from stages.sections import SampleParams
 from stages.tracking import reopened_run
+
+CPU_BATCH_SIZE = 32
+
+LARGEST_BATCH_SIZE = 1024
+"""Beyond which a GPU gains nothing."""
 
 _SHOWN_PIXELS = 96
 """Small images are enlarged, for the eye, to at least this size."""
@@ -29,6 +38,8 @@ def main(params: Params) -> None:
     model = load_model(MODEL, wanted.weights, device)
     with reopened_run(params, "sample", recorded_run_id(MODEL / "run.json")) as tracker:
         pixels, frames = draw(model, wanted, device)
+        if not is_first():
+            return
         write(pixels, frames, wanted, model.image_size, tracker.run_id)
         final_grid = np.asarray(grid(pixels[: wanted.num_grid_images]))
         tracker.record_image("final_samples", final_grid)
@@ -39,28 +50,45 @@ def main(params: Params) -> None:
 
 @torch.no_grad()
 def draw(model: PublishedModel, wanted: SampleParams, device: torch.device) -> tuple[Tensor, list[Tensor]]:
-    """All images as bytes, and the first `num_grid_images` of them at each shown step on their way from noise."""
-    batches: list[Tensor] = []
-    shown: dict[int, list[Tensor]] = {
-        number: [] for number in frame_steps(wanted.num_sampling_steps, wanted.num_frames)
-    }
-    shape = (3, model.image_size, model.image_size)
-    dtype = resolve_precision(wanted.precision, device)
-    with progress_bar("sample", wanted.num_images * wanted.num_sampling_steps, "network calls") as bar:
-        for first in range(0, wanted.num_images, wanted.batch_size):
-            numbers = range(first, min(first + wanted.batch_size, wanted.num_images))
-            noise = ImageNoise(wanted.seed, numbers, shape, device)
-            steps = sampler_steps(
-                wanted.sampler, model.unet, model.diffusion, noise, wanted.num_sampling_steps, wanted.eta
-            )
-            with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-                for step in steps:
-                    bar.update(len(numbers))
-                    if step.number in shown and first < wanted.num_grid_images:
-                        shown[step.number].append(to_pixels(step.x_t).cpu())
-            batches.append(to_pixels(step.x_t).cpu())
-    frames = [torch.cat(parts)[: wanted.num_grid_images] for parts in shown.values()]
-    return torch.cat(batches), frames
+    """All images as bytes, and the first `num_grid_images` of them at each shown step on their way from noise.
+
+    Each process draws its share of the images; the first one gets them all.
+    """
+    numbers = range(wanted.num_images)[share(wanted.num_images)]
+    network = compiled(model.unet, wanted.compilation, device)
+    with arithmetic(wanted.precision, device):
+        batch_size = wanted.batch_size or fitting_batch_size(network, model.image_size, device)
+        batches: list[Tensor] = [torch.empty(0, 3, model.image_size, model.image_size, dtype=torch.uint8)]
+        shown = {number: list(batches) for number in frame_steps(wanted.num_sampling_steps, wanted.num_frames)}
+        with progress_bar("sample", len(numbers) * wanted.num_sampling_steps, "network calls") as bar:
+            for start in range(0, len(numbers), batch_size):
+                batch = numbers[start : start + batch_size]
+                num_in_grid = len(range(batch.start, min(batch.stop, wanted.num_grid_images)))
+                for step in steps_of(network, model, wanted, batch, device):
+                    bar.update(len(batch))
+                    if step.number in shown and num_in_grid:
+                        shown[step.number].append(to_pixels(step.x_t[:num_in_grid]).cpu())
+                batches.append(to_pixels(step.x_t).cpu())
+    return collected(torch.cat(batches)), [collected(torch.cat(parts)) for parts in shown.values()]
+
+
+def steps_of(
+    network: NoiseModel, model: PublishedModel, wanted: SampleParams, numbers: range, device: torch.device
+) -> Iterator[SamplerStep]:
+    """The sampler's steps for the images of these numbers."""
+    noise = ImageNoise(wanted.seed, numbers, (3, model.image_size, model.image_size), device)
+    return sampler_steps(wanted.sampler, network, model.diffusion, noise, wanted.num_sampling_steps, wanted.eta)
+
+
+def fitting_batch_size(network: NoiseModel, image_size: int, device: torch.device) -> int:
+    """As many images as a GPU's memory holds, found by trial; on a CPU a size beyond which nothing is gained."""
+    if device.type == "cpu":
+        return CPU_BATCH_SIZE
+
+    def attempt(size: int) -> None:
+        network(torch.zeros(size, 3, image_size, image_size, device=device), torch.zeros(size, device=device).long())
+
+    return largest_batch_size(attempt, LARGEST_BATCH_SIZE)
 
 
 def frame_steps(num_sampling_steps: int, num_frames: int) -> list[int]:
@@ -84,4 +112,4 @@ def write(pixels: Tensor, frames: list[Tensor], wanted: SampleParams, image_size
 
 
 if __name__ == "__main__":
-    run_stage("sample", main)
+    run_stage("sample", main, lambda params: params.sample.num_processes)

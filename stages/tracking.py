@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.distributed import is_first
 from stages.errors import StageError
 from stages.lineage import lineage_tags
 from stages.params import Params, flat
@@ -164,13 +165,15 @@ class MlflowTracker:
 def opened_run(params: Params, run_id: str | None = None) -> Iterator[Tracker]:
     """The MLflow run of a training: a new one, or `run_id` continued; ended with the block, by how that ends.
 
+    The first of several processes speaks to MLflow, for all.
+
     An MLflow parameter never changes: where the run to continue was made with others, as with more steps, the training
     goes on in a new run, tagged with the one before.
 
     Raises:
         TrackingError: MLflow cannot be reached.
     """
-    if os.environ.get(TRACKING_VARIABLE) == "off":
+    if os.environ.get(TRACKING_VARIABLE) == "off" or not is_first():
         yield NoTracker()
         return
     client = _client()
@@ -194,7 +197,7 @@ def reopened_run(params: Params, stage: str, earlier_run_id: str) -> Iterator[Tr
     Raises:
         TrackingError: MLflow cannot be reached.
     """
-    if os.environ.get(TRACKING_VARIABLE) == "off" or not earlier_run_id:
+    if os.environ.get(TRACKING_VARIABLE) == "off" or not earlier_run_id or not is_first():
         yield NoTracker()
         return
     client = _client()

@@ -5,6 +5,7 @@ import json
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,31 +16,49 @@ from torch import Tensor
 from ddpm.checkpoint import (
     CheckpointError,
     DiffusionConfig,
+    fingerprint_of,
     list_checkpoints,
     load_checkpoint,
     publish_model,
     save_checkpoint,
+    step_of,
 )
 from ddpm.data import TrainingImages
+from ddpm.devices import arithmetic
+from ddpm.distributed import Vote, collected, is_first, share, world_size
 from ddpm.files import atomic_path
 from ddpm.images import grid, to_pixels
 from ddpm.samplers import ImageNoise, sample
-from ddpm.training import StepEvent, TrainingConfig, TrainingState, train
+from ddpm.training import NUM_QUARTILES, NotFiniteError, TrainingConfig, TrainingState, learning_rate_at, train
 from ddpm.unet import UNet, UNetConfig
 from stages import prepared
 from stages.device import best_device
+from stages.errors import StageError
 from stages.lineage import code_digest
-from stages.params import Params, TrainParams
+from stages.params import Params
 from stages.paths import CHECKPOINTS, LOSSES, MODEL
-from stages.prepared import dataset_summary, images_of
+from stages.prepared import all_images, dataset_summary, positions_of
 from stages.progress import progress_bar
 from stages.runner import Interrupted, interruption_deferred, run_stage
+from stages.sections import TrainParams
 from stages.tracking import Tracker, opened_run
 
 # What changes how a training is watched, not what it learns.
 _WATCHING = frozenset(
-    {"log_every", "sample_every", "num_grid_images", "grid_sampling_steps", "checkpoint_every", "keep_checkpoints"}
+    {
+        "log_every",
+        "sample_every",
+        "num_grid_images",
+        "grid_sampling_steps",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "keep_checkpoints_every",
+        "num_processes",
+    }
 )
+
+_DIGEST_IMAGES = 4096
+"""Read at once when the images are digested: they may be more than the memory holds."""
 
 
 @dataclass
@@ -50,8 +69,8 @@ class Recording:
     """mlflow_run_id and mlflow_experiment_id"""
     losses: list[dict[str, float]] = field(default_factory=list)
     """a row at each logged step"""
-    loss_sum: float = 0.0
-    """of the steps since the last row"""
+    sums: list[float] = field(default_factory=lambda: [0.0] * (1 + 2 * NUM_QUARTILES))
+    """over the steps since the last row: of the losses, and by quartile of t of the images' losses and their counts"""
     num_summed: int = 0
 
 
@@ -66,33 +85,47 @@ class Experiment:
     device: torch.device
     state: TrainingState
     images: TrainingImages
-    fingerprint: str
+    identity: dict[str, Any]
+    """what another training must share to go on from this one's checkpoints"""
     recording: Recording
 
     @property
     def folder(self) -> Path:
         """Where its checkpoints lie."""
-        return CHECKPOINTS / self.fingerprint[:16]
+        return CHECKPOINTS / fingerprint_of(self.identity)[:16]
 
 
 def main(params: Params) -> None:
     """build/model/ and build/losses.csv."""
     experiment = prepare(params.train)
     resume(experiment)
-    num_parameters = sum(parameter.numel() for parameter in experiment.state.model.parameters())
-    print(
-        f"train: {num_parameters:,} parameters, {len(experiment.images.images)} images, "
-        f"{experiment.config.num_steps} steps of {experiment.images.batch_size} on {experiment.device}",
-        flush=True,
-    )
+    say(started_line(experiment))
     with opened_run(params, experiment.recording.mlflow.get("mlflow_run_id")) as tracker:
         experiment.recording.mlflow = {
             "mlflow_run_id": tracker.run_id,
             "mlflow_experiment_id": tracker.experiment_id,
         }
         learn(experiment, tracker)
-        publish(experiment)
-        tracker.record_file(LOSSES, "training")
+        if is_first():
+            publish(experiment)
+            tracker.record_file(LOSSES, "training")
+
+
+def say(text: str) -> None:
+    """To the terminal, by the first process."""
+    if is_first():
+        print(f"train: {text}", flush=True)
+
+
+def started_line(experiment: Experiment) -> str:
+    """What is about to be trained, on what."""
+    num_parameters = sum(parameter.numel() for parameter in experiment.state.model.parameters())
+    place = "" if experiment.images.is_resident else ", streamed from the CPU's memory"
+    processes = f" by {world_size()} processes" if world_size() > 1 else ""
+    return (
+        f"{num_parameters:,} parameters, {len(experiment.images)} images{place}, "
+        f"{experiment.config.num_steps} steps of {experiment.images.batch_size} on {experiment.device}{processes}"
+    )
 
 
 def prepare(wanted: TrainParams) -> Experiment:
@@ -100,7 +133,7 @@ def prepare(wanted: TrainParams) -> Experiment:
     summary, device = dataset_summary(), best_device()
     config = training_config(wanted)
     torch.manual_seed(wanted.seed)
-    images = images_of(wanted.splits).to(device)
+    images, positions = all_images(), positions_of(wanted.splits)
     return Experiment(
         wanted=wanted,
         config=config,
@@ -108,8 +141,10 @@ def prepare(wanted: TrainParams) -> Experiment:
         image_size=summary["image_size"],
         device=device,
         state=TrainingState.start(UNet(UNetConfig(**wanted.unet.model_dump())).to(device), config),
-        images=TrainingImages(images, wanted.batch_size, wanted.seed, wanted.random_flips),
-        fingerprint=fingerprint(wanted, images_digest(images)),
+        images=TrainingImages(
+            images, wanted.batch_size, wanted.seed, wanted.random_flips, device=device, positions=positions
+        ),
+        identity=identity_of(wanted, images_digest(images, positions)),
         recording=Recording(),
     )
 
@@ -120,39 +155,51 @@ def training_config(wanted: TrainParams) -> TrainingConfig:
     return TrainingConfig(**{name: value for name, value in wanted.model_dump().items() if name in names})
 
 
-def images_digest(images: Tensor) -> str:
+def images_digest(images: Tensor, positions: Tensor) -> str:
     """Of the very pixels that are trained on: the same array may be split in other ways."""
-    return hashlib.md5(images.cpu().numpy().tobytes(), usedforsecurity=False).hexdigest()
+    digest = hashlib.md5(usedforsecurity=False)
+    for part in torch.split(positions, _DIGEST_IMAGES):
+        digest.update(images[part].contiguous().numpy().data)
+    return digest.hexdigest()
 
 
-def fingerprint(wanted: TrainParams, images_md5: str) -> str:
+def identity_of(wanted: TrainParams, images_md5: str) -> dict[str, Any]:
     """What two trainings must share for one to go on from the other's checkpoint: parameters, data and code.
 
     A constant rate does not depend on the number of steps, so that a finished training can be carried further.
     """
-    experiment = {name: value for name, value in wanted.model_dump(mode="json").items() if name not in _WATCHING}
+    parameters = {name: value for name, value in wanted.model_dump(mode="json").items() if name not in _WATCHING}
     if wanted.rate_schedule == "constant":
-        del experiment["num_steps"]
-    experiment |= {"images_md5": images_md5, "code": code_digest(Path(__file__), Path(prepared.__file__))}
-    return hashlib.sha256(json.dumps(experiment, sort_keys=True).encode()).hexdigest()
+        del parameters["num_steps"]
+    return parameters | {"images_md5": images_md5, "code": code_digest(Path(__file__), Path(prepared.__file__))}
 
 
 def resume(experiment: Experiment) -> None:
-    """Go on from the newest checkpoint that can be read, if there is one."""
+    """Go on from the newest checkpoint that can be read, if there is one.
+
+    Raises:
+        StageError: several processes do not find the same one.
+    """
     for path in reversed(list_checkpoints(experiment.folder)):
-        if int(path.stem.removeprefix("step_")) > experiment.config.num_steps:
+        if step_of(path) > experiment.config.num_steps:
             continue
         try:
-            notes = load_checkpoint(path, experiment.state, experiment.fingerprint)
+            notes = load_checkpoint(path, experiment.state, experiment.identity)
         except CheckpointError as error:
-            print(f"train: {error}", flush=True)
+            say(f"{error}; going back to the one before it")
             continue
         experiment.recording = Recording(**notes)
         if experiment.state.step == experiment.config.num_steps:
-            print(f"train: {path} holds this very training, finished; nothing is left to train", flush=True)
+            say(f"{path} holds this very training, finished; nothing is left to train")
         else:
-            print(f"train: going on from {path}", flush=True)
-        return
+            say(f"going on from {path}")
+        break
+    steps = collected(torch.tensor([experiment.state.step]))
+    if len(set(steps.tolist())) > 1:
+        raise StageError(
+            f"the processes would go on from different steps, {steps.tolist()}: {CHECKPOINTS}/ must be the same folder "
+            "on all machines"
+        )
 
 
 def learn(experiment: Experiment, tracker: Tracker) -> None:
@@ -160,56 +207,90 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
 
     Raises:
         Interrupted: a signal came; a checkpoint holds what was done.
+        StageError: a loss or gradient is not finite.
     """
     wanted, state, num_steps = experiment.wanted, experiment.state, experiment.config.num_steps
     total, done = num_steps * wanted.batch_size, state.step * wanted.batch_size
     if state.step == 0:
         # Where MLflow's slider starts: without it, the grid of a page just opened is empty.
         tracker.record_image("samples", drawn_grid(experiment), 0)
-    started, first = time.monotonic(), state.step
+    started, first, vote = time.monotonic(), state.step, Vote()
     with progress_bar("train", total, "images", initial=done) as bar, interruption_deferred() as interruption:
-        loss_sum = torch.tensor(experiment.recording.loss_sum, device=experiment.device)
+        sums = torch.tensor(experiment.recording.sums, device=experiment.device)
         for event in train(state, experiment.images, experiment.diffusion.build(), experiment.config):
-            loss_sum += event.loss
+            sums += torch.cat([event.loss[None], event.quartile_loss_sums, event.quartile_counts])
             experiment.recording.num_summed += 1
             bar.update(wanted.batch_size)
             is_last = event.step == num_steps
             if is_last or event.step % wanted.log_every == 0:
-                row = loss_row(event, float(loss_sum) / experiment.recording.num_summed)
-                experiment.recording.losses.append(row)
-                loss_sum.zero_()
-                experiment.recording.num_summed = 0
+                ensure_finite(experiment)
+                row = loss_row(experiment, sums.tolist())
                 rate = (event.step - first) * wanted.batch_size / (time.monotonic() - started)
                 measured = {name: value for name, value in row.items() if name != "step"}
-                tracker.record_metrics(measured | {"images_per_second": rate}, event.step)
+                gradient_norm = float(event.gradient_norm)
+                tracker.record_metrics(
+                    measured | {"images_per_second": rate, "gradient_norm": gradient_norm}, event.step
+                )
                 bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+                if event.step % wanted.log_every == 0:
+                    experiment.recording.losses.append(row)
+                    sums.zero_()
+                    experiment.recording.num_summed = 0
             if is_last or event.step % wanted.sample_every == 0:
+                ensure_finite(experiment)
                 tracker.record_image("samples", drawn_grid(experiment), event.step)
             signal_name = interruption()
-            if is_last or signal_name or event.step % wanted.checkpoint_every == 0:
-                experiment.recording.loss_sum = float(loss_sum)
-                path = save(experiment)
-            if signal_name and not is_last:
-                raise Interrupted(f"{signal_name} at step {event.step}, kept in {path}; run it again to go on")
+            is_interrupted = vote.any(signal_name is not None)
+            if is_last or is_interrupted or event.step % wanted.checkpoint_every == 0:
+                ensure_finite(experiment)
+                experiment.recording.sums = sums.tolist()
+                path = save(experiment) if is_first() else experiment.folder
+            if is_interrupted and not is_last:
+                how = signal_name or "a signal to another process"
+                raise Interrupted(f"{how} at step {event.step}, kept in {path}; run it again to go on")
 
 
-def loss_row(event: StepEvent, loss: float) -> dict[str, float]:
-    """What is logged at a step: the mean loss since the last row, and the rate."""
-    return {
-        "step": event.step,
-        "loss": loss,
-        "learning_rate": event.learning_rate,
-        "num_images_seen": event.num_images_seen,
+def ensure_finite(experiment: Experiment) -> None:
+    """Raise StageError where a step so far had an infinite loss or gradient: nothing after it is worth keeping."""
+    try:
+        experiment.state.check_finite(experiment.config)
+    except NotFiniteError as error:
+        kept = [path for path in list_checkpoints(experiment.folder) if step_of(path) < error.step]
+        last_good = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before it"
+        raise StageError(
+            f"{error}; {last_good}; lower train.learning_rate, raise train.warmup_steps, or set train.gradient_clip"
+        ) from None
+
+
+def loss_row(experiment: Experiment, sums: list[float]) -> dict[str, float]:
+    """What is logged at a step: mean losses since the last row, the whole and by quartile of t, and the rate."""
+    step = experiment.state.step
+    loss, by_quartile, counts = sums[0], sums[1 : 1 + NUM_QUARTILES], sums[1 + NUM_QUARTILES :]
+    row = {
+        "step": float(step),
+        "loss": loss / experiment.recording.num_summed,
+        "learning_rate": learning_rate_at(step - 1, experiment.config),
+        "num_images_seen": float(step * experiment.wanted.batch_size),
     }
+    for number, (quartile, count) in enumerate(zip(by_quartile, counts, strict=True), start=1):
+        if count:
+            row[f"loss_t_quartile_{number}"] = quartile / count
+    return row
 
 
+@torch.no_grad()
 def drawn_grid(experiment: Experiment) -> NDArray[np.uint8]:
-    """Samples of the averaged weights, from the same noise each time."""
-    wanted, size = experiment.wanted, experiment.image_size
-    noise = ImageNoise(wanted.seed, range(wanted.num_grid_images), (3, size, size), experiment.device)
-    diffusion = experiment.diffusion.build().to(experiment.device)
-    drawn = sample("ddim", experiment.state.ema.module, diffusion, noise, wanted.grid_sampling_steps)
-    return np.asarray(grid(to_pixels(drawn).cpu()))
+    """Samples of the averaged weights, from the same noise each time; each process draws its share."""
+    wanted, size, device = experiment.wanted, experiment.image_size, experiment.device
+    numbers = range(wanted.num_grid_images)[share(wanted.num_grid_images)]
+    drawn = torch.empty(0, 3, size, size, dtype=torch.uint8)
+    if numbers:
+        noise = ImageNoise(wanted.seed, numbers, (3, size, size), device)
+        diffusion = experiment.diffusion.build().to(device)
+        with arithmetic(wanted.precision, device):
+            images = sample("ddim", experiment.state.ema.module, diffusion, noise, wanted.grid_sampling_steps)
+        drawn = to_pixels(images).cpu()
+    return np.asarray(grid(collected(drawn)))
 
 
 def save(experiment: Experiment) -> Path:
@@ -217,9 +298,10 @@ def save(experiment: Experiment) -> Path:
     return save_checkpoint(
         experiment.folder,
         experiment.state,
-        experiment.fingerprint,
+        experiment.identity,
         asdict(experiment.recording),
         experiment.wanted.keep_checkpoints,
+        experiment.wanted.keep_checkpoints_every,
     )
 
 
@@ -228,10 +310,13 @@ def publish(experiment: Experiment) -> None:
     publish_model(MODEL, experiment.state, experiment.diffusion, experiment.image_size)
     with atomic_path(MODEL / "run.json") as temporary:
         temporary.write_text(json.dumps(experiment.recording.mlflow) + "\n")
+    rows = list(experiment.recording.losses)
+    if experiment.recording.num_summed:  # the last steps, where log_every does not divide their number
+        rows.append(loss_row(experiment, experiment.recording.sums))
     with atomic_path(LOSSES) as temporary:
-        losses = pd.DataFrame(experiment.recording.losses).astype({"step": int, "num_images_seen": int})
+        losses = pd.DataFrame(rows).astype({"step": int, "num_images_seen": int})
         losses.to_csv(temporary, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":
-    run_stage("train", main)
+    run_stage("train", main, lambda params: params.train.num_processes)

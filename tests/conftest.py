@@ -1,5 +1,6 @@
 """What every test runs under: each call into `ddpm` is checked against its annotations, shapes included."""
 
+import signal
 from collections.abc import Iterator
 
 import jaxtyping
@@ -28,6 +29,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Children may be interrupted, even where the tests run in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ STAGES = list(DVC["stages"])
 
 SHAPE_NO_RESULT = {
     "stages.params": "DVC compares the parameters themselves",
+    "stages.sections": "likewise",
     "stages.paths": "dvc.yaml names the places, and DVC compares them",
     "stages.errors": "what a failed stage says is no result",
     "stages.runner": "it starts and ends a stage",

@@ -8,12 +8,22 @@ import torch
 from ddpm.diffusion import GaussianDiffusion, NoiseModel
 from ddpm.samplers.ancestral import sample_ancestral
 from ddpm.samplers.ddim import sample_ddim
+from ddpm.samplers.dpm_solver import sample_dpm_solver
 from ddpm.samplers.noise import ImageNoise
 from ddpm.samplers.step import SamplerStep
 
-SamplerName = Literal["ddpm", "ddim"]
+SamplerName = Literal["ddpm", "ddim", "dpm_solver++"]
 
-__all__ = ["ImageNoise", "SamplerName", "SamplerStep", "sample", "sample_ancestral", "sample_ddim", "sampler_steps"]
+__all__ = [
+    "ImageNoise",
+    "SamplerName",
+    "SamplerStep",
+    "sample",
+    "sample_ancestral",
+    "sample_ddim",
+    "sample_dpm_solver",
+    "sampler_steps",
+]
 
 
 def sampler_steps(
@@ -33,6 +43,8 @@ def sampler_steps(
         return sample_ancestral(model, diffusion, noise, num_sampling_steps)
     if name == "ddim":
         return sample_ddim(model, diffusion, noise, num_sampling_steps, eta)
+    if name == "dpm_solver++":
+        return sample_dpm_solver(model, diffusion, noise, num_sampling_steps)
     raise ValueError(f"unknown sampler {name!r}; choose one of {', '.join(get_args(SamplerName))}")
 
 

@@ -29,7 +29,7 @@ def sample_ddim(
     """Walk from noise to images, step by step.
 
     Args:
-        model: predicts eps or v, as the diffusion says, from (x_t, t).
+        model: predicts what the diffusion says from (x_t, t).
         diffusion: the schedule that the model was trained on.
         noise: x_T and, for eta above 0, the noise of each step.
         num_sampling_steps: network calls, in 1 … T.

@@ -9,7 +9,7 @@ from typing import Any
 
 from ddpm.files import file_digest
 from stages.datasets.source import DatasetError, SourceImage, SplitName
-from stages.params import DownloadParams
+from stages.sections import DownloadParams
 
 OFFICIAL_ADDRESS = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 ARCHIVE, LABELS, SPLITS = "102flowers.tgz", "imagelabels.mat", "setid.mat"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stages.datasets.source import DatasetError, SourceImage
-from stages.params import DownloadParams
+from stages.sections import DownloadParams
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import StageError
-from stages.params import DownloadParams
+from stages.sections import DownloadParams
 
 SplitName = Literal["train", "valid", "test"]
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from stages.datasets.source import SourceImage
 from stages.drawing.flowers import class_name, generate
-from stages.params import DownloadParams
+from stages.sections import DownloadParams
 
 _CHUNK = 500
 

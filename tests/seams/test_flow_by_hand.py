@@ -79,6 +79,7 @@ def test_a_parameter_that_cannot_be_used_is_one_clear_error(checkout):
     assert (checkout.folder / "params.yaml").read_text() == before
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_control_c_saves_the_training_leaves_no_process_and_the_next_run_goes_on(checkout, start_training):
     before = checkpoints(checkout)
     process, log = start_training("interrupted")

@@ -273,14 +273,6 @@ def test_a_failure_holds_the_last_lines(log, dvc):
     assert len(log.lines) == 10
 
 
-@pytest.fixture
-def interruptible():
-    """Children may be interrupted, even where the tests run in the background of a script, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_a_cancelled_task_takes_its_stage_with_it(log, dvc, tmp_path, monkeypatch):
     dvc(f"trap 'echo interrupted > {tmp_path}/end; exit 75' INT; echo ready; while :; do sleep 0.05; done")
