@@ -13,6 +13,9 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from ddpm.shapes import Float
 
+_ALONE = {"sync_on_compute": False}
+"""The features given are all there are: one of several processes must not wait for the others to add theirs."""
+
 
 @dataclass(frozen=True)
 class KernelDistance:
@@ -43,7 +46,7 @@ def frechet_distance(real: Float[Tensor, "real features"], fake: Float[Tensor, "
         ValueError: a set holds fewer than two images.
     """
     _require_images(real, fake, least=2)
-    metric = FrechetInceptionDistance(feature=_GivenFeatures(real.shape[1]))
+    metric = FrechetInceptionDistance(feature=_GivenFeatures(real.shape[1]), **_ALONE)
     metric.update(real, real=True)
     metric.update(fake, real=False)
     return float(metric.compute())
@@ -76,7 +79,9 @@ def kernel_distance(
         warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
         # Not torch.manual_seed: that seeds every accelerator as well, which nobody gives back.
         torch.default_generator.manual_seed(seed)
-        metric = KernelInceptionDistance(feature=_GivenFeatures(real.shape[1]), subsets=num_subsets, subset_size=size)
+        metric = KernelInceptionDistance(
+            feature=_GivenFeatures(real.shape[1]), subsets=num_subsets, subset_size=size, **_ALONE
+        )
         metric.update(real, real=True)
         metric.update(fake, real=False)
         mean, std = metric.compute()
