@@ -5,6 +5,7 @@ Nothing here is called FID or KID: a distance earns those names only with Incept
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from ddpm.shapes import Float
 
-_ALONE = {"sync_on_compute": False}
+_ALONE: dict[str, Any] = {"sync_on_compute": False}
 """The features given are all there are: one of several processes must not wait for the others to add theirs."""
 
 
