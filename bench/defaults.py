@@ -1,0 +1,50 @@
+"""What each default of the training loop is worth: `python -m bench.defaults`.
+
+A loop written out by hand makes every choice as the project does, and then all but one of them; in one run, in turn.
+"""
+
+import argparse
+import statistics
+from dataclasses import replace
+
+from bench.machine import best_device, described, median_ratio, timed_in_turn
+from bench.networks import Choices, Setting, by_hand
+
+ALL = "all of them"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.defaults", description=__doc__)
+    parser.add_argument("--batch-size", type=int, default=32, help="images of a step (default 32)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median counts (default 5)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes on a CPU")
+    arguments = parser.parse_args()
+    device = best_device()
+    setting = Setting(arguments.batch_size, 64, (64, 128, 256, 512), device)
+    compiled = "default" if device.type == "cuda" else ""
+    chosen = Choices(compilation=compiled)
+    others = {
+        ALL: chosen,
+        "without channels_last": replace(chosen, channels_last=False),
+        "in float32": replace(chosen, bfloat16=False),
+        "without the fused Adam": replace(chosen, fused_adam=False),
+        "without the foreach average": replace(chosen, foreach_ema=False),
+        "without fused attention": replace(chosen, fused_attention=False),
+        "with gradient checkpointing": replace(chosen, gradient_checkpointing=True),
+    }
+    if compiled:
+        others["without torch.compile"] = replace(chosen, compilation="")
+        others["with CUDA graphs"] = replace(chosen, compilation="reduce-overhead")
+    elif arguments.compile:
+        others["with torch.compile"] = replace(chosen, compilation="default")
+    print(f"{described(device)}; batch {setting.batch_size} of 64x64", flush=True)
+    steps = {name: by_hand(setting, choices) for name, choices in others.items()}
+    seconds = timed_in_turn(steps, arguments.rounds, device)
+    print(f"{'':30} {'images/s':>10} {'time against all':>17}")
+    for name, values in seconds.items():
+        rate = setting.batch_size / statistics.median(values)
+        print(f"{name:30} {rate:10.2f} {median_ratio(values, seconds[ALL]):15.2f} x")
+
+
+if __name__ == "__main__":
+    main()

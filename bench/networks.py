@@ -1,0 +1,181 @@
+"""The published network and its peers, each as a function that does one training step on random images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, UNetConfig, linear_betas, train
+from ddpm.devices import Compilation
+
+NUM_IMAGES = 1020
+NUM_TIMESTEPS = 1000
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all variants of a measurement share."""
+
+    batch_size: int
+    image_size: int
+    widths: tuple[int, ...]
+    device: torch.device
+
+    @property
+    def unet(self) -> UNetConfig:
+        """As published: attention at the last two levels."""
+        return UNetConfig(
+            widths=self.widths, attention=tuple(i >= len(self.widths) - 2 for i in range(len(self.widths)))
+        )
+
+    def pixels(self) -> Tensor:
+        """A dataset of noise, as large as the published one."""
+        shape = (NUM_IMAGES, 3, self.image_size, self.image_size)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def flops_per_image(setting: Setting) -> float:
+    """Operations of a forward and a backward pass, as torch counts them."""
+    unet = UNet(setting.unet)
+    x_t = torch.zeros(1, 3, setting.image_size, setting.image_size)
+    with FlopCounterMode(display=False) as counter:
+        unet(x_t, torch.zeros(1, dtype=torch.int64)).sum().backward()
+    return float(counter.get_total_flops())
+
+
+def ours(setting: Setting, compilation: Compilation = "auto") -> Step:
+    """The training loop of this project, with its defaults."""
+    torch.manual_seed(0)
+    config = TrainingConfig(num_steps=10**9, compilation=compilation)
+    state = TrainingState.start(UNet(setting.unet).to(setting.device), config)
+    images = TrainingImages(setting.pixels(), setting.batch_size, seed=0, device=setting.device)
+    events = train(state, images, GaussianDiffusion(linear_betas(NUM_TIMESTEPS)), config)
+    return lambda: next(events)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Of a loop written out by hand, each of which `ours` makes in some way."""
+
+    channels_last: bool = True
+    bfloat16: bool = True
+    fused_adam: bool = True
+    foreach_ema: bool = True
+    fused_attention: bool = True
+    compilation: str = ""
+    """a mode of torch.compile"""
+    gradient_checkpointing: bool = False
+
+
+PLAIN = Choices(channels_last=False, bfloat16=False, fused_adam=False, foreach_ema=False, fused_attention=False)
+
+
+def by_hand(setting: Setting, choices: Choices) -> Step:
+    """The same network in a plain loop."""
+    torch.manual_seed(0)
+    device = setting.device
+    unet = UNet(setting.unet).to(device).train()
+    unet.gradient_checkpointing = choices.gradient_checkpointing
+    average = UNet(setting.unet).to(device)
+    layout = torch.channels_last if choices.channels_last else torch.contiguous_format
+    for module in (unet, average):
+        module.to(memory_format=layout)
+    network = torch.compile(unet, mode=choices.compilation) if choices.compilation else unet
+    optimizer = torch.optim.Adam(unet.parameters(), lr=2e-4, fused=choices.fused_adam)
+    diffusion = GaussianDiffusion(linear_betas(NUM_TIMESTEPS)).to(device)
+    images = TrainingImages(setting.pixels(), setting.batch_size, seed=0, device=device)
+    backends = [torch.nn.attention.SDPBackend.MATH] if not choices.fused_attention else _ALL_BACKENDS
+    step = 0
+
+    def run() -> None:
+        nonlocal step
+        x_0 = images.batch(step).contiguous(memory_format=layout)
+        step += 1
+        t = torch.randint(NUM_TIMESTEPS, (setting.batch_size,), device=device)
+        eps = torch.randn(x_0.shape, device=device)
+        with (
+            torch.autocast(device.type, torch.bfloat16, enabled=choices.bfloat16),
+            torch.nn.attention.sdpa_kernel(backends),
+        ):
+            loss = diffusion.losses(network, x_0, t, eps).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        with torch.no_grad():
+            averages: list[Tensor] = list(average.parameters())
+            weights: list[Tensor] = list(unet.parameters())
+            if choices.foreach_ema:
+                torch._foreach_lerp_(averages, weights, 0.001)
+            else:
+                for one, other in zip(averages, weights, strict=True):
+                    one.lerp_(other, 0.001)
+
+    return run
+
+
+_ALL_BACKENDS = [
+    torch.nn.attention.SDPBackend.FLASH_ATTENTION,
+    torch.nn.attention.SDPBackend.EFFICIENT_ATTENTION,
+    torch.nn.attention.SDPBackend.CUDNN_ATTENTION,
+    torch.nn.attention.SDPBackend.MATH,
+]
+
+
+def diffusers_loop(setting: Setting, bfloat16: bool) -> Step:
+    """UNet2DModel of equal widths in a loop like diffusers' unconditional example, with its optimizer and its EMA.
+
+    Raises:
+        ImportError: diffusers is not installed.
+    """
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import EMAModel
+
+    torch.manual_seed(0)
+    device = setting.device
+    unet = diffusers_unet(setting).to(device).train()
+    average = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
+    scheduler = DDPMScheduler(num_train_timesteps=NUM_TIMESTEPS, beta_schedule="linear")
+    images = TrainingImages(setting.pixels(), setting.batch_size, seed=0, device=device)
+    step = 0
+
+    def run() -> None:
+        nonlocal step
+        clean = images.batch(step).contiguous()
+        step += 1
+        noise = torch.randn(clean.shape, device=device)
+        timesteps = torch.randint(0, NUM_TIMESTEPS, (len(clean),), device=device)
+        noisy = scheduler.add_noise(clean, noise, timesteps)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            predicted = unet(noisy, timesteps).sample
+            loss = F.mse_loss(predicted.float(), noise)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step(unet.parameters())
+
+    return run
+
+
+def diffusers_unet(setting: Setting) -> torch.nn.Module:
+    """UNet2DModel with the widths and the attention of the published network."""
+    from diffusers import UNet2DModel
+
+    has_attention = setting.unet.attention
+    return UNet2DModel(  # type: ignore[no-any-return]
+        sample_size=setting.image_size,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=2,
+        block_out_channels=setting.widths,
+        norm_num_groups=8,
+        attention_head_dim=None,
+        down_block_types=tuple("AttnDownBlock2D" if one else "DownBlock2D" for one in has_attention),
+        up_block_types=tuple("AttnUpBlock2D" if one else "UpBlock2D" for one in reversed(has_attention)),
+    )

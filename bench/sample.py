@@ -1,0 +1,103 @@
+"""How fast sampling is: `python -m bench.sample`.
+
+The published network with random weights draws by each sampler, beside diffusers' pipelines with a network of equal
+widths; in one run, in turn; figures are medians over the rounds.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from bench.machine import best_device, described, median_ratio, timed_in_turn
+from bench.networks import NUM_TIMESTEPS, Setting, diffusers_unet
+from ddpm import GaussianDiffusion, ImageNoise, UNet, linear_betas, sample
+from ddpm.devices import Compilation, Precision, arithmetic, compiled
+from ddpm.samplers import SamplerName
+
+Draw = Callable[[], object]
+
+
+def main() -> None:
+    arguments = _parse_arguments()
+    device = best_device()
+    setting = Setting(arguments.batch_size, arguments.image_size, tuple(arguments.widths), device)
+    print(f"{described(device)}; {setting.batch_size} images of {setting.image_size}x{setting.image_size}", flush=True)
+    variants: dict[tuple[str, int], Draw] = {}
+    for num_steps in arguments.steps:
+        for name in ("ddpm", "ddim", "dpm_solver++"):
+            variants[name, num_steps] = ours(setting, name, num_steps)
+        variants["ddim, float32", num_steps] = ours(setting, "ddim", num_steps, precision="float32")
+        if device.type == "cuda":
+            variants["ddim, not compiled", num_steps] = ours(setting, "ddim", num_steps, compilation="off")
+        try:
+            variants["diffusers DDIM, fp32", num_steps] = diffusers_pipeline(setting, num_steps, bfloat16=False)
+            variants["diffusers DDIM, bf16", num_steps] = diffusers_pipeline(setting, num_steps, bfloat16=True)
+        except ImportError as error:
+            print(f"left out: diffusers ({error})")
+    seconds = timed_in_turn(
+        {f"{name} {steps}": draw for (name, steps), draw in variants.items()}, arguments.rounds, device
+    )
+    print(f"{'':24} {'steps':>6} {'images/s':>10} {'calls/s':>10} {'time against ddim':>18}")
+    for name, num_steps in variants:
+        values = seconds[f"{name} {num_steps}"]
+        rate = setting.batch_size / statistics.median(values)
+        ratio = median_ratio(values, seconds[f"ddim {num_steps}"])
+        print(f"{name:24} {num_steps:6} {rate:10.3f} {rate * num_steps:10.1f} {ratio:16.2f} x")
+
+
+def ours(
+    setting: Setting,
+    name: SamplerName,
+    num_steps: int,
+    precision: Precision = "auto",
+    compilation: Compilation = "auto",
+) -> Draw:
+    """A batch by this project's sampler."""
+    torch.manual_seed(0)
+    unet = UNet(setting.unet).to(device=setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = compiled(unet.eval().requires_grad_(False), compilation, setting.device)
+    diffusion = GaussianDiffusion(linear_betas(NUM_TIMESTEPS)).to(setting.device)
+    shape = (3, setting.image_size, setting.image_size)
+
+    def draw() -> None:
+        noise = ImageNoise(0, range(setting.batch_size), shape, setting.device)
+        with arithmetic(precision, setting.device):
+            sample(name, network, diffusion, noise, num_steps)
+
+    return draw
+
+
+def diffusers_pipeline(setting: Setting, num_steps: int, bfloat16: bool) -> Draw:
+    """A batch by diffusers' DDIMPipeline, as its documentation runs it.
+
+    Raises:
+        ImportError: diffusers is not installed.
+    """
+    from diffusers import DDIMPipeline, DDIMScheduler
+
+    torch.manual_seed(0)
+    unet = diffusers_unet(setting).to(setting.device)
+    pipeline = DDIMPipeline(unet, DDIMScheduler(NUM_TIMESTEPS))
+    pipeline.set_progress_bar_config(disable=True)
+
+    def draw() -> None:
+        with torch.autocast(setting.device.type, torch.bfloat16, enabled=bfloat16):
+            pipeline(batch_size=setting.batch_size, num_inference_steps=num_steps, output_type="np")
+
+    return draw
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.sample", description=__doc__)
+    parser.add_argument("--batch-size", type=int, default=32, help="images drawn together (default 32)")
+    parser.add_argument("--image-size", type=int, default=64, help="height and width (default 64, as published)")
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512], help="channels of each level")
+    parser.add_argument("--steps", type=int, nargs="+", default=[10, 20], help="network calls an image (default 10 20)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median counts (default 3)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""How fast training is: `python -m bench.train`.
+
+All variants train the same network on this machine in one run, in turn; figures are medians over the rounds.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+from bench.keras_network import keras_loop
+from bench.machine import best_device, described, matrix_ceiling, median_ratio, peak_memory_gib, timed_in_turn
+from bench.networks import PLAIN, Setting, Step, by_hand, diffusers_loop, flops_per_image, ours
+
+
+def main() -> None:
+    arguments = _parse_arguments()
+    device = best_device()
+    setting = Setting(arguments.batch_size, arguments.image_size, tuple(arguments.widths), device)
+    num_steps = arguments.steps or (2 if device.type == "cpu" else 20)
+    print(f"{described(device)}; batch {setting.batch_size} of {setting.image_size}x{setting.image_size}", flush=True)
+
+    steps: dict[str, Step] = {"this project": ours(setting)}
+    _repeated(steps["this project"], 3)()
+    memory_gib = peak_memory_gib(device)
+    steps["the same, plain eager fp32"] = by_hand(setting, PLAIN)
+    for name, build in _peers(setting).items():
+        try:
+            steps[name] = build()
+        except ImportError as error:
+            print(f"left out: {name} ({error})")
+    variants = {name: _repeated(step, num_steps) for name, step in steps.items()}
+    seconds = timed_in_turn(variants, arguments.rounds, device)
+    ceiling, flops = matrix_ceiling(device), flops_per_image(setting)
+
+    print(f"{flops / 1e9:.1f} GFLOP an image; a matrix product reaches {ceiling / 1e12:.2f} TFLOP/s")
+    print(f"{'':28} {'images/s':>10} {'TFLOP/s':>9} {'of ceiling':>11} {'this project is':>16}")
+    for name, values in seconds.items():
+        rate = setting.batch_size * num_steps / statistics.median(values)
+        ratio = median_ratio(values, seconds["this project"])
+        print(
+            f"{name:28} {rate:10.2f} {rate * flops / 1e12:9.3f} {100 * rate * flops / ceiling:10.1f}% {ratio:14.2f} x"
+        )
+    print(f"peak memory of this project: {memory_gib:.2f} GiB; {arguments.rounds} rounds of {num_steps} steps")
+
+
+def _peers(setting: Setting) -> dict[str, Callable[[], Step]]:
+    return {
+        "diffusers' example, fp32": lambda: diffusers_loop(setting, bfloat16=False),
+        "diffusers' example, bf16": lambda: diffusers_loop(setting, bfloat16=True),
+        "Keras": lambda: keras_loop(setting),
+    }
+
+
+def _repeated(step: Step, num_steps: int) -> Step:
+    def run() -> None:
+        for _ in range(num_steps):
+            step()
+
+    return run
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.train", description=__doc__)
+    parser.add_argument("--batch-size", type=int, default=32, help="images of a step (default 32, as published)")
+    parser.add_argument("--image-size", type=int, default=64, help="height and width (default 64, as published)")
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512], help="channels of each level")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median counts (default 5)")
+    parser.add_argument("--steps", type=int, help="steps of each variant in a round (default 2 on a CPU, 20 on a GPU)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
