@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?=
+MLFLOW_PORT ?= 5000
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
@@ -38,8 +39,8 @@ format: $(VENV)/installed-dev  ## bring the sources into style
 	ruff format .
 	ruff check --fix .
 
-mlflow: $(VENV)/installed  ## compare runs in the browser, at http://127.0.0.1:5000
-	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+mlflow: $(VENV)/installed  ## compare runs in the browser, at http://127.0.0.1:5000 (MLFLOW_PORT)
+	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(MLFLOW_PORT)
 
 prefect: $(VENV)/installed  ## look at flow runs in the browser, at http://127.0.0.1:4200
 	prefect server start

@@ -15,11 +15,6 @@ SIDE = {"cpu": 4096, "cuda": 8192}
 """Of the square matrices whose product is the ceiling."""
 
 
-def best_device() -> torch.device:
-    """The first GPU where there is one, otherwise the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def described(device: torch.device) -> str:
     """The hardware and torch's version, for the head of a table."""
     if device.type == "cuda":

@@ -26,12 +26,13 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4, help="blocks of each kind (default 4)")
     arguments = parser.parse_args()
     params = read_params(Path("profiles/quickstart.yaml"))
-    num_steps = params.train.sample_every
     experiment = prepare(params.train)
+    num_steps = params.train.sample_every
     _bare(experiment, 10)
     times: dict[str, list[float]] = {"bare loop": [], "train stage": []}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        experiment.checkpoints = Path(folder)  # those of a real training stay apart
         with opened_run(params) as tracker:
             # A multiple of all intervals to start from: then each block logs, draws and saves as often.
             _bare(experiment, num_steps - experiment.state.step)

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.machine import best_device, described
+from bench.machine import described
 from ddpm.checkpoint import PublishedModel, load_model
 from ddpm.data import load_images
-from ddpm.devices import arithmetic
+from ddpm.devices import arithmetic, best_device
 from ddpm.features import FeatureExtractor, build_extractor, extract_features
 from ddpm.images import to_pixels
 from ddpm.metrics import frechet_distance, kernel_distance
@@ -29,7 +29,9 @@ def main() -> None:
     device = best_device()
     model = load_model(arguments.model, device=device)
     extractor = build_extractor("efficientnet_lite0", device)
-    reference = features_of(extractor, load_images(arguments.reference)[: arguments.num_reference], device)
+    real = load_images(arguments.reference)
+    chosen = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[: arguments.num_reference]
+    reference = features_of(extractor, real[chosen], device)  # at random: datasets come ordered by class
     print(f"{described(device)}; {arguments.num_images} samples against {len(reference)} real images", flush=True)
     print(f"{'sampler':16} {'calls':>6} {'fd':>8} {'kid':>9} {'± (std)':>9} {'seconds':>9}")
     for name, num_steps in arguments.calls:

@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 import torch
 
-from bench.machine import best_device, described, median_ratio, timed_in_turn
+from bench.machine import described, median_ratio, timed_in_turn
 from bench.networks import NUM_TIMESTEPS, Setting, diffusers_unet
 from ddpm import GaussianDiffusion, ImageNoise, UNet, linear_betas, sample
-from ddpm.devices import Compilation, Precision, arithmetic, compiled
+from ddpm.devices import Compilation, Precision, arithmetic, best_device, compiled
+from ddpm.images import to_pixels
 from ddpm.samplers import SamplerName
 
 Draw = Callable[[], object]
@@ -57,14 +58,14 @@ def ours(
     """A batch by this project's sampler."""
     torch.manual_seed(0)
     unet = UNet(setting.unet).to(device=setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network = compiled(unet.eval().requires_grad_(False), compilation, setting.device)
+    network = compiled(unet.eval(), compilation, setting.device)
     diffusion = GaussianDiffusion(linear_betas(NUM_TIMESTEPS)).to(setting.device)
     shape = (3, setting.image_size, setting.image_size)
 
     def draw() -> None:
         noise = ImageNoise(0, range(setting.batch_size), shape, setting.device)
         with arithmetic(precision, setting.device):
-            sample(name, network, diffusion, noise, num_steps)
+            to_pixels(sample(name, network, diffusion, noise, num_steps)).cpu()
 
     return draw
 

@@ -8,8 +8,9 @@ import statistics
 from collections.abc import Callable
 
 from bench.keras_network import keras_loop
-from bench.machine import best_device, described, matrix_ceiling, median_ratio, peak_memory_gib, timed_in_turn
-from bench.networks import PLAIN, Setting, Step, by_hand, diffusers_loop, flops_per_image, ours
+from bench.machine import described, matrix_ceiling, median_ratio, peak_memory_gib, timed_in_turn
+from bench.networks import PLAIN, Setting, Step, by_hand, diffusers_loop, flops_per_image, ours, repeated
+from ddpm.devices import best_device
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
     print(f"{described(device)}; batch {setting.batch_size} of {setting.image_size}x{setting.image_size}", flush=True)
 
     steps: dict[str, Step] = {"this project": ours(setting)}
-    _repeated(steps["this project"], 3)()
+    repeated(steps["this project"], 3)()
     memory_gib = peak_memory_gib(device)
     steps["the same, plain eager fp32"] = by_hand(setting, PLAIN)
     for name, build in _peers(setting).items():
@@ -28,7 +29,7 @@ def main() -> None:
             steps[name] = build()
         except ImportError as error:
             print(f"left out: {name} ({error})")
-    variants = {name: _repeated(step, num_steps) for name, step in steps.items()}
+    variants = {name: repeated(step, num_steps) for name, step in steps.items()}
     seconds = timed_in_turn(variants, arguments.rounds, device)
     ceiling, flops = matrix_ceiling(device), flops_per_image(setting)
 
@@ -47,16 +48,9 @@ def _peers(setting: Setting) -> dict[str, Callable[[], Step]]:
     return {
         "diffusers' example, fp32": lambda: diffusers_loop(setting, bfloat16=False),
         "diffusers' example, bf16": lambda: diffusers_loop(setting, bfloat16=True),
-        "Keras": lambda: keras_loop(setting),
+        "Keras": lambda: keras_loop(setting, xla=False),
+        "Keras, XLA": lambda: keras_loop(setting, xla=True),
     }
-
-
-def _repeated(step: Step, num_steps: int) -> Step:
-    def run() -> None:
-        for _ in range(num_steps):
-            step()
-
-    return run
 
 
 def _parse_arguments() -> argparse.Namespace:

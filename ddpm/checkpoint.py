@@ -93,9 +93,9 @@ def save_checkpoint(
     metadata["sha256"] = _digest(tensors, metadata)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata)
-    for old in list_checkpoints(folder)[:-keep]:
-        is_milestone = keep_every is not None and step_of(old) % keep_every == 0
-        if old != path and not is_milestone:  # another experiment may have left newer ones
+    # Newer ones are of a longer training, which this one does not go on from.
+    for old in [one for one in list_checkpoints(folder) if step_of(one) <= state.step][:-keep]:
+        if keep_every is None or step_of(old) % keep_every != 0:
             old.unlink()
     return path
 
@@ -146,7 +146,7 @@ def publish_model(folder: Path, state: TrainingState, diffusion: DiffusionConfig
     unet = state.model
     assert isinstance(unet, UNet)
     modules = {"raw": unet, "averaged": state.ema.module}
-    modules |= {f"averaged_{ema.decay:g}": ema.module for ema in state.extra_emas}
+    modules |= {f"averaged_{ema.decay}": ema.module for ema in state.extra_emas}
     for name, module in modules.items():
         with atomic_path(folder / f"{name}.safetensors") as temporary:
             save_file(_contiguous(module.state_dict()), temporary)
@@ -173,7 +173,7 @@ def load_model(folder: Path, weights: str = "averaged", device: torch.device | s
     try:
         config = json.loads((folder / "config.json").read_text())
         tensors = load_file(folder / f"{weights}.safetensors")
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:  # not text, not JSON
         raise CheckpointError(f"{folder} holds no usable model: {error}; train one, or name its folder") from error
     try:
         unet_fields: dict[str, Any] = {
@@ -183,7 +183,7 @@ def load_model(folder: Path, weights: str = "averaged", device: torch.device | s
         unet.load_state_dict(tensors)
         diffusion = DiffusionConfig(**config["diffusion"]).build().to(device)
         image_size = int(config["image_size"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder}/config.json does not describe the weights beside it: {error}") from error
     unet = unet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return PublishedModel(unet.eval().requires_grad_(False), diffusion, image_size)

@@ -101,7 +101,7 @@ class TrainingImages:
         if not self.random_flips:
             return x_0
         flips = torch.rand(self.batch_size, generator=_generator(self.seed, _FLIP_STREAM + step))[part] < 0.5
-        return torch.where(flips.to(self.device)[:, None, None, None], x_0.flip(3), x_0)
+        return torch.where(flips.to(self.device, non_blocking=True)[:, None, None, None], x_0.flip(3), x_0)
 
     def indices(self, step: int) -> Int64[Tensor, " batch"]:
         """Which images step `step` holds, as numbers among those trained on."""
@@ -128,7 +128,7 @@ class TrainingImages:
         return pixels.to(self.device, non_blocking=True)
 
     def _fetch(self, indices: Int64[Tensor, " batch"]) -> UInt8[Tensor, "batch channels height width"]:
-        pixels = self.images[self.positions[indices].to(self.images.device)]
+        pixels = self.images[self.positions[indices].to(self.images.device, non_blocking=True)]
         # From pinned memory the copy to a GPU goes beside its work.
         return pixels.pin_memory() if pixels.device.type != self.device.type == "cuda" else pixels
 

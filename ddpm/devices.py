@@ -1,16 +1,29 @@
 """What suits a device: the precision of its arithmetic, compilation, and the batch that its memory holds."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import nn
+from torch.utils._triton import has_triton
+
+from ddpm.distributed import local_rank
 
 Precision = Literal["auto", "float32", "tensorfloat32", "bfloat16"]
 Compilation = Literal["auto", "off", "default", "reduce-overhead", "max-autotune"]
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+def best_device() -> torch.device:
+    """The GPU of this process where there is one, otherwise the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cudnn.benchmark = True  # shapes stay the same from step to step
+    return torch.device("cuda", local_rank())
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
@@ -27,21 +40,40 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 @contextmanager
-def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Matrix products and convolutions inside the block in `precision`; sums and normalisations stay in float32.
+def float32_products(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Products of float32 matrices inside the block, backward passes included, as `precision` says: exact or in TF32.
 
     Raises:
         ValueError: the precision is unknown.
     """
-    resolved = resolve_precision(precision, device)
+    allowed = resolve_precision(precision, device) != "float32"
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    if resolved != "bfloat16":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = resolved == "tensorfloat32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=resolved == "bfloat16"):
-            yield
+        yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """The context of forward passes: products in bfloat16 where `precision` says so, sums and norms in float32.
+
+    Raises:
+        ValueError: the precision is unknown.
+    """
+    enabled = resolve_precision(precision, device) == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Both of these, for work without a backward pass.
+
+    Raises:
+        ValueError: the precision is unknown.
+    """
+    with float32_products(precision, device), autocast(precision, device):
+        yield
 
 
 def compiled(network: Module, compilation: Compilation, device: torch.device) -> Module:
@@ -49,8 +81,8 @@ def compiled(network: Module, compilation: Compilation, device: torch.device) ->
 
     Args:
         network: what to compile.
-        compilation: a mode of torch.compile, "off", or "auto": "default" on a GPU that Triton supports, "off" on a CPU,
-            where minutes of compilation are seldom earned back.
+        compilation: a mode of torch.compile, "off", or "auto": "default" on a GPU where Triton and a C compiler are
+            there, "off" on a CPU, where minutes of compilation are seldom earned back.
         device: where it will run.
 
     Raises:
@@ -59,7 +91,7 @@ def compiled(network: Module, compilation: Compilation, device: torch.device) ->
     if compilation not in get_args(Compilation):
         raise ValueError(f"unknown compilation {compilation!r}; choose one of {', '.join(get_args(Compilation))}")
     if compilation == "auto":
-        compilation = "default" if _has_triton(device) else "off"
+        compilation = "default" if _can_compile(device) else "off"
     if compilation == "off":
         return network
     return torch.compile(network, mode=compilation)  # type: ignore[return-value]
@@ -76,16 +108,21 @@ def largest_batch_size(attempt: Callable[[int], object], largest: int) -> int:
         torch.OutOfMemoryError: a single image is too much.
     """
     size = largest
-    while True:
-        try:
-            attempt(size)
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            torch.cuda.empty_cache()
-            size = (size + 1) // 2
-        else:
-            return size
+    while not _has_room(attempt, size):
+        # Not in the handler of the error, whose traceback holds what did not fit.
+        torch.cuda.empty_cache()
+        size = (size + 1) // 2
+    return size
+
+
+def _has_room(attempt: Callable[[int], object], size: int) -> bool:
+    try:
+        attempt(size)
+    except torch.OutOfMemoryError:
+        if size == 1:
+            raise
+        return False
+    return True
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:
@@ -97,5 +134,6 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def _has_triton(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+def _can_compile(device: torch.device) -> bool:
+    has_compiler = any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+    return device.type == "cuda" and has_triton() and has_compiler

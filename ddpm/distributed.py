@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others, the first of which may be writing a checkpoint."""
+_TIMEOUT = timedelta(hours=24)
+"""How long a process waits for the others, which may have a larger share of the work; the dead are noticed at once."""
 
 
 def is_started_by_torchrun() -> bool:
@@ -37,7 +37,7 @@ def process_group() -> Iterator[None]:
     dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield
-        dist.barrier()  # who leaves first would cut the others off in the middle of their last exchange
+        wait_for_all()  # who leaves first would cut the others off in the middle of their last exchange
     finally:
         dist.destroy_process_group()
 
@@ -91,6 +91,12 @@ def collected(part: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
     return torch.cat([each[:length] for each, length in zip(parts, lengths.tolist(), strict=True)])
+
+
+def wait_for_all() -> None:
+    """Until every process is here."""
+    if world_size() > 1:
+        dist.all_reduce(torch.zeros(1))
 
 
 def is_lost_peer(error: RuntimeError) -> bool:

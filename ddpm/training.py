@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddpm.data import TrainingImages
-from ddpm.devices import Compilation, Precision, arithmetic, compiled
+from ddpm.devices import Compilation, Precision, autocast, compiled, float32_products
 from ddpm.diffusion import GaussianDiffusion, LossName
 from ddpm.distributed import average_, rank, share, world_size
 from ddpm.ema import ExponentialMovingAverage
@@ -77,16 +77,13 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
-        if self.min_snr_gamma is not None and not self.min_snr_gamma > 0.0:
-            raise ValueError(f"min_snr_gamma must be above 0 or None, got {self.min_snr_gamma}")
-        if not self.learning_rate > 0.0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         if not 0 <= self.warmup_steps <= self.num_steps:
             raise ValueError(f"warmup_steps must lie in 0 … num_steps={self.num_steps}, got {self.warmup_steps}")
-        if self.gradient_clip is not None and not self.gradient_clip > 0.0:
-            raise ValueError(f"gradient_clip must be above 0 or None, got {self.gradient_clip}")
-        if self.accumulation_steps < 1:
-            raise ValueError(f"accumulation_steps must be at least 1, got {self.accumulation_steps}")
+        if not self.learning_rate > 0.0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        for name, limit in (("gradient_clip", self.gradient_clip), ("min_snr_gamma", self.min_snr_gamma)):
+            if limit is not None and not limit > 0.0:
+                raise ValueError(f"{name} must be above 0 or None, got {limit}")
         for name, value, kind in (
             ("loss", self.loss, LossName),
             ("rate schedule", self.rate_schedule, RateSchedule),
@@ -95,6 +92,19 @@ class TrainingConfig:
         ):
             if value not in get_args(kind):
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(get_args(kind))}")
+        self._validate_combinations()
+
+    def _validate_combinations(self) -> None:
+        if self.accumulation_steps < 1:
+            raise ValueError(f"accumulation_steps must be at least 1, got {self.accumulation_steps}")
+        if self.accumulation_steps > 1 and self.compilation in ("reduce-overhead", "max-autotune"):
+            raise ValueError(
+                f"compilation={self.compilation!r} records CUDA graphs, whose memory the next part of a batch would "
+                'take: set accumulation_steps to 1, or compilation to "default"'
+            )
+        decays = (self.ema_decay, *self.extra_ema_decays)
+        if len(set(decays)) < len(decays):
+            raise ValueError(f"extra_ema_decays must differ from each other and from ema_decay, got {decays}")
 
 
 @dataclass
@@ -147,12 +157,12 @@ class StepEvent:
     """steps done, 1 … num_steps"""
     num_images_seen: int
     loss: Tensor
-    """mean loss of the batch, over all processes"""
+    """mean loss of the batch, over all processes; weighted, where min_snr_gamma says so"""
     learning_rate: float
     gradient_norm: Tensor
     """before clipping"""
     quartile_loss_sums: Tensor
-    """by quartile of t, the sum of the images' losses, shape (4,)"""
+    """by quartile of t, the sum of the images' losses without weights, shape (4,)"""
     quartile_counts: Tensor
     """by quartile of t, how many images it had, shape (4,)"""
 
@@ -209,7 +219,8 @@ def train(
         batch = draw_batch(images, step, config.seed, diffusion.num_timesteps)
         state.model.train()
         state.optimizer.zero_grad(set_to_none=True)
-        with _seeded_globally(stream_seed(config.seed, (rank() << _RANK_SHIFT) + _DROPOUT_STREAM + step), device):
+        dropout_seed = stream_seed(config.seed, (rank() << _RANK_SHIFT) + _DROPOUT_STREAM + step)
+        with _seeded_globally(dropout_seed, device), float32_products(config.precision, device):
             report = average_(_backward(network, batch, diffusion, config))
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         gradient_norm = nn.utils.get_total_norm(gradients)
@@ -254,8 +265,7 @@ def draw_t_and_eps(
 
 def _network(model: nn.Module, config: TrainingConfig, device: torch.device) -> nn.Module:
     """The model as the loop calls it: compiled where that pays, its gradients averaged over the processes."""
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing = True  # type: ignore[assignment]
+    model.gradient_checkpointing = config.gradient_checkpointing  # type: ignore[assignment]
     network = compiled(model, config.compilation, device)
     if world_size() == 1:
         return network
@@ -284,7 +294,7 @@ def _backward(
     for number, part in enumerate(parts, start=1):
         is_last = number == len(parts)
         with _gradients_kept_here(network) if not is_last else nullcontext():
-            with arithmetic(config.precision, batch.x_0.device):
+            with autocast(config.precision, batch.x_0.device):
                 losses = diffusion.losses(network, part.x_0, part.t, part.eps, config.loss)
                 weighted = losses
                 if config.min_snr_gamma is not None:
@@ -324,7 +334,10 @@ def learning_rate_at(step: int, config: TrainingConfig) -> float:
 @contextmanager
 def _seeded_globally(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds the global generator of `device`, which dropout draws from, and puts the caller's state back."""
-    generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    generator = torch.default_generator
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generator = torch.cuda.default_generators[index]
     state = generator.get_state()
     generator.manual_seed(seed)
     try:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ddpm.data import load_images
+from ddpm.devices import best_device
 from ddpm.distributed import collected, is_first, share
 from ddpm.features import FeatureExtractor, build_extractor, extract_features
 from ddpm.files import atomic_path
 from ddpm.metrics import frechet_distance, kernel_distance
-from stages.device import best_device
 from stages.errors import StageError
 from stages.params import Params
 from stages.paths import METRICS, SAMPLES, SAMPLES_RECORD
@@ -33,7 +33,7 @@ def main(params: Params) -> None:
     if not wanted.enabled:
         if is_first():
             write({"evaluated": False, "mlflow_run_id": earlier_run_id})
-        print("evaluate: switched off by evaluate.enabled", flush=True)
+            print("evaluate: switched off by evaluate.enabled", flush=True)
         return
     with reopened_run(params, "evaluate", earlier_run_id) as tracker:
         sets = compared_sets(wanted)
@@ -102,7 +102,8 @@ def compared_sets(wanted: EvaluateParams) -> dict[str, Tensor]:
     except StageError:  # a small folder of images may leave a split empty
         floor = samples[:0]
     if len(floor) < LEAST_IMAGES:
-        print(f"evaluate: no floor, since split {wanted.floor_split} holds {len(floor)} images", flush=True)
+        if is_first():
+            print(f"evaluate: no floor, since split {wanted.floor_split} holds {len(floor)} images", flush=True)
         return sets
     return sets | {"floor": floor}
 

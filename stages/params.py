@@ -55,7 +55,7 @@ class Params(Section):
                 f"preprocess.image_size={size} must be a multiple of {multiple}, since train.unet.widths has "
                 f"{len(self.train.unet.widths)} levels"
             )
-        known = ["averaged", "raw", *(f"averaged_{decay:g}" for decay in self.train.extra_ema_decays)]
+        known = ["averaged", "raw", *(f"averaged_{decay}" for decay in self.train.extra_ema_decays)]
         if self.sample.weights not in known:
             raise ValueError(
                 f"sample.weights must be one of {', '.join(known)}, since train.extra_ema_decays is "
@@ -80,7 +80,7 @@ def read_params(path: Path = PARAMS_FILE) -> Params:
     Raises:
         ParamsError: the file is missing, is not YAML, or holds parameters that cannot be used.
     """
-    return _validated(_read_yaml(path), path)
+    return _validated(_read_yaml(path), str(path))
 
 
 def list_profiles(folder: Path = PROFILES_FOLDER) -> list[str]:
@@ -107,7 +107,7 @@ def activate(profile: str | None, overrides: Mapping[str, Any], path: Path = PAR
         raise ParamsError(f"unknown profile {profile!r}; choose one of: {known}")
     document = _read_yaml(source)
     _merge(document, overrides)
-    params = _validated(document, source)
+    params = _validated(document, f"{source} with what was set" if overrides else str(source))
     if source == path and document == _read_yaml(path):
         return params  # dumping it would only lay it out anew
     buffer = io.StringIO()
@@ -176,7 +176,7 @@ else:
     Overrides = _partial(Params)
 
 
-def _validated(document: Mapping[str, Any], source: Path) -> Params:
+def _validated(document: Mapping[str, Any], source: str) -> Params:
     try:
         # Through JSON, where strictness knows that a list is the only way to write a tuple. It has no dates: a source
         # named 2024-01-01 is a name.

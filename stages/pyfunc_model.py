@@ -18,7 +18,8 @@ class FlowerSampler(PythonModel):
 
         folder = Path(context.artifacts["model"])
         # The folder holds the weights that were evaluated, and no others.
-        self.model = load_model(folder, "raw" if (folder / "raw.safetensors").is_file() else "averaged")
+        (weights,) = folder.glob("*.safetensors")
+        self.model = load_model(folder, weights.stem)
 
     # MLflow reads type hints here as a schema, and the schema is the signature that it was logged with.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, ARG002

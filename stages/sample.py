@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from ddpm.checkpoint import PublishedModel, load_model
-from ddpm.devices import arithmetic, compiled, largest_batch_size
+from ddpm.devices import arithmetic, best_device, compiled, largest_batch_size
 from ddpm.diffusion import NoiseModel
 from ddpm.distributed import collected, is_first, share
 from ddpm.files import atomic_path, file_digest
 from ddpm.images import grid, save_animation, save_png, to_pixels
 from ddpm.samplers import ImageNoise, SamplerStep, sampler_steps
-from stages.device import best_device
 from stages.params import Params
 from stages.paths import GRID, MODEL, REVERSE_PROCESS, SAMPLES, SAMPLES_RECORD
 from stages.prepared import recorded_run_id
@@ -55,9 +54,10 @@ def draw(model: PublishedModel, wanted: SampleParams, device: torch.device) -> t
     Each process draws its share of the images; the first one gets them all.
     """
     numbers = range(wanted.num_images)[share(wanted.num_images)]
-    network = compiled(model.unet, wanted.compilation, device)
+    # Autocast keeps the cast weights from call to call, but only of weights that could be trained.
+    network = compiled(model.unet.requires_grad_(True), wanted.compilation, device)
     with arithmetic(wanted.precision, device):
-        batch_size = wanted.batch_size or fitting_batch_size(network, model.image_size, device)
+        batch_size = wanted.batch_size or fitting_batch_size(model, len(numbers), device)
         batches: list[Tensor] = [torch.empty(0, 3, model.image_size, model.image_size, dtype=torch.uint8)]
         shown = {number: list(batches) for number in frame_steps(wanted.num_sampling_steps, wanted.num_frames)}
         with progress_bar("sample", len(numbers) * wanted.num_sampling_steps, "network calls") as bar:
@@ -80,15 +80,17 @@ def steps_of(
     return sampler_steps(wanted.sampler, network, model.diffusion, noise, wanted.num_sampling_steps, wanted.eta)
 
 
-def fitting_batch_size(network: NoiseModel, image_size: int, device: torch.device) -> int:
+def fitting_batch_size(model: PublishedModel, num_images: int, device: torch.device) -> int:
     """As many images as a GPU's memory holds, found by trial; on a CPU a size beyond which nothing is gained."""
     if device.type == "cpu":
         return CPU_BATCH_SIZE
+    size = model.image_size
 
-    def attempt(size: int) -> None:
-        network(torch.zeros(size, 3, image_size, image_size, device=device), torch.zeros(size, device=device).long())
+    def attempt(batch_size: int) -> None:
+        # Not compiled: each size tried would be compiled for.
+        model.unet(torch.zeros(batch_size, 3, size, size, device=device), torch.zeros(batch_size, device=device).long())
 
-    return largest_batch_size(attempt, LARGEST_BATCH_SIZE)
+    return largest_batch_size(attempt, max(1, min(LARGEST_BATCH_SIZE, num_images)))
 
 
 def frame_steps(num_sampling_steps: int, num_frames: int) -> list[int]:

@@ -164,6 +164,14 @@ class TrainParams(Section):
     def _steps_fit(self) -> Self:
         if self.warmup_steps > self.num_steps:
             raise ValueError(f"warmup_steps={self.warmup_steps} must not exceed num_steps={self.num_steps}")
+        decays = (self.ema_decay, *self.extra_ema_decays)
+        if len(set(decays)) < len(decays):
+            raise ValueError(f"extra_ema_decays must differ from each other and from ema_decay, got {list(decays)}")
+        if self.accumulation_steps > 1 and self.compilation in ("reduce-overhead", "max-autotune"):
+            raise ValueError(
+                f"compilation={self.compilation} needs accumulation_steps=1, got {self.accumulation_steps}: its CUDA "
+                "graphs take each other's memory"
+            )
         num_parts = self.num_processes * self.accumulation_steps
         if self.batch_size % num_parts:
             raise ValueError(

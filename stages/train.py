@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from ddpm.checkpoint import (
     CheckpointError,
@@ -24,15 +25,22 @@ from ddpm.checkpoint import (
     step_of,
 )
 from ddpm.data import TrainingImages
-from ddpm.devices import arithmetic
-from ddpm.distributed import Vote, collected, is_first, share, world_size
+from ddpm.devices import arithmetic, best_device
+from ddpm.distributed import Vote, collected, is_first, share, wait_for_all, world_size
 from ddpm.files import atomic_path
 from ddpm.images import grid, to_pixels
 from ddpm.samplers import ImageNoise, sample
-from ddpm.training import NUM_QUARTILES, NotFiniteError, TrainingConfig, TrainingState, learning_rate_at, train
+from ddpm.training import (
+    NUM_QUARTILES,
+    NotFiniteError,
+    StepEvent,
+    TrainingConfig,
+    TrainingState,
+    learning_rate_at,
+    train,
+)
 from ddpm.unet import UNet, UNetConfig
 from stages import prepared
-from stages.device import best_device
 from stages.errors import StageError
 from stages.lineage import code_digest
 from stages.params import Params
@@ -88,11 +96,13 @@ class Experiment:
     identity: dict[str, Any]
     """what another training must share to go on from this one's checkpoints"""
     recording: Recording
+    checkpoints: Path = CHECKPOINTS
+    """of all experiments"""
 
     @property
     def folder(self) -> Path:
         """Where its checkpoints lie."""
-        return CHECKPOINTS / fingerprint_of(self.identity)[:16]
+        return self.checkpoints / fingerprint_of(self.identity)[:16]
 
 
 def main(params: Params) -> None:
@@ -178,8 +188,11 @@ def resume(experiment: Experiment) -> None:
     """Go on from the newest checkpoint that can be read, if there is one.
 
     Raises:
-        StageError: several processes do not find the same one.
+        StageError: several processes do not find the same one, or are not of the same experiment.
     """
+    if is_first():
+        for left_over in experiment.folder.glob(".step_*.tmp.safetensors"):  # of a process killed while saving
+            left_over.unlink()
     for path in reversed(list_checkpoints(experiment.folder)):
         if step_of(path) > experiment.config.num_steps:
             continue
@@ -194,11 +207,19 @@ def resume(experiment: Experiment) -> None:
         else:
             say(f"going on from {path}")
         break
-    steps = collected(torch.tensor([experiment.state.step]))
-    if len(set(steps.tolist())) > 1:
+    _ensure_agreement(experiment)
+
+
+def _ensure_agreement(experiment: Experiment) -> None:
+    identity = int(fingerprint_of(experiment.identity)[:15], 16)
+    together = collected(torch.tensor([[experiment.state.step, identity]])).tolist()
+    if any(identity != together[0][1] for _, identity in together):
+        raise StageError("the processes disagree on parameters, data or code: all machines need the same checkout")
+    steps = [step for step, _ in together]
+    if len(set(steps)) > 1:
         raise StageError(
-            f"the processes would go on from different steps, {steps.tolist()}: {CHECKPOINTS}/ must be the same folder "
-            "on all machines"
+            f"the processes would go on from different steps, {steps}: {experiment.folder} must be the same "
+            "folder on all machines"
         )
 
 
@@ -210,44 +231,68 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
         StageError: a loss or gradient is not finite.
     """
     wanted, state, num_steps = experiment.wanted, experiment.state, experiment.config.num_steps
-    total, done = num_steps * wanted.batch_size, state.step * wanted.batch_size
     if state.step == 0:
         # Where MLflow's slider starts: without it, the grid of a page just opened is empty.
         tracker.record_image("samples", drawn_grid(experiment), 0)
-    started, first, vote = time.monotonic(), state.step, Vote()
+    total, done, vote = num_steps * wanted.batch_size, state.step * wanted.batch_size, Vote()
     with progress_bar("train", total, "images", initial=done) as bar, interruption_deferred() as interruption:
-        sums = torch.tensor(experiment.recording.sums, device=experiment.device)
+        losses = LossLog(experiment, tracker, bar)
         for event in train(state, experiment.images, experiment.diffusion.build(), experiment.config):
-            sums += torch.cat([event.loss[None], event.quartile_loss_sums, event.quartile_counts])
-            experiment.recording.num_summed += 1
-            bar.update(wanted.batch_size)
             is_last = event.step == num_steps
+            losses.add(event)
             if is_last or event.step % wanted.log_every == 0:
-                ensure_finite(experiment)
-                row = loss_row(experiment, sums.tolist())
-                rate = (event.step - first) * wanted.batch_size / (time.monotonic() - started)
-                measured = {name: value for name, value in row.items() if name != "step"}
-                gradient_norm = float(event.gradient_norm)
-                tracker.record_metrics(
-                    measured | {"images_per_second": rate, "gradient_norm": gradient_norm}, event.step
-                )
-                bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-                if event.step % wanted.log_every == 0:
-                    experiment.recording.losses.append(row)
-                    sums.zero_()
-                    experiment.recording.num_summed = 0
+                losses.write(event)
             if is_last or event.step % wanted.sample_every == 0:
                 ensure_finite(experiment)
                 tracker.record_image("samples", drawn_grid(experiment), event.step)
             signal_name = interruption()
             is_interrupted = vote.any(signal_name is not None)
             if is_last or is_interrupted or event.step % wanted.checkpoint_every == 0:
-                ensure_finite(experiment)
-                experiment.recording.sums = sums.tolist()
-                path = save(experiment) if is_first() else experiment.folder
+                losses.keep()
+                save(experiment)
             if is_interrupted and not is_last:
+                wait_for_all()  # the first to leave would have the others killed, one of which still saves
                 how = signal_name or "a signal to another process"
-                raise Interrupted(f"{how} at step {event.step}, kept in {path}; run it again to go on")
+                raise Interrupted(f"{how} at step {event.step}, kept in {experiment.folder}; run it again to go on")
+
+
+class LossLog:
+    """Sums the losses on the device, and reads them at intervals alone."""
+
+    def __init__(self, experiment: Experiment, tracker: Tracker, bar: "tqdm[Any]") -> None:
+        self._experiment, self._tracker, self._bar = experiment, tracker, bar
+        self._sums = torch.tensor(experiment.recording.sums, device=experiment.device)
+        self._since = time.monotonic(), experiment.state.step
+
+    def add(self, event: StepEvent) -> None:
+        """Take a step in, without waiting for it."""
+        self._sums += torch.cat([event.loss[None], event.quartile_loss_sums, event.quartile_counts])
+        self._experiment.recording.num_summed += 1
+        self._bar.update(self._experiment.wanted.batch_size)
+
+    def write(self, event: StepEvent) -> None:
+        """Log the means since the last time.
+
+        Raises:
+            StageError: a loss or gradient is not finite.
+        """
+        experiment, recording = self._experiment, self._experiment.recording
+        ensure_finite(experiment)
+        row = loss_row(experiment, self._sums.tolist())
+        now, (before, step) = time.monotonic(), self._since
+        rate = (event.step - step) * experiment.wanted.batch_size / (now - before)
+        self._since = now, event.step
+        more = {"images_per_second": rate, "gradient_norm": float(event.gradient_norm)}
+        self._tracker.record_metrics({name: row[name] for name in row if name != "step"} | more, event.step)
+        self._bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+        if event.step % experiment.wanted.log_every == 0:
+            recording.losses.append(row)
+            recording.num_summed = 0
+            self._sums.zero_()
+
+    def keep(self) -> None:
+        """Bring the sums where checkpoints are made of."""
+        self._experiment.recording.sums = self._sums.tolist()
 
 
 def ensure_finite(experiment: Experiment) -> None:
@@ -293,16 +338,22 @@ def drawn_grid(experiment: Experiment) -> NDArray[np.uint8]:
     return np.asarray(grid(collected(drawn)))
 
 
-def save(experiment: Experiment) -> Path:
-    """A checkpoint of the current step."""
-    return save_checkpoint(
-        experiment.folder,
-        experiment.state,
-        experiment.identity,
-        asdict(experiment.recording),
-        experiment.wanted.keep_checkpoints,
-        experiment.wanted.keep_checkpoints_every,
-    )
+def save(experiment: Experiment) -> None:
+    """A checkpoint of the current step, by the first process.
+
+    Raises:
+        StageError: a loss or gradient so far is not finite.
+    """
+    ensure_finite(experiment)
+    if is_first():
+        save_checkpoint(
+            experiment.folder,
+            experiment.state,
+            experiment.identity,
+            asdict(experiment.recording),
+            experiment.wanted.keep_checkpoints,
+            experiment.wanted.keep_checkpoints_every,
+        )
 
 
 def publish(experiment: Experiment) -> None:

@@ -25,7 +25,6 @@ SHAPE_NO_RESULT = {
     "stages.errors": "what a failed stage says is no result",
     "stages.runner": "it starts and ends a stage",
     "stages.progress": "a bar on the terminal",
-    "stages.device": "which device there is depends on the machine",
     "stages.tracking": "it tells MLflow of results that DVC has without it",
     "stages.lineage": "it names code and data, to MLflow and in the fingerprint of checkpoints",
     "ddpm.files": "it writes what it is given whole or not at all; a digest is what its name says",
@@ -206,11 +205,13 @@ def places_used(stage):
     def names_in(node):
         return {found.id for found in ast.walk(node) if isinstance(found, ast.Name)}
 
-    program, prepared = syntax(f"stages/{stage}.py"), syntax("stages/prepared.py")
-    used = names_in(program)
-    for function in prepared.body:
-        if isinstance(function, ast.FunctionDef) and function.name in used:
-            used |= names_in(function)
+    prepared = {
+        node.name: names_in(node) for node in syntax("stages/prepared.py").body if isinstance(node, ast.FunctionDef)
+    }
+    used, followed = names_in(syntax(f"stages/{stage}.py")), set()
+    while called := used & set(prepared) - followed:
+        used = used.union(*(prepared[name] for name in called))
+        followed |= called
     return {PLACES[name] for name in used & set(PLACES)}
 
 

@@ -45,14 +45,14 @@ def sample_ddim(
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
     timesteps = trailing_timesteps(diffusion.num_timesteps, num_sampling_steps)
+    # Read once: each reading would wait for the device.
+    cumprods = [*diffusion.alphas_cumprod[torch.tensor(timesteps, device=diffusion.betas.device)].tolist(), 1.0]
     x_t = noise.draw()
     for index, t in enumerate(timesteps):
         # 1. predict eps; 2. recover x_0; 3. clip it, and take the eps that it implies
         denoised = diffusion.denoise(model, x_t, torch.full((len(x_t),), t, device=x_t.device), clip_x_0)
         # 4. the variance sigma^2, Eq. 16; past the last step alphas_cumprod is 1
-        is_last = index == num_sampling_steps - 1
-        cumprod = float(diffusion.alphas_cumprod[t])
-        cumprod_prev = 1.0 if is_last else float(diffusion.alphas_cumprod[timesteps[index + 1]])
+        cumprod, cumprod_prev = cumprods[index], cumprods[index + 1]
         variance = eta**2 * (1.0 - cumprod_prev) / (1.0 - cumprod) * (1.0 - cumprod / cumprod_prev)
         # 5. the mean, Eq. 12; 6. add noise
         x_t = cumprod_prev**0.5 * denoised.x_0_pred + (1.0 - cumprod_prev - variance) ** 0.5 * denoised.eps_pred

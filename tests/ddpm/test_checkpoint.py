@@ -8,6 +8,8 @@ import struct
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ddpm import (
     GaussianDiffusion,
@@ -22,14 +24,18 @@ from ddpm import (
 from ddpm.checkpoint import (
     CheckpointError,
     DiffusionConfig,
+    fingerprint_of,
     list_checkpoints,
     load_checkpoint,
     load_model,
     publish_model,
     save_checkpoint,
+    step_of,
 )
 
 CONFIG = TrainingConfig(num_steps=3, learning_rate=1e-2, ema_decay=0.5, precision="float32")
+EXTRA = dataclasses.replace(CONFIG, extra_ema_decays=(0.9999, 0.9))
+EXPERIMENT = {"params": {"widths": [8, 16], "learning_rate": 0.01}, "code": "a1b2"}
 NOTES = {"run": "a1b2", "seconds": 1.5, "losses": [0.5, 0.25], "ünïcode": None}
 
 
@@ -37,18 +43,26 @@ NOTES = {"run": "a1b2", "seconds": 1.5, "losses": [0.5, 0.25], "ünïcode": None
 def fresh(tiny_config):
     """Makes a state whose initial weights come from the seed."""
 
-    def make(seed):
+    def make(seed, config=CONFIG):
         torch.manual_seed(seed)
-        return TrainingState.start(UNet(tiny_config), CONFIG)
+        return TrainingState.start(UNet(tiny_config), config)
 
     return make
 
 
 @pytest.fixture
 def trained(fresh):
-    state = fresh(0)
+    return train_to_the_end(fresh(0), CONFIG)
+
+
+@pytest.fixture
+def trained_with_extra_averages(fresh):
+    return train_to_the_end(fresh(0, EXTRA), EXTRA)
+
+
+def train_to_the_end(state, config):
     pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    for _ in train(state, TrainingImages(pixels, 2, seed=0), GaussianDiffusion(linear_betas(10)), CONFIG):
+    for _ in train(state, TrainingImages(pixels, 2, seed=0), GaussianDiffusion(linear_betas(10)), config):
         pass
     return state
 
@@ -59,16 +73,24 @@ def assert_same_weights(module, other):
         torch.testing.assert_close(other.state_dict()[name], tensor, rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def save_steps(folder, state, steps, keep):
+def save_steps(folder, state, steps, keep, keep_every=None):
     for step in steps:
         state.step = step
-        save_checkpoint(folder, state, "fingerprint", {}, keep)
+        save_checkpoint(folder, state, EXPERIMENT, {}, keep, keep_every)
+
+
+def assert_untouched(state, fresh):
+    """The state is that of fresh(1) still."""
+    assert state.step == state.ema.num_updates == 0
+    assert_same_weights(state.model, fresh(1).model)
+    assert_same_weights(state.ema.module, fresh(1).ema.module)
+    assert not state.optimizer.state_dict()["state"]
 
 
 def test_all_of_a_state_comes_back_exactly(tmp_path, trained, fresh):
-    path = save_checkpoint(tmp_path / "new" / "folder", trained, "fingerprint", NOTES, keep=1)
+    path = save_checkpoint(tmp_path / "new" / "folder", trained, EXPERIMENT, NOTES, keep=1)
     loaded = fresh(1)
-    assert load_checkpoint(path, loaded, "fingerprint") == NOTES
+    assert load_checkpoint(path, loaded, EXPERIMENT) == NOTES
     assert loaded.step == 3 and loaded.ema.num_updates == 3
     assert_same_weights(trained.model, loaded.model)
     assert_same_weights(trained.ema.module, loaded.ema.module)
@@ -84,9 +106,9 @@ def test_all_of_a_state_comes_back_exactly(tmp_path, trained, fresh):
 
 def test_loaded_moments_lie_in_memory_as_their_weights_do(tmp_path, trained, fresh):
     # The fused Adam goes through weights and moments in the order of memory, and never looks at the strides.
-    path = save_checkpoint(tmp_path, trained, "fingerprint", {}, keep=1)
+    path = save_checkpoint(tmp_path, trained, EXPERIMENT, {}, keep=1)
     loaded = fresh(1)
-    load_checkpoint(path, loaded, "fingerprint")
+    load_checkpoint(path, loaded, EXPERIMENT)
     weight = loaded.model.first_conv.weight
     assert not weight.is_contiguous()
     assert loaded.optimizer.state[weight]["exp_avg"].stride() == weight.stride()
@@ -95,14 +117,14 @@ def test_loaded_moments_lie_in_memory_as_their_weights_do(tmp_path, trained, fre
 
 def test_a_state_before_its_first_step_comes_back(tmp_path, fresh):
     state, loaded = fresh(0), fresh(1)
-    load_checkpoint(save_checkpoint(tmp_path, state, "fingerprint", {}, keep=1), loaded, "fingerprint")
+    load_checkpoint(save_checkpoint(tmp_path, state, EXPERIMENT, {}, keep=1), loaded, EXPERIMENT)
     assert loaded.step == loaded.ema.num_updates == 0
     assert_same_weights(state.model, loaded.model)
     assert not loaded.optimizer.state_dict()["state"]
 
 
 def test_a_file_is_a_safetensors_file_and_holds_no_pickle(tmp_path, trained):
-    save_checkpoint(tmp_path, trained, "fingerprint", NOTES, keep=1)
+    save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
     publish_model(tmp_path, trained, DiffusionConfig(num_timesteps=10), image_size=8)
     files = sorted(tmp_path.glob("*.safetensors"))
     assert [path.name for path in files] == ["averaged.safetensors", "raw.safetensors", "step_000000003.safetensors"]
@@ -119,27 +141,110 @@ def test_a_file_is_a_safetensors_file_and_holds_no_pickle(tmp_path, trained):
     assert json.loads(metadata["notes"]) == NOTES
 
 
-def test_another_experiments_checkpoint_is_refused_and_changes_nothing(tmp_path, trained, fresh):
-    path = save_checkpoint(tmp_path, trained, "0123456789abcdef", NOTES, keep=1)
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"code": "c3d4"}, 'code was "a1b2" and is "c3d4"'),
+        # Of parameters, only those that differ; each by its whole name.
+        (
+            {"params": {"widths": [8, 32], "learning_rate": 0.01}},
+            "params.widths was [8, 16] and is [8, 32]",
+        ),
+        (
+            {"params": {"widths": [8, 16], "learning_rate": 0.02, "dropout": 0.5}},
+            "params.dropout was null and is 0.5; params.learning_rate was 0.01 and is 0.02",
+        ),
+        ({"params": None}, 'params was {"widths": [8, 16], "learning_rate": 0.0… and is null'),
+        ({"params": {"widths": [8, 16]}}, "params.learning_rate was 0.01 and is null"),
+        ({"code": "c" * 50}, f'code was "a1b2" and is "{"c" * 39}…'),
+    ],
+)
+def test_another_experiments_checkpoint_is_refused_and_changes_nothing(tmp_path, trained, fresh, changes, named):
+    path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
     loaded = fresh(1)
-    with pytest.raises(
-        CheckpointError, match=r"belongs to another experiment .*0123456789ab, this one is fedcba987654"
-    ):
-        load_checkpoint(path, loaded, "fedcba9876543210")
-    assert loaded.step == 0
-    assert_same_weights(loaded.model, fresh(1).model)
+    with pytest.raises(CheckpointError) as refused:
+        load_checkpoint(path, loaded, EXPERIMENT | changes)
+    assert str(refused.value) == f"{path} belongs to another experiment: {named}"
+    assert_untouched(loaded, fresh)
+
+
+def test_an_experiment_is_what_its_json_says(tmp_path, trained, fresh):
+    # Tuples and lists, and any order of the names.
+    path = save_checkpoint(tmp_path, trained, {"widths": (8, 16), "seed": 0}, NOTES, keep=1)
+    assert load_checkpoint(path, fresh(1), {"seed": 0, "widths": [8, 16]}) == NOTES
+
+
+def test_a_fingerprint_is_of_the_content_alone():
+    assert fingerprint_of({"a": 1, "b": {"c": [2], "d": None}}) == fingerprint_of({"b": {"d": None, "c": (2,)}, "a": 1})
+    assert len({fingerprint_of(one) for one in ({"a": 1}, {"a": 2}, {"b": 1}, {"a": {"a": 1}}, {})}) == 5
+    assert len(fingerprint_of({})) == 64
 
 
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.999])
 def test_a_truncated_checkpoint_is_refused_and_changes_nothing(tmp_path, trained, fresh, part):
-    path = save_checkpoint(tmp_path, trained, "fingerprint", NOTES, keep=1)
+    path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
     data = path.read_bytes()
     path.write_bytes(data[: int(part * len(data))])
     loaded = fresh(1)
     with pytest.raises(CheckpointError, match=r"is damaged: .+"):
-        load_checkpoint(path, loaded, "fingerprint")
-    assert loaded.step == 0
-    assert_same_weights(loaded.model, fresh(1).model)
+        load_checkpoint(path, loaded, EXPERIMENT)
+    assert_untouched(loaded, fresh)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.7, 1.0])
+def test_a_flipped_bit_is_found_and_changes_nothing(tmp_path, trained, fresh, part):
+    path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
+    data = bytearray(path.read_bytes())
+    (header_size,) = struct.unpack("<Q", data[:8])
+    data[8 + header_size + int(part * (len(data) - 9 - header_size))] ^= 1
+    path.write_bytes(data)
+    loaded = fresh(1)
+    with pytest.raises(CheckpointError, match="is damaged: its bytes have not the digest"):
+        load_checkpoint(path, loaded, EXPERIMENT)
+    assert_untouched(loaded, fresh)
+
+
+def rewrite(path, change):
+    """Write the checkpoint anew with other metadata, as safetensors that are whole."""
+    with safe_open(path, framework="pt") as file:
+        metadata = change(dict(file.metadata()))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize("name", ["experiment", "step", "num_ema_updates", "notes", "sha256"])
+@pytest.mark.parametrize("change", ["missing", "altered"])
+def test_metadata_that_are_not_those_written_are_found(tmp_path, trained, fresh, name, change):
+    path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
+
+    def changed(metadata):
+        value = metadata.pop(name)
+        return metadata if change == "missing" else metadata | {name: value + " "}
+
+    rewrite(path, changed)
+    loaded = fresh(1)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_checkpoint(path, loaded, EXPERIMENT)
+    assert_untouched(loaded, fresh)
+
+
+def test_safetensors_without_metadata_are_refused(tmp_path, trained, fresh):
+    path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
+    rewrite(path, lambda _: None)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_checkpoint(path, fresh(1), EXPERIMENT)
+
+
+def test_all_moving_averages_come_back_exactly(tmp_path, trained_with_extra_averages, fresh):
+    trained = trained_with_extra_averages
+    path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
+    loaded = fresh(1, EXTRA)
+    load_checkpoint(path, loaded, EXPERIMENT)
+    assert [ema.decay for ema in loaded.extra_emas] == [0.9999, 0.9]
+    for one, other in zip([trained.ema, *trained.extra_emas], [loaded.ema, *loaded.extra_emas], strict=True):
+        assert other.num_updates == 3
+        assert_same_weights(one.module, other.module)
+    assert (trained.extra_emas[0].module.first_conv.weight - trained.extra_emas[1].module.first_conv.weight).any()
 
 
 @pytest.mark.parametrize("garbage", [b"\x80\x04\x95" + bytes(1000), b"{" * 1000])
@@ -147,12 +252,12 @@ def test_a_file_of_something_else_is_refused(tmp_path, fresh, garbage):
     path = tmp_path / "step_000000001.safetensors"
     path.write_bytes(garbage)
     with pytest.raises(CheckpointError, match="is damaged"):
-        load_checkpoint(path, fresh(1), "fingerprint")
+        load_checkpoint(path, fresh(1), EXPERIMENT)
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path, fresh):
     with pytest.raises(CheckpointError):
-        load_checkpoint(tmp_path / "step_000000001.safetensors", fresh(1), "fingerprint")
+        load_checkpoint(tmp_path / "step_000000001.safetensors", fresh(1), EXPERIMENT)
 
 
 def test_the_newest_are_kept(tmp_path, fresh):
@@ -171,15 +276,30 @@ def test_the_one_just_written_is_kept_beside_newer_ones_of_another_experiment(tm
     assert (tmp_path / "step_000000005.safetensors").exists()
 
 
+def test_milestones_are_kept_beside_the_newest(tmp_path, fresh):
+    save_steps(tmp_path, fresh(0), range(1, 12), keep=2, keep_every=4)
+    assert [step_of(path) for path in list_checkpoints(tmp_path)] == [4, 8, 10, 11]
+
+
+def test_without_milestones_only_the_newest_are_kept(tmp_path, fresh):
+    save_steps(tmp_path, fresh(0), range(1, 12), keep=2)
+    assert [step_of(path) for path in list_checkpoints(tmp_path)] == [10, 11]
+
+
+def test_a_checkpoints_name_tells_its_step(tmp_path, trained):
+    assert step_of(save_checkpoint(tmp_path, trained, EXPERIMENT, {}, keep=1)) == trained.step == 3
+    assert step_of(tmp_path / "step_000120000.safetensors") == 120_000
+
+
 def test_saving_a_step_again_replaces_it(tmp_path, trained, fresh):
-    save_checkpoint(tmp_path, trained, "old", {"number": 1}, keep=2)
-    path = save_checkpoint(tmp_path, trained, "new", {"number": 2}, keep=2)
+    save_checkpoint(tmp_path, trained, {"name": "old"}, {"number": 1}, keep=2)
+    path = save_checkpoint(tmp_path, trained, {"name": "new"}, {"number": 2}, keep=2)
     assert list_checkpoints(tmp_path) == [path]
-    assert load_checkpoint(path, fresh(1), "new") == {"number": 2}
+    assert load_checkpoint(path, fresh(1), {"name": "new"}) == {"number": 2}
 
 
 def test_only_checkpoints_are_listed(tmp_path, trained):
-    path = save_checkpoint(tmp_path, trained, "fingerprint", {}, keep=2)
+    path = save_checkpoint(tmp_path, trained, EXPERIMENT, {}, keep=2)
     # What an end in the midst of writing leaves behind, and neighbours that are none of ours.
     for name in (
         f".{path.stem}.4711.tmp.safetensors",
@@ -203,7 +323,7 @@ def test_a_missing_folder_has_no_checkpoints(tmp_path):
 
 
 def test_a_failure_while_saving_keeps_the_checkpoints_before(tmp_path, trained, monkeypatch):
-    path = save_checkpoint(tmp_path, trained, "fingerprint", {}, keep=1)
+    path = save_checkpoint(tmp_path, trained, EXPERIMENT, {}, keep=1)
     before = path.read_bytes()
 
     def out_of_space(_tensors, file, _metadata):
@@ -214,7 +334,7 @@ def test_a_failure_while_saving_keeps_the_checkpoints_before(tmp_path, trained, 
     for step in (3, 4):  # over itself, and as the next
         trained.step = step
         with pytest.raises(OSError, match="no space left"):
-            save_checkpoint(tmp_path, trained, "fingerprint", {}, keep=1)
+            save_checkpoint(tmp_path, trained, EXPERIMENT, {}, keep=1)
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == before
 
@@ -232,6 +352,24 @@ def test_a_published_model_gives_the_outputs_of_the_one_trained(tmp_path, traine
     torch.testing.assert_close(outputs(raw.unet), outputs(trained.model), rtol=0, atol=0)
     # Averaged and raw weights are told apart, and averaged is what one gets.
     assert (outputs(averaged.unet) - outputs(raw.unet)).abs().max() > 1e-3
+
+
+def test_further_averages_are_published_by_their_decay(tmp_path, trained_with_extra_averages):
+    trained = trained_with_extra_averages
+    publish_model(tmp_path, trained, DiffusionConfig(num_timesteps=10), image_size=8)
+    names = [path.stem for path in sorted(tmp_path.glob("*.safetensors"))]
+    assert names == ["averaged", "averaged_0.9", "averaged_0.9999", "raw"]
+    slow, fast = trained.extra_emas
+    for weights, ema in (("averaged", trained.ema), ("averaged_0.9999", slow), ("averaged_0.9", fast)):
+        loaded = load_model(tmp_path, weights).unet
+        torch.testing.assert_close(outputs(loaded), outputs(ema.module), rtol=0, atol=0)
+        assert not loaded.training
+
+
+def test_an_average_that_was_not_published_is_refused(tmp_path, trained):
+    publish_model(tmp_path, trained, DiffusionConfig(num_timesteps=10), image_size=8)
+    with pytest.raises(CheckpointError, match=r"averaged_0\.9999"):
+        load_model(tmp_path, "averaged_0.9999")
 
 
 def test_a_loaded_model_is_ready_to_draw_from(tmp_path, trained, tiny_config):
@@ -275,12 +413,44 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "averaged.safetensors"])
-@pytest.mark.parametrize("damage", ["missing", "truncated"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "garbage"])
 def test_a_damaged_model_is_refused(tmp_path, trained, name, damage):
     publish_model(tmp_path, trained, DiffusionConfig(num_timesteps=10), image_size=8)
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).unlink()
     if damage == "truncated":
         (tmp_path / name).write_bytes(data[: len(data) // 2])
+    if damage == "garbage":
+        (tmp_path / name).write_bytes(b"\x80\x04\x95" + bytes(1000))  # no UTF-8 either
     with pytest.raises(CheckpointError, match="holds no usable model"):
+        load_model(tmp_path)
+
+
+def without(name):
+    return lambda config: config.pop(name)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize(
+    "change",
+    [
+        without("unet"),
+        without("diffusion"),
+        without("image_size"),
+        lambda config: config.update(image_size="large"),
+        lambda config: config["unet"].update(widths=[8, 32]),  # other weights
+        lambda config: config["unet"].update(widths=[8, 9]),  # no network
+        lambda config: config["unet"].update(heads=4),  # of another version
+        lambda config: config["unet"].pop("widths"),  # whose default is another
+        lambda config: config["diffusion"].update(schedule="sigmoid"),
+        lambda config: config["diffusion"].update(prediction="score"),
+        lambda config: config.update(unet=[]),
+    ],
+)
+def test_a_configuration_that_does_not_fit_the_weights_is_refused(tmp_path, trained, change):
+    publish_model(tmp_path, trained, DiffusionConfig(num_timesteps=10), image_size=8)
+    config = json.loads((tmp_path / "config.json").read_text())
+    change(config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"config.json does not describe the weights beside it: .+"):
         load_model(tmp_path)

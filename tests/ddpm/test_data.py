@@ -1,12 +1,13 @@
 """Batches: a function of (seed, step) alone, in which every image is seen equally often."""
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from ddpm.data import TrainingImages, load_images
+from ddpm.data import TrainingImages, fits_on, load_images
 from ddpm.images import to_model_range
 
 
@@ -94,6 +95,156 @@ def test_batches_leave_the_global_generator_alone():
     before = torch.get_rng_state()
     TrainingImages(numbered_images(10), batch_size=4, seed=3).batch(5)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture(params=[True, False], ids=["resident", "streamed"])
+def resident(request):
+    return request.param
+
+
+@pytest.mark.parametrize("positions", [None, torch.tensor([7, 2, 3, 5, 0])])
+def test_streamed_batches_are_those_of_resident_images(positions):
+    pixels = torch.randint(0, 256, (10, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    resident, streamed = (
+        TrainingImages(pixels, batch_size=4, seed=3, resident=resident, positions=positions)
+        for resident in (True, False)
+    )
+    assert (resident.is_resident, streamed.is_resident) == (True, False)
+    # In order; then back, forth and one again, where what was fetched ahead is of no use.
+    for step in [0, 1, 2, 3, 4, 2, 7, 7, 8]:
+        torch.testing.assert_close(streamed.batch(step), resident.batch(step), rtol=0, atol=0)
+
+
+def test_a_memory_mapped_file_gives_the_batches_of_its_array(tmp_path):
+    stored = np.random.default_rng(0).integers(0, 256, (10, 4, 6, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", stored)
+    mapped = TrainingImages(load_images(tmp_path / "images.npy"), batch_size=4, seed=3, resident=False)
+    held = TrainingImages(torch.from_numpy(stored).permute(0, 3, 1, 2), batch_size=4, seed=3)
+    for step in range(5):
+        torch.testing.assert_close(mapped.batch(step), held.batch(step), rtol=0, atol=0)
+
+
+def test_positions_choose_the_images(resident):
+    pixels, positions = numbered_images(10), torch.tensor([8, 1, 4])
+    images = TrainingImages(pixels, 3, seed=1, random_flips=False, resident=resident, positions=positions)
+    assert len(images) == 3
+    for step in range(4):
+        assert sorted(images.indices(step).tolist()) == [0, 1, 2]
+        expected = to_model_range(pixels[positions[images.indices(step)]])
+        torch.testing.assert_close(images.batch(step), expected, rtol=0, atol=0)
+
+
+def test_positions_give_the_batches_of_a_file_that_holds_only_those(resident):
+    pixels, positions = numbered_images(10), torch.tensor([8, 1, 4, 5])
+    chosen = TrainingImages(pixels, 3, seed=1, resident=resident, positions=positions)
+    alone = TrainingImages(pixels[positions], 3, seed=1)
+    for step in range(5):
+        torch.testing.assert_close(chosen.batch(step), alone.batch(step), rtol=0, atol=0)
+
+
+def test_no_positions_are_no_images():
+    with pytest.raises(ValueError, match="holds no images"):
+        TrainingImages(numbered_images(3), batch_size=1, seed=0, positions=torch.tensor([], dtype=torch.int64))
+
+
+def test_parts_make_up_the_whole_batch(resident):
+    whole = TrainingImages(numbered_images(10), batch_size=6, seed=3)
+    parts = [slice(0, 2), slice(2, 3), slice(3, 6)]
+    # One object for each process.
+    readers = [TrainingImages(numbered_images(10), batch_size=6, seed=3, resident=resident) for _ in parts]
+    mirrored = set()
+    for step in range(6):
+        batches = [reader.batch(step, part) for reader, part in zip(readers, parts, strict=True)]
+        assert [len(batch) for batch in batches] == [2, 1, 3]
+        torch.testing.assert_close(torch.cat(batches), whole.batch(step), rtol=0, atol=0)
+        mirrored |= set(is_mirrored(torch.cat(batches)))
+    assert mirrored == {True, False}  # flips are told apart
+
+
+def test_one_reader_may_be_asked_for_other_parts(resident):
+    images = TrainingImages(numbered_images(10), batch_size=4, seed=3, resident=resident)
+    halves = [images.batch(1, part) for part in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(torch.cat(halves), images.batch(1), rtol=0, atol=0)
+
+
+@pytest.fixture
+def watched():
+    """Streamed images, and the names of the threads that fetched."""
+    images = TrainingImages(numbered_images(10), batch_size=4, seed=3, resident=False)
+    threads, fetch = [], images._fetch
+
+    def watched_fetch(indices):
+        threads.append(threading.current_thread())
+        return fetch(indices)
+
+    images._fetch = watched_fetch
+    return images, threads
+
+
+def test_the_next_batch_is_fetched_ahead_beside_the_caller(watched):
+    images, threads = watched
+    for step in range(5):
+        images.batch(step)
+    here = threading.current_thread()
+    assert threads[0] is here  # of the first nobody knew
+    assert here not in threads[1:]
+
+
+def test_a_batch_that_was_not_the_next_is_fetched_here(watched):
+    images, threads = watched
+    for step in (0, 5, 6):
+        images.batch(step)
+    assert threads.count(threading.current_thread()) == 2
+
+
+def test_a_failure_ahead_is_told_when_its_batch_is_asked_for():
+    images = TrainingImages(numbered_images(10), batch_size=4, seed=3, resident=False)
+    images.batch(0)
+    images._fetched[1].result()  # the one ahead of it is done
+    images.images = images.images[:0]
+    images.batch(1)  # fetched before
+    with pytest.raises(IndexError):
+        images.batch(2)
+
+
+def test_resident_images_move_to_the_device():
+    meta = torch.device("meta")  # a device without memory
+    images = TrainingImages(numbered_images(10), 4, seed=3, device=meta, positions=torch.arange(5))
+    assert images.images.device == meta and len(images.images) == len(images) == 5
+    assert images.batch(0).device == meta
+
+
+def test_streamed_images_stay_and_their_batches_move_to_the_device():
+    meta = torch.device("meta")
+    images = TrainingImages(numbered_images(10), 4, seed=3, device=meta, resident=False)
+    assert images.images.device == torch.device("cpu")
+    assert images.batch(0).device == meta
+
+
+def test_without_a_device_batches_are_where_the_images_are():
+    assert TrainingImages(numbered_images(10), 4, seed=3).device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("num_bytes", "fits"), [(500, True), (501, False)])
+def test_images_may_take_half_of_a_gpus_free_memory(monkeypatch, num_bytes, fits):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 8000))
+    assert fits_on(torch.device("cuda", 0), num_bytes) is fits
+
+
+def test_a_cpu_maps_files_of_any_size():
+    assert fits_on(torch.device("cpu"), 1 << 60)
+
+
+@pytest.mark.parametrize(("free_bytes", "is_resident"), [(2 * 5 * 48, True), (2 * 5 * 48 - 2, False)])
+def test_the_free_memory_decides_by_the_images_that_are_used(monkeypatch, free_bytes, is_resident):
+    asked = []
+    monkeypatch.setattr(
+        "ddpm.data.fits_on", lambda device, num_bytes: asked.append(device) or num_bytes <= free_bytes // 2
+    )
+    meta = torch.device("meta")
+    images = TrainingImages(numbered_images(10), 4, seed=3, device=meta, positions=torch.arange(5))
+    assert images.is_resident is is_resident
+    assert asked == [meta]
 
 
 def test_no_images_is_an_error():

@@ -97,7 +97,9 @@ def test_posterior_variance_equals_that_of_diffusers(diffusion, scheduler):
         assert float(diffusion.posterior_variance[t]) == pytest.approx(float(scheduler._get_variance(t)), rel=1e-9)
 
 
-@pytest.mark.parametrize(("prediction", "name_in_diffusers"), [("eps", "epsilon"), ("v", "v_prediction")])
+@pytest.mark.parametrize(
+    ("prediction", "name_in_diffusers"), [("eps", "epsilon"), ("v", "v_prediction"), ("x_0", "sample")]
+)
 def test_p_mean_variance_equals_the_step_of_diffusers(
     prediction, name_in_diffusers, scheduler, bent_model, monkeypatch
 ):
@@ -120,12 +122,13 @@ def test_v_equals_the_velocity_of_diffusers(scheduler):
     torch.testing.assert_close(v, scheduler.get_velocity(x_0, eps, t), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
 def test_denoising_by_a_perfect_network_gives_image_and_noise(prediction):
     diffusion = GaussianDiffusion(linear_betas(T), prediction)
     t = some_timesteps()
     x_0, eps = images(7, 3, 4, 4).clamp(-1.0, 1.0), images(7, 3, 4, 4, seed=1)
-    output = diffusion.v_target(x_0, t, eps) if prediction == "v" else eps
+    output = {"eps": eps, "v": diffusion.v_target(x_0, t, eps), "x_0": x_0}[prediction]
+    torch.testing.assert_close(diffusion.target(x_0, t, eps), output, rtol=0, atol=0)
     for clip in (True, False):
         denoised = diffusion.denoise(lambda _, __: output, diffusion.q_sample(x_0, t, eps), t, clip)
         torch.testing.assert_close(denoised.x_0_pred, x_0, rtol=0, atol=1e-9)
@@ -133,11 +136,11 @@ def test_denoising_by_a_perfect_network_gives_image_and_noise(prediction):
 
 
 @pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
 def test_denoised_parts_make_up_the_noisy_image_clipped_or_not(prediction, clip, bent_model):
     diffusion = GaussianDiffusion(linear_betas(T), prediction)
     t, x_t = some_timesteps(), 2.0 * images(7, 3, 4, 4)
-    denoised = diffusion.denoise(bent_model, x_t, t, clip)
+    denoised = diffusion.denoise(lambda x_t, t: 2.0 * bent_model(x_t, t), x_t, t, clip)
     assert (float(denoised.x_0_pred.abs().max()) > 1.0) is not clip  # there was something to clip
     # Eq. 4: eps follows an x_0 that was clipped.
     torch.testing.assert_close(diffusion.q_sample(denoised.x_0_pred, t, denoised.eps_pred), x_t, rtol=0, atol=1e-9)
@@ -217,6 +220,49 @@ def test_the_loss_of_v_is_the_distance_to_v():
     torch.testing.assert_close(losses, torch.tensor([0.25, 4.0]), rtol=1e-5, atol=0)
 
 
+def test_the_loss_of_x_0_is_the_distance_to_the_image():
+    diffusion = GaussianDiffusion(linear_betas(T), "x_0")
+    x_0, eps = images(2, 3, 4, 4, dtype=torch.float32), images(2, 3, 4, 4, seed=1, dtype=torch.float32)
+    t = torch.tensor([10, 999])
+    assert diffusion.losses(lambda _, __: x_0, x_0, t, eps).tolist() == [0.0, 0.0]
+    off = torch.tensor([0.5, -2.0]).reshape(2, 1, 1, 1)
+    losses = diffusion.losses(lambda _, __: x_0 + off, x_0, t, eps)
+    torch.testing.assert_close(losses, torch.tensor([0.25, 4.0]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
+def test_min_snr_weights_equal_the_formula(prediction, gamma):
+    weights = GaussianDiffusion(linear_betas(T), prediction).min_snr_weights(some_timesteps(), gamma)
+    assert weights.shape == (7,) and weights.dtype == torch.float32
+    snrs = []
+    for t, weight in zip(some_timesteps().tolist(), weights.tolist(), strict=True):
+        cumprod = 1.0
+        for s in range(t + 1):
+            cumprod *= 1.0 - (1e-4 + s * (0.02 - 1e-4) / (T - 1))
+        snr = cumprod / (1.0 - cumprod)
+        # Hang et al. 2023, section 3.4.
+        divisor = {"x_0": 1.0, "eps": snr, "v": snr + 1.0}[prediction]
+        assert weight == pytest.approx(min(snr, gamma) / divisor, rel=1e-6)
+        snrs.append(snr)
+    assert min(snrs) < gamma < max(snrs)  # both pieces are met
+
+
+def test_min_snr_weighs_one_error_of_x_0_alike_whatever_is_predicted():
+    """The loss of a network that is off by 0.1 in x_0, said in eps, in v or in x_0."""
+    t = some_timesteps()
+    x_0, eps = images(7, 3, 4, 4), images(7, 3, 4, 4, seed=1)
+    weighted = []
+    for prediction in ("eps", "v", "x_0"):
+        diffusion = GaussianDiffusion(linear_betas(T), prediction)
+        x_t = diffusion.q_sample(x_0, t, eps)
+        off = diffusion.target(x_0 + 0.1, t, diffusion.predict_eps(x_t, t, x_0 + 0.1))
+        losses = (off - diffusion.target(x_0, t, eps)).square().mean(dim=(1, 2, 3))
+        weighted.append(diffusion.min_snr_weights(t, 5.0).double() * losses)
+    torch.testing.assert_close(weighted[0], weighted[2], rtol=1e-6, atol=0)
+    torch.testing.assert_close(weighted[1], weighted[2], rtol=1e-6, atol=0)
+
+
 def test_losses_of_half_precision_predictions_are_computed_in_float32(diffusion):
     x_0, eps = images(2, 3, 4, 4, dtype=torch.float32), images(2, 3, 4, 4, seed=1, dtype=torch.float32)
     losses = diffusion.losses(lambda x_t, _: torch.zeros_like(x_t).bfloat16(), x_0, torch.tensor([0, 999]), eps)
@@ -263,8 +309,8 @@ def test_betas_outside_their_range_are_an_error(betas):
 
 @pytest.mark.usefixtures("without_shape_checks")
 def test_an_unknown_prediction_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown prediction 'x_0'; choose one of eps, v"):
-        GaussianDiffusion(linear_betas(10), "x_0")
+    with pytest.raises(ValueError, match="unknown prediction 'score'; choose one of eps, v, x_0"):
+        GaussianDiffusion(linear_betas(10), "score")
 
 
 @pytest.mark.usefixtures("without_shape_checks")

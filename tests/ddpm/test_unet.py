@@ -119,6 +119,39 @@ def test_dropout_acts_in_training_alone(tiny_config):
     assert (unet(x, t) - unet(x, t)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_gradient_checkpointing_computes_blocks_twice_and_changes_no_gradient(tiny_config, dropout):
+    unet = awake(UNet(dataclasses.replace(tiny_config, dropout=dropout))).train()
+    assert not unet.gradient_checkpointing
+    calls = []
+    unet.middle[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    results = {}
+    for unet.gradient_checkpointing in (False, True):
+        unet.zero_grad()
+        calls.clear()
+        torch.manual_seed(1)
+        out = unet(noise(2, 3, 8, 8), torch.tensor([3, 700]))
+        out.square().mean().backward()
+        gradients = {name: parameter.grad.clone() for name, parameter in unet.named_parameters()}
+        results[unet.gradient_checkpointing] = (out.detach(), gradients, len(calls))
+    (out, gradients, once), (same_out, same_gradients, twice) = results[False], results[True]
+    assert (once, twice) == (1, 2)
+    torch.testing.assert_close(same_out, out, rtol=0, atol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(same_gradients[name], gradient, rtol=0, atol=0)
+
+
+def test_gradient_checkpointing_rests_outside_training(awake_unet):
+    x, t = noise(2, 3, 8, 8), torch.tensor([3, 700])
+    expected, calls = awake_unet(x, t), []
+    awake_unet.middle[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    awake_unet.gradient_checkpointing = True
+    out = awake_unet(x, t)
+    out.square().mean().backward()
+    assert len(calls) == 1
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+
+
 def test_time_embedding_equals_the_formula():
     dim, times = 8, [0, 1, 37, 999]
     embedding = awake(TimeEmbedding(dim))

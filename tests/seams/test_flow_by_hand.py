@@ -75,7 +75,10 @@ def test_a_changed_parameter_is_brought_up_to_date_and_every_door_agrees(checkou
 def test_a_parameter_that_cannot_be_used_is_one_clear_error(checkout):
     before = (checkout.folder / "params.yaml").read_text()
     output = checkout.pipeline("--set", "train.num_step=7", status=1)
-    assert output.splitlines() == ["pipeline: params.yaml cannot be used:", "  train.num_step is not a parameter"]
+    assert output.splitlines() == [
+        "pipeline: params.yaml with what was set cannot be used:",
+        "  train.num_step is not a parameter",
+    ]
     assert (checkout.folder / "params.yaml").read_text() == before
 
 

@@ -44,25 +44,35 @@ SMALL = {
     "train.seed": 3,
     "train.random_flips": True,
     "train.loss": "mse",
+    "train.min_snr_gamma": None,
     "train.learning_rate": 0.002,
     "train.rate_schedule": "cosine",
     "train.warmup_steps": 2,
     "train.gradient_clip": 1.0,
+    "train.accumulation_steps": 1,
+    "train.gradient_checkpointing": False,
     "train.ema_decay": 0.9,
     "train.ema_warmup": True,
+    "train.extra_ema_decays": [],
     "train.precision": "float32",
+    "train.compilation": "off",
+    "train.num_processes": 1,
     "train.log_every": 2,
     "train.sample_every": 4,
     "train.num_grid_images": 4,
     "train.grid_sampling_steps": 3,
     "train.checkpoint_every": 2,
     "train.keep_checkpoints": 2,
+    "train.keep_checkpoints_every": None,
     "sample.num_images": 12,
     "sample.batch_size": 5,
     "sample.seed": 0,
     "sample.sampler": "ddim",
     "sample.num_sampling_steps": 6,
     "sample.eta": 0.0,
+    "sample.precision": "float32",
+    "sample.compilation": "off",
+    "sample.num_processes": 1,
     "sample.weights": "averaged",
     "sample.num_grid_images": 4,
     "sample.num_frames": 3,
@@ -71,6 +81,7 @@ SMALL = {
     "evaluate.floor_split": "valid",
     "evaluate.max_reference_images": 16,
     "evaluate.batch_size": 5,
+    "evaluate.num_processes": 1,
     "evaluate.kernel_subsets": 4,
     "evaluate.kernel_subset_size": 8,
     "evaluate.seed": 0,
@@ -165,15 +176,16 @@ def dataset():
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory, make_params):
-    """The folder of a tiny model whose averaged and raw weights differ."""
+    """The folder of a tiny model whose averages and raw weights differ."""
     wanted = make_params().train
     torch.manual_seed(0)
     unet = UNet(UNetConfig(**wanted.unet.model_dump()))
-    state = TrainingState.start(unet, TrainingConfig(num_steps=1))
+    state = TrainingState.start(unet, TrainingConfig(num_steps=1, extra_ema_decays=(0.5,)))
     with torch.no_grad():
-        # Layers that start at zero would hide differences; the two sets of weights move apart.
-        for parameter in [*unet.parameters(), *state.ema.module.parameters()]:
-            parameter.add_(0.1 * torch.randn_like(parameter))
+        # Layers that start at zero would hide differences; the sets of weights move apart.
+        for module in (unet, state.ema.module, state.extra_emas[0].module):
+            for parameter in module.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
     target = tmp_path_factory.mktemp("published") / "model"
     publish_model(target, state, DiffusionConfig(**wanted.diffusion.model_dump()), image_size=16)
     (target / "run.json").write_text(json.dumps({"mlflow_run_id": "", "mlflow_experiment_id": ""}))

@@ -69,6 +69,23 @@ def test_the_experiment_in_force_started_from_a_profile_that_exists():
         # out of bounds
         ({"train.batch_size": 0}, "train.batch_size: Input should be greater than or equal to 1, got 0"),
         ({"train.learning_rate": 0.0}, "train.learning_rate: Input should be greater than 0, got 0.0"),
+        (
+            {"train.accumulation_steps": 0},
+            "train.accumulation_steps: Input should be greater than or equal to 1, got 0",
+        ),
+        ({"train.num_processes": 0}, "train.num_processes: Input should be greater than or equal to 1, got 0"),
+        ({"sample.num_processes": 0}, "sample.num_processes: Input should be greater than or equal to 1, got 0"),
+        (
+            {"evaluate.num_processes": 1025},
+            "evaluate.num_processes: Input should be less than or equal to 1024, got 1025",
+        ),
+        ({"train.min_snr_gamma": 0.0}, "train.min_snr_gamma: Input should be greater than 0, got 0.0"),
+        ({"train.extra_ema_decays": [0.9, 1.0]}, "train.extra_ema_decays.1: Input should be less than 1, got 1.0"),
+        (
+            {"train.keep_checkpoints_every": 0},
+            "train.keep_checkpoints_every: Input should be greater than or equal to 1, got 0",
+        ),
+        ({"sample.batch_size": 0}, "sample.batch_size: Input should be greater than or equal to 1, got 0"),
         ({"train.seed": -1}, "train.seed: Input should be greater than or equal to 0, got -1"),
         ({"train.seed": 2**63}, f"train.seed: Input should be less than {2**63}, got {2**63}"),
         ({"preprocess.valid_fraction": 0.5}, "preprocess.valid_fraction: Input should be less than 0.5, got 0.5"),
@@ -80,6 +97,19 @@ def test_the_experiment_in_force_started_from_a_profile_that_exists():
         (
             {"download.dataset": "roses"},
             "download.dataset: Input should be 'synthetic_flowers', 'flowers102' or 'folder', got 'roses'",
+        ),
+        (
+            {"sample.compilation": "fast"},
+            "sample.compilation: Input should be 'auto', 'off', 'default', 'reduce-overhead' or 'max-autotune', "
+            "got 'fast'",
+        ),
+        (
+            {"sample.sampler": "dpm_solver"},
+            "sample.sampler: Input should be 'ddpm', 'ddim' or 'dpm_solver++', got 'dpm_solver'",
+        ),
+        (
+            {"sample.weights": "averaged_1"},
+            r"sample.weights: String should match pattern '^(averaged|raw|averaged_0\.\d+)$', got 'averaged_1'",
         ),
         ({"train.splits": ["train", "all"]}, "train.splits.1: Input should be 'train', 'valid' or 'test', got 'all'"),
         (
@@ -106,6 +136,14 @@ def test_the_experiment_in_force_started_from_a_profile_that_exists():
             "train.diffusion: beta_start=0.5 must not exceed beta_end=0.02",
         ),
         ({"train.warmup_steps": 7}, "train: warmup_steps=7 must not exceed num_steps=6"),
+        (
+            {"train.num_processes": 3},
+            "train: batch_size=4 must be a multiple of num_processes * accumulation_steps = 3",
+        ),
+        (
+            {"train.num_processes": 2, "train.accumulation_steps": 4},
+            "train: batch_size=4 must be a multiple of num_processes * accumulation_steps = 8",
+        ),
         ({"train.grid_sampling_steps": 21}, "train: grid_sampling_steps=21 must not exceed num_timesteps=20"),
         ({"sample.num_grid_images": 13}, "sample: num_grid_images=13 must not exceed num_images=12"),
         ({"sample.num_frames": 7}, "sample: num_frames=7 must not exceed num_sampling_steps=6"),
@@ -120,6 +158,15 @@ def test_the_experiment_in_force_started_from_a_profile_that_exists():
         (
             {"sample.num_sampling_steps": 21},
             "sample.num_sampling_steps=21 must not exceed train.diffusion.num_timesteps=20",
+        ),
+        (
+            {"sample.weights": "averaged_0.5"},
+            "sample.weights must be one of averaged, raw, since train.extra_ema_decays is [], got 'averaged_0.5'",
+        ),
+        (
+            {"sample.weights": "averaged_0.5", "train.extra_ema_decays": [0.9, 0.9999]},
+            "sample.weights must be one of averaged, raw, averaged_0.9, averaged_0.9999, since "
+            "train.extra_ema_decays is [0.9, 0.9999], got 'averaged_0.5'",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -153,6 +200,17 @@ def test_all_problems_are_told_at_once(written):
     [
         ({"train.gradient_clip": None}, lambda params: params.train.gradient_clip is None),
         ({"sample.eta": 1}, lambda params: params.sample.eta == 1.0),
+        ({"train.min_snr_gamma": None}, lambda params: params.train.min_snr_gamma is None),
+        ({"sample.batch_size": None}, lambda params: params.sample.batch_size is None),
+        ({"train.keep_checkpoints_every": None}, lambda params: params.train.keep_checkpoints_every is None),
+        (
+            {"train.num_processes": 2, "train.accumulation_steps": 2},
+            lambda params: params.train.batch_size == params.train.num_processes * params.train.accumulation_steps,
+        ),
+        (
+            {"train.extra_ema_decays": [0.0, 0.9999], "sample.weights": "averaged_0.9999"},
+            lambda params: params.train.extra_ema_decays == (0.0, 0.9999),
+        ),
         ({"train.warmup_steps": 6}, lambda params: params.train.warmup_steps == params.train.num_steps),
         ({"download.dataset": "folder", "download.source": "x"}, lambda params: params.download.source == "x"),
         (

@@ -119,7 +119,12 @@ class Reads(ast.NodeVisitor):
             dump = keyword.value
             if keyword.arg is None and isinstance(dump, ast.Call) and getattr(dump.func, "attr", "") == "model_dump":
                 self.handed_on.add((self.type_of(dump.func.value), ast.unparse(node.func)))
+        outer = self.types
+        if getattr(node.func, "id", "") == "run_stage":  # it calls the functions that it is given with all parameters
+            functions = [given for given in node.args if isinstance(given, ast.Lambda)]
+            self.types = outer | {argument.arg: "Params" for each in functions for argument in each.args.args}
         self.generic_visit(node)
+        self.types = outer
 
 
 def reads_of(*paths):
@@ -181,6 +186,8 @@ def test_the_library_reads_what_is_handed_on(config):
         ("class E:\n    w: TrainParams\ndef f(e: E):\n    return e.w.unet.widths", {("UNetParams", "widths")}),
         ("def f(p: SampleParams):\n    p = 3\n    return p.seed", set()),
         ("def f(p: Other):\n    return p.seed", set()),
+        ("run_stage('sample', main, lambda p: p.sample.seed)", {("SampleParams", "seed")}),
+        ("run_stage('sample', main)\np.sample.seed", set()),
         ("def f(p: SampleParams):\n    return p.model_dump()", set()),
         ("class UNetConfig:\n    def __post_init__(self):\n        self.widths", set()),
         ("class UNetConfig:\n    def size(self):\n        self.widths", {("UNetConfig", "widths")}),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpm import distributed
 from ddpm.checkpoint import CheckpointError, load_model
 from ddpm.images import grid
 from stages import sample as module
@@ -45,13 +46,57 @@ def differ_by_rounding_alone(one, other):
 
 @pytest.mark.parametrize(
     ("sampler", "batch_size"),
-    [({}, 12), ({}, 100), ({"sample.sampler": "ddpm"}, 4), ({"sample.eta": 1.0}, 4), ({"sample.eta": 1.0}, 1)],
+    [
+        ({}, 12),
+        ({}, 100),
+        ({}, None),
+        ({"sample.sampler": "ddpm"}, 4),
+        ({"sample.sampler": "dpm_solver++"}, 4),
+        ({"sample.eta": 1.0}, 4),
+        ({"sample.eta": 1.0}, 1),
+    ],
 )
 def test_the_images_do_not_depend_on_the_batch_size(drawn, sampler, batch_size):
     pixels, frames = drawn(sampler)
     other_pixels, other_frames = drawn(sampler | {"sample.batch_size": batch_size})
     assert differ_by_rounding_alone(pixels, other_pixels)
     assert all(map(differ_by_rounding_alone, frames, other_frames))
+
+
+def test_a_batch_size_that_is_left_open_is_a_known_one_on_a_cpu(drawn, monkeypatch):
+    batches = []
+    steps_of = module.steps_of
+    monkeypatch.setattr(module, "steps_of", lambda *given: batches.append(given[3]) or steps_of(*given))
+    assert len(drawn({"sample.batch_size": None, "sample.num_images": 33})[0]) == 33
+    assert batches == [range(32), range(32, 33)]
+
+
+def test_a_batch_size_that_is_left_open_is_what_the_memory_of_a_gpu_holds():
+    # A device without memory of its own stands in for the GPU.
+    def network(x, t):
+        assert x.shape == (len(t), 3, 16, 16)
+        if len(x) > 100:
+            raise torch.OutOfMemoryError
+
+    assert module.fitting_batch_size(network, 16, torch.device("meta")) == 64
+    assert module.fitting_batch_size(lambda *_: None, 16, torch.device("meta")) == 1024
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 5])
+@pytest.mark.parametrize("num_images", [12, 4])
+def test_processes_that_draw_a_share_each_have_together_what_one_has(drawn, monkeypatch, num_processes, num_images):
+    # With four images, five processes: one of them has nothing to draw.
+    pixels, frames = drawn({"sample.num_images": num_images})
+    shares = []
+    for rank in range(num_processes):
+        with monkeypatch.context() as patch:
+            patch.setattr(distributed, "rank", lambda rank=rank: rank)
+            patch.setattr(distributed, "world_size", lambda: num_processes)
+            patch.setattr(module, "collected", lambda part: part)
+            shares.append(drawn({"sample.num_images": num_images}))
+    assert differ_by_rounding_alone(torch.cat([share for share, _ in shares]), pixels)
+    for number, frame in enumerate(frames):
+        assert differ_by_rounding_alone(torch.cat([shown[number] for _, shown in shares]), frame)
 
 
 def test_more_images_begin_with_the_same(drawn, images):
@@ -65,9 +110,11 @@ def test_more_images_begin_with_the_same(drawn, images):
     [
         {"sample.seed": 1},
         {"sample.sampler": "ddpm"},
+        {"sample.sampler": "dpm_solver++"},
         {"sample.num_sampling_steps": 5},
         {"sample.eta": 1.0},
         {"sample.weights": "raw"},
+        {"sample.weights": "averaged_0.5", "train.extra_ema_decays": [0.5]},
     ],
 )
 def test_what_shapes_the_images_changes_them(drawn, images, changes):
@@ -138,9 +185,9 @@ def test_large_images_are_not_enlarged(folder, make_params):
     assert Image.open(SAMPLES / "grid.png").size == (206, 206)
 
 
-@pytest.mark.parametrize("weights", ["averaged", "raw"])
+@pytest.mark.parametrize("weights", ["averaged", "raw", "averaged_0.5"])
 def test_the_images_name_the_weights_and_the_parameters_they_came_from(model, make_params, weights):
-    params = make_params({"sample.weights": weights})
+    params = make_params({"sample.weights": weights, "train.extra_ema_decays": [0.5]})
     module.main(params)
     source = json.loads((SAMPLES / "samples.json").read_text())
     digest = hashlib.sha256((model / f"{weights}.safetensors").read_bytes()).hexdigest()

@@ -41,7 +41,9 @@ CASES = [
 
 @pytest.mark.parametrize(("num_timesteps", "num_sampling_steps", "beta_end"), CASES)
 @pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize(("prediction", "name_in_diffusers"), [("eps", "epsilon"), ("v", "v_prediction")])
+@pytest.mark.parametrize(
+    ("prediction", "name_in_diffusers"), [("eps", "epsilon"), ("v", "v_prediction"), ("x_0", "sample")]
+)
 def test_trajectory_equals_that_of_diffusers_in_float64(
     num_timesteps,
     num_sampling_steps,

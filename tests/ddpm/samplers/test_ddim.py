@@ -56,7 +56,9 @@ def scheduler_of_diffusers(num_timesteps, beta_end, clip):
 
 @pytest.mark.parametrize(("num_timesteps", "num_sampling_steps", "beta_end"), CASES)
 @pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize(("prediction", "name_in_diffusers"), [("eps", "epsilon"), ("v", "v_prediction")])
+@pytest.mark.parametrize(
+    ("prediction", "name_in_diffusers"), [("eps", "epsilon"), ("v", "v_prediction"), ("x_0", "sample")]
+)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_trajectory_equals_that_of_diffusers_in_float64(
     num_timesteps, num_sampling_steps, beta_end, clip, eta, prediction, name_in_diffusers, bent_model, given_noise

@@ -1,13 +1,15 @@
 """What all samplers share."""
 
+import itertools
+
 import pytest
 import torch
 
 from ddpm import GaussianDiffusion, ImageNoise, linear_betas, sample, sampler_steps
-from ddpm.samplers import ancestral, ddim
+from ddpm.samplers import ancestral, ddim, dpm_solver
 
 SHAPE = (3, 4, 4)
-ALL = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5)]
+ALL = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("dpm_solver++", 0.0)]
 
 
 @pytest.fixture
@@ -15,7 +17,7 @@ def diffusion():
     return GaussianDiffusion(linear_betas(20, 1e-4, 0.3))
 
 
-@pytest.mark.parametrize("module", [ancestral, ddim])
+@pytest.mark.parametrize("module", [ancestral, ddim, dpm_solver])
 def test_each_sampler_has_a_data_sheet(module):
     rows = [line.split()[0] for line in module.__doc__.partition("Data sheet\n")[2].splitlines() if line]
     assert rows == ["source", "cost", "noise", "steps", "prefer"]
@@ -70,6 +72,7 @@ def test_the_name_chooses_the_sampler_and_eta_is_passed_on(diffusion, bent_model
         ("ddpm", 0.0): ancestral.sample_ancestral(bent_model, diffusion, given_noise(noises), 10),
         ("ddim", 0.0): ddim.sample_ddim(bent_model, diffusion, given_noise(noises), 10),
         ("ddim", 0.5): ddim.sample_ddim(bent_model, diffusion, given_noise(noises), 10, 0.5),
+        ("dpm_solver++", 0.0): dpm_solver.sample_dpm_solver(bent_model, diffusion, given_noise(noises), 10),
     }
     results = []
     for (name, eta), steps in direct.items():
@@ -77,7 +80,8 @@ def test_the_name_chooses_the_sampler_and_eta_is_passed_on(diffusion, bent_model
         for one, other in zip(named, steps, strict=True):
             torch.testing.assert_close(one.x_t, other.x_t, rtol=0, atol=0)
         results.append(one.x_t)
-    assert (results[0] - results[1]).abs().max() > 1e-3 and (results[1] - results[2]).abs().max() > 1e-3
+    for one, other in itertools.combinations(results, 2):
+        assert (one - other).abs().max() > 1e-3
 
 
 def test_sampling_computes_no_gradients(diffusion, awake_unet):
@@ -89,5 +93,5 @@ def test_sampling_computes_no_gradients(diffusion, awake_unet):
 @pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize("entry", [sample, sampler_steps])
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones(entry, diffusion, bent_model):
-    with pytest.raises(ValueError, match="unknown sampler 'euler'; choose one of ddpm, ddim"):
+    with pytest.raises(ValueError, match=r"unknown sampler 'euler'; choose one of ddpm, ddim, dpm_solver\+\+"):
         entry("euler", bent_model, diffusion, ImageNoise(0, [0], SHAPE), 10)

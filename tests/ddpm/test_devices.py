@@ -1,0 +1,187 @@
+"""What suits a device: precision, compilation, and the largest batch; GPUs are named here, never asked."""
+
+import dataclasses
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+from ddpm import unet
+from ddpm.devices import arithmetic, compiled, largest_batch_size, resolve_precision
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def tensorfloat32():
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+@pytest.fixture(params=[(False, True), (True, False)])
+def flags(request):
+    """The caller's own settings, one of them on."""
+    before = tensorfloat32()
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = request.param
+    yield request.param
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """Which modes torch.compile is asked for, and nothing compiled."""
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda network, mode: modes.append(mode) or torch.nn.Sequential(network))
+    return modes
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("amx", [False, True])
+def test_auto_is_bfloat16_where_the_processor_has_it(monkeypatch, bf16, amx):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert resolve_precision("auto", CPU) == ("bfloat16" if bf16 or amx else "float32")
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "float32"), ((8, 0), "bfloat16")])
+def test_auto_is_bfloat16_on_gpus_from_ampere_on(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert resolve_precision("auto", GPU) == precision
+
+
+def test_auto_is_float32_on_devices_of_other_kinds():
+    assert resolve_precision("auto", torch.device("mps")) == "float32"
+
+
+@pytest.mark.parametrize("precision", ["float32", "tensorfloat32", "bfloat16"])
+def test_a_named_precision_is_taken(precision):
+    assert resolve_precision(precision, CPU) == precision
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_an_unknown_precision_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(
+        ValueError, match="unknown precision 'float16'; choose one of auto, float32, tensorfloat32, bfloat16"
+    ):
+        resolve_precision("float16", CPU)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("float32", torch.float32), ("tensorfloat32", torch.float32), ("bfloat16", torch.bfloat16)],
+)
+def test_products_have_the_precision_and_sums_stay_in_float32(precision, dtype):
+    x = torch.ones(2, 2)
+    with arithmetic(precision, CPU):
+        assert (x @ x).dtype == dtype
+        assert torch.nn.functional.layer_norm(x, (2,)).dtype == torch.float32
+        assert (x + x).dtype == torch.float32
+    assert (x @ x).dtype == torch.float32
+
+
+def test_tensorfloat32_is_on_where_it_is_asked_for(flags):
+    with arithmetic("tensorfloat32", CPU):
+        assert tensorfloat32() == (True, True)
+    assert tensorfloat32() == flags
+
+
+def test_float32_is_float32_whatever_the_caller_has_set(flags):
+    with arithmetic("float32", CPU):
+        assert tensorfloat32() == (False, False)
+    assert tensorfloat32() == flags
+
+
+@pytest.mark.parametrize("precision", ["float32", "tensorfloat32", "bfloat16"])
+def test_an_error_inside_leaves_the_callers_settings_as_they_were(flags, precision):
+    with pytest.raises(KeyError), arithmetic(precision, CPU):
+        raise KeyError
+    assert tensorfloat32() == flags
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("compilation", ["off", "auto"])
+def test_on_a_cpu_nothing_is_compiled_unless_asked_for(compilations, compilation):
+    network = torch.nn.Linear(2, 2)
+    assert compiled(network, compilation, CPU) is network
+    assert compilations == []
+
+
+@pytest.mark.parametrize(
+    ("triton", "compiler", "modes"), [(False, "/usr/bin/cc", []), (True, None, []), (True, "/usr/bin/cc", ["default"])]
+)
+def test_auto_compiles_for_gpus_where_triton_and_a_compiler_are(monkeypatch, compilations, triton, compiler, modes):
+    monkeypatch.setattr("ddpm.devices.has_triton", lambda: triton)
+    monkeypatch.setattr("shutil.which", lambda _: compiler)
+    network = torch.nn.Linear(2, 2)
+    assert (compiled(network, "auto", GPU) is network) == (not modes)
+    assert compilations == modes
+
+
+@pytest.mark.parametrize("device", [CPU, GPU])
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
+def test_a_named_compilation_is_the_mode_of_torch_compile(compilations, mode, device):
+    network = torch.nn.Linear(2, 2)
+    assert compiled(network, mode, device) is not network
+    assert compilations == [mode]
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_an_unknown_compilation_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown compilation 'on'; choose one of auto, off, default, reduce-overhead"):
+        compiled(torch.nn.Linear(2, 2), "on", CPU)
+
+
+def attempt_up_to(limit, tried):
+    def attempt(size):
+        tried.append(size)
+        if size > limit:
+            raise torch.OutOfMemoryError
+
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("largest", "limit", "sizes"),
+    [(16, 99, [16]), (16, 16, [16]), (16, 15, [16, 8]), (16, 5, [16, 8, 4]), (7, 3, [7, 4, 2]), (3, 1, [3, 2, 1])],
+)
+def test_a_batch_is_halved_until_it_fits(largest, limit, sizes):
+    tried = []
+    assert largest_batch_size(attempt_up_to(limit, tried), largest) == sizes[-1]
+    assert tried == sizes
+
+
+def test_where_a_single_image_is_too_much_the_error_is_passed_on():
+    tried = []
+    with pytest.raises(torch.OutOfMemoryError):
+        largest_batch_size(attempt_up_to(0, tried), 4)
+    assert tried == [4, 2, 1]
+
+
+def test_other_errors_of_an_attempt_are_passed_on_at_once():
+    tried = []
+
+    def attempt(size):
+        tried.append(size)
+        raise RuntimeError("not of memory")
+
+    with pytest.raises(RuntimeError, match="not of memory"):
+        largest_batch_size(attempt, 4)
+    assert tried == [4]
+
+
+def unet_without_checks(monkeypatch):
+    """The module of the network as it runs outside tests: the checks of shapes are none that can be compiled."""
+    spec = importlib.util.spec_from_file_location("unet_without_checks", unet.__file__)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # where its dataclass looks itself up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_network_compiles_without_a_break(monkeypatch, awake_unet):
+    module = unet_without_checks(monkeypatch)
+    network = module.UNet(module.UNetConfig(**dataclasses.asdict(awake_unet.config))).eval()
+    network.load_state_dict(awake_unet.state_dict())
+    x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700])
+    whole = torch.compile(network, backend="eager", fullgraph=True)
+    torch.testing.assert_close(whole(x, t), awake_unet(x, t), rtol=0, atol=1e-5)
+    assert list(map(id, whole.parameters())) == list(map(id, network.parameters()))

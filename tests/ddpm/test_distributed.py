@@ -1,0 +1,340 @@
+"""Several processes that work as one: two of them are started by torchrun, once for all claims here."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import ddpm
+from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, UNetConfig, linear_betas, train
+from ddpm.distributed import (
+    Vote,
+    average_,
+    collected,
+    is_first,
+    is_lost_peer,
+    is_started_by_torchrun,
+    local_rank,
+    process_group,
+    rank,
+    share,
+    world_size,
+)
+
+pytestmark = pytest.mark.xdist_group("distributed")  # one worker, which starts the processes once
+
+CONFIG = TrainingConfig(
+    num_steps=5,
+    learning_rate=3e-3,
+    gradient_clip=0.5,
+    min_snr_gamma=5.0,
+    ema_decay=0.9,
+    extra_ema_decays=(0.5,),
+    precision="float32",
+)
+RUNS = {
+    "plain": CONFIG,
+    "accumulated": dataclasses.replace(CONFIG, accumulation_steps=2),
+    "checkpointed": dataclasses.replace(CONFIG, gradient_checkpointing=True),
+    "streamed": CONFIG,
+}
+VOTES = {0: [False, True, False, False, True, True], 1: [False, False, False, True, False, True]}
+
+
+def train_by_name(name, dropout=0.0):
+    """What training leaves, and what its events say."""
+    torch.manual_seed(0)
+    unet = UNet(
+        UNetConfig(
+            widths=(8, 16),
+            attention=(False, True),
+            num_res_blocks=1,
+            time_embedding_dim=8,
+            norm_groups=4,
+            dropout=dropout,
+        )
+    )
+    pixels = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = TrainingImages(pixels, batch_size=4, seed=1, resident=name != "streamed")
+    state = TrainingState.start(unet, RUNS[name])
+    # The optimizer divides by the size of each gradient; of those that are all rounding this leaves more alone.
+    state.optimizer.param_groups[0]["eps"] = 1e-3
+    batch_sizes, masks = [], []
+    unet.first_conv.register_forward_hook(lambda _, __, output: batch_sizes.append(len(output)))
+    unet.middle[0].residual.dropout.register_forward_hook(lambda _, __, output: masks.append(output == 0))
+    diffusion = GaussianDiffusion(linear_betas(20, 1e-4, 0.3))
+    events = [
+        torch.cat(
+            [
+                torch.stack([event.loss, event.gradient_norm]),
+                event.quartile_loss_sums,
+                event.quartile_counts,
+                torch.tensor([event.step, event.num_images_seen]),
+            ]
+        )
+        for event in train(state, images, diffusion, RUNS[name])
+    ]
+    modules = {"model": state.model, "ema": state.ema.module, "extra": state.extra_emas[0].module}
+    return {
+        "events": torch.stack(events),
+        "state": {f"{key}.{n}": tensor for key, each in modules.items() for n, tensor in each.state_dict().items()},
+        "batch_sizes": batch_sizes,
+        "mask": masks[0],
+    }
+
+
+def error_of_an_uneven_batch():
+    images = TrainingImages(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), batch_size=3, seed=1)
+    state = TrainingState.start(UNet(UNetConfig(widths=(8,), attention=(False,))), CONFIG)
+    try:
+        next(train(state, images, GaussianDiffusion(linear_betas(20)), CONFIG))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def work_together(folder):
+    """What each of the two processes does; the tests look at what it leaves in `folder`."""
+    with process_group():
+        parts = {0: torch.arange(6).reshape(3, 2), 1: torch.arange(100, 102).reshape(1, 2)}
+        vote = Vote()
+        outcome = {
+            "rank": [rank(), local_rank(), world_size(), int(is_first())],
+            "started": is_started_by_torchrun(),
+            "backend": dist.get_backend(),
+            "shares": [[share(count).start, share(count).stop] for count in range(8)],
+            "collected": collected(parts[rank()]),
+            "collected_images": collected(torch.full((2 * rank(), 1, 2, 2), 0.5)),
+            "collected_nothing": collected(torch.zeros(0, 3)),
+            "average": average_(torch.tensor([1.0, 2.0]) if is_first() else torch.tensor([3.0, 8.0])),
+            "votes": [vote.any(wanted) for wanted in VOTES[rank()]],
+            "uneven": error_of_an_uneven_batch(),
+            "runs": {name: train_by_name(name) for name in RUNS},
+            "with_dropout": train_by_name("plain", dropout=0.5),
+        }
+    outcome["joined_afterwards"] = dist.is_initialized()
+    torch.save(outcome, folder / f"{outcome['rank'][0]}.pt")
+    lose_a_peer(folder, outcome["rank"][0])
+
+
+def lose_a_peer(folder, number):
+    """Join again, and then the second process goes away without a word."""
+    # By a file: torchrun's own meeting point still holds the addresses of the group before.
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+    dist.barrier()
+    if number == 1:
+        os._exit(0)
+    try:
+        collected(torch.arange(3))
+    except RuntimeError as error:
+        torch.save([is_lost_peer(error), str(error)], folder / "lost_peer.pt")
+    os._exit(0)
+
+
+PROGRAM = """
+import importlib.util, pathlib, sys, torch
+torch.set_num_threads(1)
+spec = importlib.util.spec_from_file_location("claims", sys.argv[1])
+claims = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(claims)
+claims.work_together(pathlib.Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What each of two processes left, by rank."""
+    folder = tmp_path_factory.mktemp("distributed")
+    (folder / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, folder / "program.py", __file__, folder],
+        cwd=Path(ddpm.__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lost_peer = torch.load(folder / "lost_peer.pt")
+    return [torch.load(folder / f"{number}.pt") | {"lost_peer": lost_peer} for number in range(2)]
+
+
+@pytest.fixture
+def as_one_of(monkeypatch):
+    """Makes this process look like one of several, without the others."""
+
+    def pretend(number, count):
+        monkeypatch.setattr("ddpm.distributed.rank", lambda: number)
+        monkeypatch.setattr("ddpm.distributed.world_size", lambda: count)
+
+    return pretend
+
+
+def test_each_process_knows_its_place(outcomes):
+    assert [outcome["rank"] for outcome in outcomes] == [[0, 0, 2, 1], [1, 1, 2, 0]]
+    assert [outcome["started"] for outcome in outcomes] == [True, True]
+    assert [outcome["backend"] for outcome in outcomes] == ["gloo", "gloo"]
+
+
+def test_the_group_is_left_at_the_end_of_the_block(outcomes):
+    assert [outcome["joined_afterwards"] for outcome in outcomes] == [False, False]
+
+
+def test_two_shares_cover_everything(outcomes):
+    for count in range(8):
+        (start, middle), (same_middle, stop) = (outcome["shares"][count] for outcome in outcomes)
+        assert (start, stop) == (0, count) and middle == same_middle
+        assert abs(2 * middle - count) <= 1
+
+
+def test_unequal_parts_are_collected_by_rank_on_all_processes(outcomes):
+    for outcome in outcomes:
+        assert outcome["collected"].tolist() == [[0, 1], [2, 3], [4, 5], [100, 101]]
+        assert outcome["collected"].dtype == torch.int64
+        # Of the first process there is nothing here, and there of both.
+        torch.testing.assert_close(outcome["collected_images"], torch.full((2, 1, 2, 2), 0.5), rtol=0, atol=0)
+        assert outcome["collected_nothing"].shape == (0, 3)
+
+
+def test_an_average_is_the_mean_over_the_processes(outcomes):
+    assert [outcome["average"].tolist() for outcome in outcomes] == [[2.0, 5.0], [2.0, 5.0]]
+
+
+def test_a_vote_is_answered_alike_on_all_processes_one_step_later(outcomes):
+    wanted = [one or other for one, other in zip(*VOTES.values(), strict=True)]
+    assert [outcome["votes"] for outcome in outcomes] == [[False, *wanted[:-1]]] * 2
+
+
+def test_a_batch_that_cannot_be_split_among_the_processes_is_an_error(outcomes):
+    for outcome in outcomes:
+        assert outcome["uneven"] == "batch_size=3 must be a multiple of processes * accumulation_steps = 2 * 1"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_train_as_one(outcomes, name):
+    alone = train_by_name(name)
+    for outcome in outcomes:
+        together = outcome["runs"][name]
+        torch.testing.assert_close(together["events"], alone["events"], rtol=1e-4, atol=1e-6)
+        assert together["state"].keys() == alone["state"].keys()
+        for key, tensor in alone["state"].items():
+            torch.testing.assert_close(
+                together["state"][key], tensor, rtol=0, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}"
+            )
+        # Each did one half of the work.
+        assert together["batch_sizes"] == [size // 2 for size in alone["batch_sizes"]]
+
+
+@pytest.mark.parametrize("name", [*RUNS, "with_dropout"])
+def test_both_processes_hold_the_same_bits(outcomes, name):
+    first, second = (
+        outcome["with_dropout"] if name == "with_dropout" else outcome["runs"][name] for outcome in outcomes
+    )
+    torch.testing.assert_close(first["events"], second["events"], rtol=0, atol=0)
+    for key, tensor in first["state"].items():
+        torch.testing.assert_close(second["state"][key], tensor, rtol=0, atol=0)
+
+
+def test_each_process_has_dropout_of_its_own(outcomes):
+    first, second = (outcome["with_dropout"]["mask"] for outcome in outcomes)
+    assert first.shape == second.shape and not torch.equal(first, second)
+
+
+def test_a_process_notices_that_another_is_gone(outcomes):
+    is_lost, message = outcomes[0]["lost_peer"]
+    assert is_lost, message
+
+
+def test_other_errors_are_no_lost_peers():
+    assert not is_lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_lost_peer(torch.OutOfMemoryError("CUDA out of memory"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        dist.DistBackendError("NCCL error"),
+        RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed"),
+        RuntimeError("Gloo AllReduce failed"),
+        RuntimeError("Connection reset by peer"),
+    ],
+)
+def test_errors_of_a_lost_peer_are_known(error):
+    assert is_lost_peer(error)
+
+
+@pytest.mark.parametrize("num_processes", range(1, 7))
+def test_shares_cover_everything_once_and_are_equal_up_to_one(as_one_of, num_processes):
+    for count in range(15):
+        seen, sizes = [], []
+        for number in range(num_processes):
+            as_one_of(number, num_processes)
+            part = list(range(count))[share(count)]
+            seen += part
+            sizes.append(len(part))
+        assert seen == list(range(count))
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_one_process_is_first_of_one():
+    assert (rank(), world_size(), local_rank()) == (0, 1, 0)
+    assert is_first()
+    assert share(5) == slice(0, 5)
+
+
+def test_only_the_first_of_several_is_first(as_one_of):
+    as_one_of(1, 2)
+    assert not is_first()
+
+
+def test_one_process_exchanges_nothing():
+    tensor = torch.tensor([1.0, 2.0])
+    assert average_(tensor) is tensor and tensor.tolist() == [1.0, 2.0]
+    assert collected(tensor) is tensor
+
+
+def test_the_vote_of_one_process_counts_at_once():
+    vote = Vote()
+    assert [vote.any(wanted) for wanted in (False, True, False)] == [False, True, False]
+
+
+def test_without_torchrun_there_is_no_group(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with process_group():
+        assert not is_started_by_torchrun() and not dist.is_initialized()
+
+
+@pytest.mark.parametrize(("names", "started"), [((), False), (("RANK",), False), (("RANK", "WORLD_SIZE"), True)])
+def test_torchrun_is_known_by_its_environment(monkeypatch, names, started):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in names:
+        monkeypatch.setenv(name, "0")
+    assert is_started_by_torchrun() is started
+
+
+def test_a_process_has_the_number_that_torchrun_gave_it_on_its_machine(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert local_rank() == 3
+
+
+@pytest.mark.parametrize("outcome", ["end", "error"])
+def test_a_group_of_one_that_torchrun_started_is_joined_and_left(monkeypatch, outcome):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    try:
+        with process_group():
+            assert dist.is_initialized() and world_size() == 1
+            if outcome == "error":
+                raise KeyError
+    except KeyError:
+        assert outcome == "error"
+    assert not dist.is_initialized()
