@@ -447,7 +447,7 @@ def test_the_network_is_compiled_as_the_configuration_says(start, images, diffus
 
 @pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tensorfloat32", True)])
 def test_backward_passes_multiply_as_forward_passes_do(start, images, diffusion, precision, allowed):
-    config = dataclasses.replace(CONFIG, num_steps=1, precision=precision)
+    config = dataclasses.replace(CONFIG, precision=precision)
     state, seen = start(config), []
 
     def note(_gradient):
