@@ -365,7 +365,9 @@ def publish(experiment: Experiment) -> None:
     if experiment.recording.num_summed:  # the last steps, where log_every does not divide their number
         rows.append(loss_row(experiment, experiment.recording.sums))
     with atomic_path(LOSSES) as temporary:
-        losses = pd.DataFrame(rows).astype({"step": int, "num_images_seen": int})
+        quartiles = [f"loss_t_quartile_{number}" for number in range(1, NUM_QUARTILES + 1)]
+        columns = ["step", "loss", "learning_rate", "num_images_seen", *quartiles]
+        losses = pd.DataFrame(rows, columns=columns).astype({"step": int, "num_images_seen": int})
         losses.to_csv(temporary, index=False, lineterminator="\n")
 
 

@@ -144,6 +144,15 @@ def test_the_experiment_in_force_started_from_a_profile_that_exists():
             {"train.num_processes": 2, "train.accumulation_steps": 4},
             "train: batch_size=4 must be a multiple of num_processes * accumulation_steps = 8",
         ),
+        (
+            {"train.extra_ema_decays": [0.9]},
+            "train: extra_ema_decays must differ from each other and from ema_decay, got [0.9, 0.9]",
+        ),
+        (
+            {"train.compilation": "reduce-overhead", "train.accumulation_steps": 2},
+            "train: compilation=reduce-overhead needs accumulation_steps=1, got 2: its CUDA graphs take each other's "
+            "memory",
+        ),
         ({"train.grid_sampling_steps": 21}, "train: grid_sampling_steps=21 must not exceed num_timesteps=20"),
         ({"sample.num_grid_images": 13}, "sample: num_grid_images=13 must not exceed num_images=12"),
         ({"sample.num_frames": 7}, "sample: num_frames=7 must not exceed num_sampling_steps=6"),
@@ -164,9 +173,9 @@ def test_the_experiment_in_force_started_from_a_profile_that_exists():
             "sample.weights must be one of averaged, raw, since train.extra_ema_decays is [], got 'averaged_0.5'",
         ),
         (
-            {"sample.weights": "averaged_0.5", "train.extra_ema_decays": [0.9, 0.9999]},
-            "sample.weights must be one of averaged, raw, averaged_0.9, averaged_0.9999, since "
-            "train.extra_ema_decays is [0.9, 0.9999], got 'averaged_0.5'",
+            {"sample.weights": "averaged_0.5", "train.extra_ema_decays": [0.99, 0.9999]},
+            "sample.weights must be one of averaged, raw, averaged_0.99, averaged_0.9999, since "
+            "train.extra_ema_decays is [0.99, 0.9999], got 'averaged_0.5'",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -1,5 +1,6 @@
 """Drawn images: a function of the model, the seed and their number."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -71,15 +72,19 @@ def test_a_batch_size_that_is_left_open_is_a_known_one_on_a_cpu(drawn, monkeypat
     assert batches == [range(32), range(32, 33)]
 
 
-def test_a_batch_size_that_is_left_open_is_what_the_memory_of_a_gpu_holds():
+@pytest.mark.parametrize(("num_images", "tried"), [(5000, [1024, 512, 256, 128, 64]), (150, [150, 75]), (0, [1])])
+def test_a_batch_size_that_is_left_open_is_what_the_memory_of_a_gpu_holds(published, num_images, tried):
     # A device without memory of its own stands in for the GPU.
-    def network(x, t):
+    def unet(x, t):
         assert x.shape == (len(t), 3, 16, 16)
+        sizes.append(len(x))
         if len(x) > 100:
             raise torch.OutOfMemoryError
 
-    assert module.fitting_batch_size(network, 16, torch.device("meta")) == 64
-    assert module.fitting_batch_size(lambda *_: None, 16, torch.device("meta")) == 1024
+    sizes, model = [], dataclasses.replace(load_model(published))
+    object.__setattr__(model, "unet", unet)  # the checks of types know networks alone
+    assert module.fitting_batch_size(model, num_images, torch.device("meta")) == tried[-1]
+    assert sizes == tried
 
 
 @pytest.mark.parametrize("num_processes", [2, 3, 5])
