@@ -21,7 +21,10 @@ from ddpm.metrics import frechet_distance, kernel_distance
 from ddpm.samplers import ImageNoise, SamplerName, sample
 
 BATCH_SIZE = 64
-DEFAULT_CALLS = ["dpm_solver++:10", "dpm_solver++:20", "dpm_solver++:50", "ddim:10", "ddim:20", "ddim:50", "ddpm:1000"]
+DEFAULT_CALLS = [
+    *("dpm_solver++:10", "dpm_solver++:20", "dpm_solver++:50", "dpm_solver++:20:1", "ddim:10", "ddim:20", "ddim:50"),
+    *("ddim:20:1", "ddpm:20", "ddpm:1000"),
+]
 
 
 def main() -> None:
@@ -33,27 +36,30 @@ def main() -> None:
     chosen = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[: arguments.num_reference]
     reference = features_of(extractor, real[chosen], device)  # at random: datasets come ordered by class
     print(f"{described(device)}; {arguments.num_images} samples against {len(reference)} real images", flush=True)
-    print(f"{'sampler':16} {'calls':>6} {'fd':>8} {'kid':>9} {'± (std)':>9} {'seconds':>9}")
-    for name, num_steps in arguments.calls:
+    print(f"{'sampler':16} {'calls':>6} {'eta':>5} {'fd':>8} {'kid':>9} {'± (std)':>9} {'seconds':>9}")
+    for name, num_steps, eta in arguments.calls:
         started = time.perf_counter()
-        pixels = drawn(model, name, num_steps, arguments.num_images, device)
+        pixels = drawn(model, name, num_steps, eta, arguments.num_images, device)
         seconds = time.perf_counter() - started
         features = features_of(extractor, pixels, device)
         kernel = kernel_distance(reference, features, num_subsets=100, subset_size=min(500, len(features)))
         distance = frechet_distance(reference, features)
         print(
-            f"{name:16} {num_steps:6} {distance:8.2f} {kernel.mean:9.5f} {kernel.std:9.5f} {seconds:9.1f}", flush=True
+            f"{name:16} {num_steps:6} {eta:5.1f} {distance:8.2f} {kernel.mean:9.5f} {kernel.std:9.5f} {seconds:9.1f}",
+            flush=True,
         )
 
 
-def drawn(model: PublishedModel, name: SamplerName, num_steps: int, num_images: int, device: torch.device) -> Tensor:
+def drawn(
+    model: PublishedModel, name: SamplerName, num_steps: int, eta: float, num_images: int, device: torch.device
+) -> Tensor:
     """Images 0 … num_images - 1 of seed 0, as bytes."""
     shape = (3, model.image_size, model.image_size)
     batches = []
     for start in range(0, num_images, BATCH_SIZE):
         noise = ImageNoise(0, range(start, min(start + BATCH_SIZE, num_images)), shape, device)
         with arithmetic("auto", device):
-            batches.append(to_pixels(sample(name, model.unet, model.diffusion, noise, num_steps)).cpu())
+            batches.append(to_pixels(sample(name, model.unet, model.diffusion, noise, num_steps, eta)).cpu())
     return torch.cat(batches)
 
 
@@ -62,9 +68,9 @@ def features_of(extractor: FeatureExtractor, pixels: Tensor, device: torch.devic
     return torch.cat(list(extract_features(extractor, pixels, BATCH_SIZE, device)))
 
 
-def _sampler_and_calls(text: str) -> tuple[str, int]:
-    name, _, calls = text.partition(":")
-    return name, int(calls)
+def _sampler_and_calls(text: str) -> tuple[str, int, float]:
+    name, calls, *eta = text.split(":")
+    return name, int(calls), float(eta[0]) if eta else 0.0
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -75,7 +81,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-reference", type=int, default=2048, help="real images (default 2048)")
     parser.add_argument(
         "--calls", type=_sampler_and_calls, nargs="+", default=[_sampler_and_calls(text) for text in DEFAULT_CALLS],
-        metavar="SAMPLER:CALLS", help=f"what to draw by (default {' '.join(DEFAULT_CALLS)})",
+        metavar="SAMPLER:CALLS[:ETA]", help=f"what to draw by (default {' '.join(DEFAULT_CALLS)})",
     )  # fmt: skip
     return parser.parse_args()
 

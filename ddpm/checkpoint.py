@@ -82,7 +82,7 @@ def save_checkpoint(
         keep: at least 1.
         keep_every: checkpoints at multiples of so many steps stay, too.
     """
-    path = folder / f"step_{state.step:09d}.safetensors"
+    path = checkpoint_path(folder, state.step)
     tensors = _state_tensors(state)
     metadata = {
         "experiment": json.dumps(experiment),
@@ -124,6 +124,11 @@ def load_checkpoint(path: Path, state: TrainingState, experiment: Mapping[str, A
     state.step = int(metadata["step"])
     notes: dict[str, Any] = json.loads(metadata["notes"])
     return notes
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step_{step:09d}.safetensors"
 
 
 def step_of(checkpoint: Path) -> int:

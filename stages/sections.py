@@ -197,7 +197,7 @@ class SampleParams(Section):
     num_sampling_steps: Positive
     """network calls an image, at most num_timesteps"""
     eta: Annotated[float, Field(ge=0.0, le=1.0)]
-    """ddim: how much noise each step adds; 0 makes an image a function of its first noise"""
+    """ddim and dpm_solver++: how much noise each step adds; 0 makes an image a function of its first noise"""
     precision: Literal["auto", "float32", "tensorfloat32", "bfloat16"]
     """of matrix products and convolutions; auto takes bfloat16 where the hardware has it"""
     compilation: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"]

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ddpm.checkpoint import (
     CheckpointError,
     DiffusionConfig,
+    checkpoint_path,
     fingerprint_of,
     list_checkpoints,
     load_checkpoint,
@@ -253,7 +254,8 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
             if is_interrupted and not is_last:
                 wait_for_all()  # the first to leave would have the others killed, one of which still saves
                 how = signal_name or "a signal to another process"
-                raise Interrupted(f"{how} at step {event.step}, kept in {experiment.folder}; run it again to go on")
+                kept_in = checkpoint_path(experiment.folder, event.step)
+                raise Interrupted(f"{how} at step {event.step}, kept in {kept_in}; run it again to go on")
 
 
 class LossLog:

@@ -34,7 +34,7 @@ def sampler_steps(
     num_sampling_steps: int,
     eta: float = 0.0,
 ) -> Iterator[SamplerStep]:
-    """The steps of the sampler called `name`; `eta` belongs to DDIM.
+    """The steps of the sampler called `name`; `eta` belongs to DDIM and DPM-Solver++.
 
     Raises:
         ValueError: the name is unknown, or an argument lies outside its range.
@@ -44,7 +44,7 @@ def sampler_steps(
     if name == "ddim":
         return sample_ddim(model, diffusion, noise, num_sampling_steps, eta)
     if name == "dpm_solver++":
-        return sample_dpm_solver(model, diffusion, noise, num_sampling_steps)
+        return sample_dpm_solver(model, diffusion, noise, num_sampling_steps, eta)
     raise ValueError(f"unknown sampler {name!r}; choose one of {', '.join(get_args(SamplerName))}")
 
 

@@ -1,9 +1,12 @@
 """Small models and given noise, for the tests of the library."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from ddpm import ImageNoise, UNet, UNetConfig
+from ddpm import GaussianDiffusion, ImageNoise, TrainingImages, TrainingState, UNet, UNetConfig, linear_betas
+from tests.ddpm.small_training import CONFIG, EXTRA, SHORT, train_to_the_end
 
 
 @pytest.fixture
@@ -49,3 +52,46 @@ def bent_model():
         return torch.tanh(1.5 * x_t + torch.sin(t.to(x_t.dtype)).reshape(-1, 1, 1, 1))
 
     return predict
+
+
+@pytest.fixture
+def diffusion():
+    return GaussianDiffusion(linear_betas(20, 1e-4, 0.3))
+
+
+@pytest.fixture
+def images():
+    pixels = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return TrainingImages(pixels, batch_size=4, seed=1)
+
+
+@pytest.fixture
+def start(tiny_config):
+    """Makes the state before the first step, always the same."""
+
+    def make(config=CONFIG, **changes):
+        torch.manual_seed(0)
+        return TrainingState.start(UNet(dataclasses.replace(tiny_config, **changes)), config)
+
+    return make
+
+
+@pytest.fixture
+def fresh(tiny_config):
+    """Makes a state whose initial weights come from the seed."""
+
+    def make(seed, config=SHORT):
+        torch.manual_seed(seed)
+        return TrainingState.start(UNet(tiny_config), config)
+
+    return make
+
+
+@pytest.fixture
+def trained(fresh):
+    return train_to_the_end(fresh(0), SHORT)
+
+
+@pytest.fixture
+def trained_with_extra_averages(fresh):
+    return train_to_the_end(fresh(0, EXTRA), EXTRA)

@@ -28,12 +28,12 @@ def draw(dtype):
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
 
 
-def scheduler_of_diffusers(num_timesteps, beta_end, prediction_type):
+def scheduler_of_diffusers(num_timesteps, beta_end, prediction_type, algorithm_type="dpmsolver++"):
     return DPMSolverMultistepScheduler(
         num_timesteps,
         beta_end=beta_end,
         prediction_type=prediction_type,
-        algorithm_type="dpmsolver++",
+        algorithm_type=algorithm_type,
         solver_order=2,
         solver_type="midpoint",
         lower_order_final=True,
@@ -42,11 +42,11 @@ def scheduler_of_diffusers(num_timesteps, beta_end, prediction_type):
     )
 
 
-def trajectory_of_diffusers(scheduler, model, x_t):
-    """x_t and x_0_pred of each step, from x_T."""
+def trajectory_of_diffusers(scheduler, model, x_t, noises=()):
+    """x_t and x_0_pred of each step, from x_T and the noises of the steps."""
     steps = []
-    for t in scheduler.timesteps.tolist():
-        x_t = scheduler.step(model(x_t, torch.full((len(x_t),), t)), t, x_t).prev_sample
+    for t, noise in itertools.zip_longest(scheduler.timesteps.tolist(), noises):
+        x_t = scheduler.step(model(x_t, torch.full((len(x_t),), t)), t, x_t, variance_noise=noise).prev_sample
         steps.append((t, x_t, scheduler.model_outputs[-1]))
     return steps
 
@@ -160,3 +160,29 @@ def test_a_wrong_number_of_steps_is_an_error(num_sampling_steps, bent_model):
     diffusion = GaussianDiffusion(linear_betas(50))
     with pytest.raises(ValueError, match="num_sampling_steps must lie in 1 … 50"):
         next(sample_dpm_solver(bent_model, diffusion, ImageNoise(0, [0], (3, 4, 4)), num_sampling_steps))
+
+
+@pytest.mark.parametrize(("num_timesteps", "num_sampling_steps", "beta_end"), CASES)
+@pytest.mark.parametrize(("prediction", "name_in_diffusers"), PREDICTIONS[1:])
+def test_at_eta_1_the_trajectory_is_that_of_the_stochastic_solver_of_diffusers(
+    num_timesteps, num_sampling_steps, beta_end, prediction, name_in_diffusers, bent_model, given_noise
+):
+    scheduler = scheduler_of_diffusers(num_timesteps, beta_end, name_in_diffusers, "sde-dpmsolver++")
+    scheduler.set_timesteps(num_sampling_steps)
+    generator = torch.Generator().manual_seed(6)
+    noises = [torch.randn(SHAPE, generator=generator) for _ in range(num_sampling_steps)]
+    expected = trajectory_of_diffusers(scheduler, bent_model, noises[0], [*noises[1:], noises[0]])
+    diffusion = GaussianDiffusion(linear_betas(num_timesteps, 1e-4, beta_end), prediction)
+    noise = given_noise(noises)
+    steps = list(sample_dpm_solver(bent_model, diffusion, noise, num_sampling_steps, eta=1.0, clip_x_0=False))
+    for step, (_, x_t, x_0_pred) in zip(steps, expected, strict=True):
+        torch.testing.assert_close(step.x_0_pred, x_0_pred, rtol=0, atol=1e-4)
+        torch.testing.assert_close(step.x_t, x_t, rtol=0, atol=1e-4)
+    assert noise.num_draws == num_sampling_steps  # x_T, and each step but the last
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
+def test_an_eta_outside_its_range_is_an_error(eta, bent_model):
+    diffusion = GaussianDiffusion(linear_betas(50))
+    with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\]"):
+        next(sample_dpm_solver(bent_model, diffusion, ImageNoise(0, [0], (3, 4, 4)), 10, eta))

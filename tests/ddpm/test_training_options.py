@@ -1,0 +1,219 @@
+"""What may differ from the published training: each option against its formula, or against what it must not change."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from ddpm import GaussianDiffusion, linear_betas, train
+from ddpm.training import draw_t_and_eps
+from tests.ddpm.small_training import CONFIG, NUM_STEPS, assert_same_bits, fields, snapshot
+
+
+def norm_of_gradient(model):
+    return sum(float(parameter.grad.double().square().sum()) for parameter in model.parameters()) ** 0.5
+
+
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_the_norm_of_the_whole_gradient_is_clipped(start, images, diffusion, clip):
+    config = dataclasses.replace(CONFIG, gradient_clip=clip)
+    state = start(config)
+    for _ in train(state, images, diffusion, config):
+        norm = norm_of_gradient(state.model)
+        assert norm == pytest.approx(clip, rel=1e-3) if clip else norm > 1e-2
+
+
+def test_an_event_tells_the_norm_of_the_gradient_before_it_is_clipped(start, images, diffusion):
+    unclipped, clipped = (dataclasses.replace(CONFIG, gradient_clip=clip) for clip in (None, 1e-3))
+    state = start(unclipped)
+    for event in train(state, images, diffusion, unclipped):
+        assert float(event.gradient_norm) == pytest.approx(norm_of_gradient(state.model), rel=1e-5)
+        if event.step == 1:
+            first = float(event.gradient_norm)
+    assert float(next(train(start(clipped), images, diffusion, clipped)).gradient_norm) == first > 1e-2
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Attaches to a state, and collects t and eps of each step and the output of each call of its network."""
+    given = []
+    monkeypatch.setattr(
+        "ddpm.training.draw_t_and_eps", lambda *arguments: given.append(draw_t_and_eps(*arguments)) or given[-1]
+    )
+
+    def watch(state):
+        outputs = []
+        state.model.register_forward_hook(lambda _, __, output: outputs.append(output.detach()))
+        return given, outputs
+
+    return watch
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+@pytest.mark.parametrize("num_timesteps", [20, 6])  # quarters of 20 are equal, of 6 they are not
+def test_losses_are_told_apart_by_quartile_of_t(start, images, watched, num_timesteps, accumulation_steps):
+    config = dataclasses.replace(CONFIG, min_snr_gamma=0.5, accumulation_steps=accumulation_steps)
+    diffusion = GaussianDiffusion(linear_betas(num_timesteps, 1e-2, 0.3))
+    state = start(config)
+    given, outputs = watched(state)
+    met = set()
+    for event in train(state, images, diffusion, config):
+        t, eps = given[-1]
+        predicted = torch.cat(outputs[-accumulation_steps:])
+        sums, counts = [0.0] * 4, [0] * 4
+        for time, error in zip(t.tolist(), eps - predicted, strict=True):
+            quartile = next(q for q in range(4) if time < (q + 1) * num_timesteps / 4)
+            sums[quartile] += float(error.square().mean())  # not weighed
+            counts[quartile] += 1
+            met.add(quartile)
+        assert event.quartile_loss_sums.tolist() == pytest.approx(sums, rel=1e-5)
+        assert event.quartile_counts.tolist() == counts
+    assert met == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
+def test_min_snr_weighs_the_loss_of_each_image_by_its_formula(start, images, watched, prediction):
+    config = dataclasses.replace(CONFIG, min_snr_gamma=2.0)
+    diffusion = GaussianDiffusion(linear_betas(20, 1e-4, 0.3), prediction)
+    state = start(config)
+    given, outputs = watched(state)
+    differences = []
+    for event in train(state, images, diffusion, config):
+        t, eps = given[-1]
+        target = diffusion.target(images.batch(event.step - 1), t, eps)
+        losses = (target - outputs[-1]).square().mean(dim=(1, 2, 3))
+        expected = []
+        for time, loss in zip(t.tolist(), losses.tolist(), strict=True):
+            cumprod = float(diffusion.alphas_cumprod[time])
+            snr = cumprod / (1.0 - cumprod)
+            # Hang et al. 2023, section 3.4.
+            expected.append(min(snr, 2.0) / {"eps": snr, "v": snr + 1.0, "x_0": 1.0}[prediction] * loss)
+        assert float(event.loss) == pytest.approx(sum(expected) / 4, rel=1e-5)
+        differences.append(abs(float(event.loss - losses.mean())))
+    assert max(differences) > 0.1
+
+
+def test_min_snr_weighs_the_gradient_too(start, images, diffusion):
+    plain, weighted = (dataclasses.replace(CONFIG, min_snr_gamma=gamma) for gamma in (None, 0.5))
+    norms = [float(next(train(start(config), images, diffusion, config)).gradient_norm) for config in (plain, weighted)]
+    assert norms[1] < 0.9 * norms[0]
+
+
+def gently(state):
+    """The optimizer divides by the size of each gradient; of those that are all rounding it leaves more alone."""
+    state.optimizer.param_groups[0]["eps"] = 1e-3
+    return state
+
+
+@pytest.mark.parametrize("changes", [{}, {"min_snr_gamma": 5.0, "gradient_clip": None, "extra_ema_decays": (0.5,)}])
+@pytest.mark.parametrize("accumulation_steps", [2, 4])
+def test_a_batch_in_parts_gives_the_steps_of_the_whole(start, images, diffusion, accumulation_steps, changes):
+    whole = dataclasses.replace(CONFIG, **changes)
+    in_parts = dataclasses.replace(whole, accumulation_steps=accumulation_steps)
+    one, other = gently(start(whole)), gently(start(in_parts))
+    sizes = []
+    other.model.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    pairs = zip(train(one, images, diffusion, whole), train(other, images, diffusion, in_parts), strict=True)
+    for event, event_in_parts in pairs:
+        assert event_in_parts.num_images_seen == event.num_images_seen
+        assert event_in_parts.quartile_counts.tolist() == event.quartile_counts.tolist()
+        for name in ("loss", "gradient_norm", "quartile_loss_sums"):
+            torch.testing.assert_close(getattr(event_in_parts, name), getattr(event, name), rtol=1e-4, atol=1e-6)
+    assert sizes == [4 // accumulation_steps] * accumulation_steps * NUM_STEPS
+    expected = snapshot(one)
+    for name, tensor in snapshot(other).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_parts_of_a_batch_have_dropout_of_their_own(start, images, diffusion):
+    config = dataclasses.replace(CONFIG, accumulation_steps=2)
+    masks = []
+    state = start(config, dropout=0.5)
+    dropout = next(module for module in state.model.modules() if isinstance(module, torch.nn.Dropout))
+    dropout.register_forward_hook(lambda _, __, output: masks.append(output == 0))
+    next(train(state, images, diffusion, config))
+    assert len(masks) == 2 and not torch.equal(*masks)
+
+
+def test_a_batch_that_cannot_be_split_evenly_is_an_error(start, images, diffusion):
+    config = dataclasses.replace(CONFIG, accumulation_steps=3)
+    with pytest.raises(
+        ValueError, match=r"batch_size=4 must be a multiple of processes \* accumulation_steps = 1 \* 3"
+    ):
+        next(train(start(config), images, diffusion, config))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_gradient_checkpointing_changes_nothing_but_the_memory(start, images, diffusion, dropout, accumulation_steps):
+    plain = dataclasses.replace(CONFIG, accumulation_steps=accumulation_steps)
+    checkpointing = dataclasses.replace(plain, gradient_checkpointing=True)
+    states, calls, events = [], [], []
+    for config in (plain, checkpointing):
+        state = start(config, dropout=dropout)
+        counted = []
+        state.model.middle[0].register_forward_pre_hook(lambda *_, counted=counted: counted.append(1))
+        events.append([fields(event) for event in train(state, images, diffusion, config)])
+        states.append(state)
+        calls.append(len(counted))
+    assert calls[1] == 2 * calls[0] == 2 * NUM_STEPS * accumulation_steps
+    assert events[1] == events[0]
+    assert_same_bits(snapshot(states[1]), snapshot(states[0]))
+
+
+def test_each_moving_average_is_that_of_a_run_with_its_decay_alone(start, images, diffusion):
+    decays = (0.9, 0.5, 0.99)
+    together = dataclasses.replace(CONFIG, ema_decay=decays[0], extra_ema_decays=decays[1:], ema_warmup=False)
+    state = start(together)
+    for _ in train(state, images, diffusion, together):
+        pass
+    emas = [state.ema, *state.extra_emas]
+    assert [ema.decay for ema in emas] == list(decays)
+    for ema in emas:
+        config = dataclasses.replace(together, ema_decay=ema.decay, extra_ema_decays=())
+        alone = start(config)
+        for _ in train(alone, images, diffusion, config):
+            pass
+        assert alone.extra_emas == [] and ema.num_updates == NUM_STEPS
+        assert_same_bits(ema.module.state_dict(), alone.ema.module.state_dict())
+
+
+def test_further_averages_warm_up_like_the_first(start):
+    state = start(dataclasses.replace(CONFIG, extra_ema_decays=(0.5, 0.99)))
+    assert all(ema.warmup for ema in state.extra_emas)
+    assert state.extra_emas[1].current_decay() == 0.1
+
+
+def test_the_network_is_compiled_as_the_configuration_says(start, images, diffusion, monkeypatch):
+    asked, called = [], []
+
+    class Compiled(torch.nn.Module):
+        def __init__(self, network, compilation, device):
+            super().__init__()
+            asked.append((compilation, device))
+            self.network = network
+
+        def forward(self, x_t, t):
+            called.append(1)
+            return self.network(x_t, t)
+
+    monkeypatch.setattr("ddpm.training.compiled", Compiled)
+    config = dataclasses.replace(CONFIG, compilation="default", accumulation_steps=2)
+    assert len(list(train(start(config), images, diffusion, config))) == NUM_STEPS
+    assert asked == [("default", torch.device("cpu"))]
+    assert len(called) == 2 * NUM_STEPS
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tensorfloat32", True)])
+def test_backward_passes_multiply_as_forward_passes_do(start, images, diffusion, precision, allowed):
+    config = dataclasses.replace(CONFIG, precision=precision)
+    state, seen = start(config), []
+
+    def note(_gradient):
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    next(state.model.parameters()).register_hook(note)
+    next(train(state, images, diffusion, config))
+    assert seen == [(allowed, allowed)]
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
