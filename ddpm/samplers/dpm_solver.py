@@ -4,7 +4,7 @@ Data sheet
     source      Lu et al. 2022, "DPM-Solver++", Algorithm 2 (second order, multistep); with noise, section 5 there
     cost        one network call a step
     noise       none at eta = 0: the images are a function of x_T alone; eta = 1 solves the stochastic equation
-    steps       1 … T; good from 15 to 25, little gain beyond 50; the first and the last step are of first order
+    steps       1 … T; good from 20, little gain beyond 50; the first and the last step are of first order
     prefer it   for the fewest network calls; the ancestral sampler for the published result
 """
 
