@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import torch
 
@@ -79,13 +79,13 @@ def run_stage(
             raise StageError(f"params.yaml changed while {name} ran, so nothing is recorded: run it again")
     except (StageError, CheckpointError) as error:
         _say(name, error)
-        sys.exit(EXIT_ERROR)
+        _leave(EXIT_ERROR)
     except torch.OutOfMemoryError as error:
         _say(name, f"{error}\nThe GPU's memory is full: lower {name}.batch_size" + _MORE_MEMORY.get(name, ""))
-        sys.exit(EXIT_ERROR)
+        _leave(EXIT_ERROR)
     except Interrupted as interruption:
         _say(name, interruption)
-        sys.exit(EXIT_INTERRUPTED)
+        _leave(EXIT_INTERRUPTED)
 
 
 def _run(name: str, stage: Callable[[Params], None], params: Params, num_processes: int) -> None:
@@ -101,6 +101,13 @@ def _run(name: str, stage: Callable[[Params], None], params: Params, num_process
             if not distributed.is_lost_peer(error):
                 raise
             raise StageError(f"the connection to another process is lost: {str(error).splitlines()[0]}") from None
+
+
+def _leave(status: int) -> NoReturn:
+    # A signal that comes now, as to the rest of a job whose one process has failed, would break what runs at exit.
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)
 
 
 def _say(name: str, what: object) -> None:
