@@ -27,6 +27,8 @@ PROJECT = Path(__file__).parents[2]
 WEIGHTS = ("averaged", "raw")
 
 # Each process draws the masks of dropout for itself; without it, several learn what one does.
+pytestmark = pytest.mark.xdist_group("launcher")  # one worker, which makes each training once
+
 EXPERIMENT = {
     "train.unet.dropout": 0.0,
     "train.num_steps": 80,
