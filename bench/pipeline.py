@@ -51,7 +51,7 @@ def main() -> None:
 
 def _until(experiment: Experiment, num_steps: int) -> None:
     experiment.config = replace(
-        experiment.config, num_steps=experiment.state.step + num_steps, rate_schedule="constant"
+        experiment.config, num_steps=experiment.state.step + num_steps, rate_schedule="constant", warmup_steps=0
     )
 
 
