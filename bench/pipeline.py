@@ -2,7 +2,7 @@
 
 Blocks of steps of the quickstart's training alternate between the bare loop of `ddpm` and the whole train stage, with
 MLflow on a fresh sqlite file, its progress bar, grids of samples and checkpoints at the profile's intervals. The figure
-is the median of the blocks' ratios.
+is the median of the blocks' ratios. It trains on the prepared dataset, so `make run` comes first.
 """
 
 import argparse

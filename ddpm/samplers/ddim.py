@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import torch
 
 from ddpm.diffusion import GaussianDiffusion, NoiseModel
-from ddpm.samplers.noise import ImageNoise
+from ddpm.samplers.noise import ImageNoise, require_eta
 from ddpm.samplers.step import SamplerStep
-from ddpm.samplers.timesteps import trailing_timesteps
+from ddpm.samplers.timesteps import visited
 
 
 def sample_ddim(
@@ -42,16 +42,14 @@ def sample_ddim(
     Raises:
         ValueError: an argument lies outside its range.
     """
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta must lie in [0, 1], got {eta}")
-    timesteps = trailing_timesteps(diffusion.num_timesteps, num_sampling_steps)
-    # Read once: each reading would wait for the device.
-    cumprods = [*diffusion.alphas_cumprod[torch.tensor(timesteps, device=diffusion.betas.device)].tolist(), 1.0]
+    require_eta(eta)
+    timesteps, cumprods = visited(diffusion, num_sampling_steps)
+    cumprods.append(1.0)  # of the finished image
     x_t = noise.draw()
     for index, t in enumerate(timesteps):
         # 1. predict eps; 2. recover x_0; 3. clip it, and take the eps that it implies
         denoised = diffusion.denoise(model, x_t, torch.full((len(x_t),), t, device=x_t.device), clip_x_0)
-        # 4. the variance sigma^2, Eq. 16; past the last step alphas_cumprod is 1
+        # 4. the variance sigma^2, Eq. 16
         cumprod, cumprod_prev = cumprods[index], cumprods[index + 1]
         variance = eta**2 * (1.0 - cumprod_prev) / (1.0 - cumprod) * (1.0 - cumprod / cumprod_prev)
         # 5. the mean, Eq. 12; 6. add noise

@@ -1,7 +1,7 @@
 """The DPM-Solver++(2M) sampler.
 
 Data sheet
-    source      Lu et al. 2022, "DPM-Solver++", Algorithm 2 (second order, multistep); with noise, section 5 there
+    source      Lu et al. 2022, "DPM-Solver++", Algorithm 2 (second order, multistep); with noise, its SDE-DPM-Solver++
     cost        one network call a step
     noise       none at eta = 0: the images are a function of x_T alone; eta = 1 solves the stochastic equation
     steps       1 … T; good from 20, little gain beyond 50; the first and the last step are of first order
@@ -14,9 +14,9 @@ from collections.abc import Iterator
 import torch
 
 from ddpm.diffusion import GaussianDiffusion, NoiseModel
-from ddpm.samplers.noise import ImageNoise
+from ddpm.samplers.noise import ImageNoise, require_eta
 from ddpm.samplers.step import SamplerStep
-from ddpm.samplers.timesteps import trailing_timesteps
+from ddpm.samplers.timesteps import visited
 
 
 def sample_dpm_solver(
@@ -46,10 +46,8 @@ def sample_dpm_solver(
     Raises:
         ValueError: an argument lies outside its range.
     """
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta must lie in [0, 1], got {eta}")
-    timesteps = trailing_timesteps(diffusion.num_timesteps, num_sampling_steps)
-    cumprods = diffusion.alphas_cumprod[torch.tensor(timesteps, device=diffusion.betas.device)].tolist()
+    require_eta(eta)
+    timesteps, cumprods = visited(diffusion, num_sampling_steps)
     alphas = [math.sqrt(cumprod) for cumprod in cumprods]
     sigmas = [math.sqrt(1.0 - cumprod) for cumprod in cumprods]
     lambdas = [math.log(alpha / sigma) for alpha, sigma in zip(alphas, sigmas, strict=True)]

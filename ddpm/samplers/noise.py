@@ -39,3 +39,13 @@ class ImageNoise:
         """The next noise of each image."""
         draws = [torch.randn(self.image_shape, generator=g, device=self.device) for g in self._generators]
         return torch.stack(draws)
+
+
+def require_eta(eta: float) -> None:
+    """Refuse a share of noise outside [0, 1].
+
+    Raises:
+        ValueError: it is.
+    """
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}")

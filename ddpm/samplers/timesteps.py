@@ -1,4 +1,8 @@
-"""Which of the T time steps a sampler visits."""
+"""Which of the T time steps a sampler visits, and how much signal is left there."""
+
+import torch
+
+from ddpm.diffusion import GaussianDiffusion
 
 
 def trailing_timesteps(num_timesteps: int, num_sampling_steps: int) -> list[int]:
@@ -20,3 +24,13 @@ def trailing_timesteps(num_timesteps: int, num_sampling_steps: int) -> list[int]
     if not 1 <= num_sampling_steps <= num_timesteps:
         raise ValueError(f"num_sampling_steps must lie in 1 … {num_timesteps}, got {num_sampling_steps}")
     return [round(num_timesteps - i * num_timesteps / num_sampling_steps) - 1 for i in range(num_sampling_steps)]
+
+
+def visited(diffusion: GaussianDiffusion, num_sampling_steps: int) -> tuple[list[int], list[float]]:
+    """The trailing time steps, and alphas_cumprod at each of them, read from the device at once.
+
+    Raises:
+        ValueError: `num_sampling_steps` lies outside 1 … T.
+    """
+    timesteps = trailing_timesteps(diffusion.num_timesteps, num_sampling_steps)
+    return timesteps, diffusion.alphas_cumprod[torch.tensor(timesteps, device=diffusion.betas.device)].tolist()

@@ -48,6 +48,10 @@ class Browser:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
+    def text(self) -> str:
+        """All that can be read on the page."""
+        return self.evaluate("document.body.innerText")
+
     def wait_for(self, script: str, seconds: float = 60.0):
         """The first true value of an expression."""
         try:
@@ -61,14 +65,6 @@ class Browser:
         """Scroll down by and by: pages draw what comes into view; the first true value of an expression."""
         parts = "[...document.querySelectorAll('*')].filter(part => part.scrollHeight > part.clientHeight + 50)"
         return self.wait_for(f"{parts}.forEach(part => {{part.scrollTop += 150}}), {script}", seconds)
-
-    def click(self, text: str) -> None:
-        """Click on what bears exactly this text."""
-        found = (
-            f"[...document.querySelectorAll('a, button, [role=tab]')].find(part => part.innerText.trim() == '{text}')"
-        )
-        self.wait_for(f"({found}) != null")
-        self.evaluate(f"({found}).click()")
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))

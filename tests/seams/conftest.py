@@ -139,7 +139,14 @@ class Service:
 
     def tracking(self, method: str, /, **query):
         """What the MLflow server answers."""
-        answer = web.get(f"{self.mlflow}/api/2.0/mlflow{method}", params=query, timeout=30)
+        return self._tracked(web.get(f"{self.mlflow}/api/2.0/mlflow{method}", params=query, timeout=30))
+
+    def tracking_post(self, method: str, /, **body):
+        """What the MLflow server answers to a body."""
+        return self._tracked(web.post(f"{self.mlflow}/api/2.0/mlflow{method}", json=body, timeout=30))
+
+    @staticmethod
+    def _tracked(answer):
         answer.raise_for_status()
         return answer.json()
 

@@ -15,6 +15,9 @@ pytestmark = [
     pytest.mark.xdist_group("service"),  # one worker, which makes the servers once
 ]
 
+CHARTED = "[...document.querySelectorAll('.js-plotly-plot')].map(chart => chart.data.length)"
+SLIDERS = "document.querySelectorAll('[role=slider], input[type=range]').length"
+
 # Pictures of a page count once the browser has decoded them.
 LOADED = "[...document.images].filter(image => image.complete && image.naturalWidth >= 32 && {condition}).length"
 
@@ -49,22 +52,29 @@ def second_run(service, deployed_run):
 
 def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, second_run, browser, keep):
     experiment = service.tracking("/experiments/get-by-name", experiment_name="flowers-ddpm")["experiment"]
+    found = service.tracking_post("/runs/search", experiment_ids=[experiment["experiment_id"]])["runs"]
+    names = {run["info"]["run_name"] for run in found}
+    assert len(names) == 2
     browser.open(f"{service.mlflow}/#/experiments/{experiment['experiment_id']}/runs?compareRunsMode=CHART")
-    # A chart a metric, with both runs in it.
     browser.wait_for("document.querySelectorAll('.js-plotly-plot').length > 0")
+    assert all(name in browser.text() for name in names)
     keep("mlflow_charts")
     browser.scroll_until("document.body.innerText.split('\\n').includes('loss')")
+    # A chart over the steps has a line a run.
+    browser.wait_for(f"{CHARTED}.some(lines => lines == 2)")
     keep("mlflow_losses")
-    # The grids of both runs, at the step that the slider chooses.
     browser.scroll_until(f"{LOADED.format(condition='true')} >= 2")
-    browser.wait_for("document.querySelectorAll('[role=slider], input[type=range]').length > 0")
+    browser.wait_for(f"{SLIDERS} > 0")
+    # One grid a run, at the step that the slider chooses.
+    assert browser.evaluate(LOADED.format(condition="true")) >= len(names)
+    assert "samples" in browser.text()
     keep("mlflow_image_grid")
 
 
 def test_the_prefect_page_shows_the_grid_of_samples(service, deployed_run, browser, keep):
     browser.open(f"{service.prefect}/runs/flow-run/{deployed_run['id']}")
-    browser.wait_for(f"document.body.innerText.includes({deployed_run['name']!r})")
     browser.wait_for("document.body.innerText.includes('register')")
+    assert deployed_run["name"] in browser.text()
     keep("prefect_run")
     (artifact,) = service.api(
         "POST",
@@ -72,13 +82,17 @@ def test_the_prefect_page_shows_the_grid_of_samples(service, deployed_run, brows
         artifacts={"flow_run_id": {"any_": [deployed_run["id"]]}, "key": {"any_": ["samples"]}},
     )
     browser.open(f"{service.prefect}/artifacts/artifact/{artifact['id']}")
-    pictures = LOADED.format(condition="image.src.startsWith('data:image/png')")
-    browser.wait_for(f"{pictures} == 1")
+    embedded = LOADED.format(condition="image.src.startsWith('data:image/png')")
+    browser.wait_for(f"{embedded} > 0")
+    assert browser.evaluate(embedded) == 1
     keep("prefect_samples")
 
 
-def test_the_prefect_form_of_the_deployment_offers_every_section(service, deployed_run, browser, keep):
+def test_the_prefect_form_of_the_deployment_offers_profile_and_parameters(service, deployed_run, browser, keep):
     deployment = service.api("GET", "/deployments/name/pipeline/quickstart")
     browser.open(f"{service.prefect}/deployments/deployment/{deployment['id']}/run")
     browser.wait_for("document.body.innerText.toLowerCase().includes('profile')")
+    form = browser.text().lower()
     keep("prefect_form")
+    # The descriptions of the flow's docstring, which only the form of this deployment has.
+    assert "a saved experiment of profiles/" in form and "what differs from it" in form

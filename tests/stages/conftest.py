@@ -12,7 +12,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from ddpm import TrainingConfig, TrainingState, UNet, UNetConfig
+from ddpm import TrainingConfig, TrainingState, UNet, UNetConfig, distributed
 from ddpm.checkpoint import DiffusionConfig, publish_model
 from stages.params import Params
 from stages.tracking import NoTracker
@@ -146,6 +146,23 @@ def folder(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("DDPM_TRACKING", "off")
     return tmp_path
+
+
+@pytest.fixture
+def in_each_process(monkeypatch):
+    """What `work` of a stage gives in each of several processes, played one after the other; nothing is exchanged."""
+
+    def play(stage, num_processes, work):
+        results = []
+        for rank in range(num_processes):
+            with monkeypatch.context() as patch:
+                patch.setattr(distributed, "rank", lambda rank=rank: rank)
+                patch.setattr(distributed, "world_size", lambda: num_processes)
+                patch.setattr(stage, "collected", lambda part: part)
+                results.append(work())
+        return results
+
+    return play
 
 
 @pytest.fixture

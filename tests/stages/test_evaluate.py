@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import ddpm.features
-from ddpm import distributed
 from ddpm.features import FeatureExtractor
 from ddpm.metrics import frechet_distance, kernel_distance
 from stages import evaluate as module
@@ -150,19 +149,13 @@ def test_features_are_extracted_batch_by_batch_without_changing_the_figures(eval
 
 @pytest.mark.parametrize("num_processes", [2, 3])
 def test_processes_that_extract_a_share_each_have_together_what_one_has(
-    extractor, make_params, monkeypatch, num_processes
+    extractor, make_params, in_each_process, num_processes
 ):
     wanted = make_params().evaluate
     images = torch.randint(256, (16, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     sets = {"reference": images, "samples": images[:2]}  # fewer than there are processes, for three
     alone = module.features_of(sets, wanted)
-    shares = []
-    for rank in range(num_processes):
-        with monkeypatch.context() as patch:
-            patch.setattr(distributed, "rank", lambda rank=rank: rank)
-            patch.setattr(distributed, "world_size", lambda: num_processes)
-            patch.setattr(module, "collected", lambda part: part)
-            shares.append(module.features_of(sets, wanted))
+    shares = in_each_process(module, num_processes, lambda: module.features_of(sets, wanted))
     for name, features in alone.items():
         assert torch.equal(torch.cat([share[name] for share in shares]), features)
         assert max(len(share[name]) for share in shares) == -(-len(features) // num_processes)

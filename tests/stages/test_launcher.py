@@ -26,9 +26,9 @@ from stages.runner import EXIT_ERROR, EXIT_INTERRUPTED, Interrupted
 PROJECT = Path(__file__).parents[2]
 WEIGHTS = ("averaged", "raw")
 
-# Each process draws the masks of dropout for itself; without it, several learn what one does.
 pytestmark = pytest.mark.xdist_group("launcher")  # one worker, which makes each training once
 
+# Each process draws the masks of dropout for itself; without it, several learn what one does.
 EXPERIMENT = {
     "train.unet.dropout": 0.0,
     "train.num_steps": 80,

@@ -88,9 +88,18 @@ def test_a_change_of_its_own_section_meanwhile_is_an_error(ended, write_params):
 @pytest.mark.parametrize(
     "changes", [{"sample.seed": 7}, {"profile": "another"}, {"train.learning_rate": 2e-3}, {"register.enabled": False}]
 )
-def test_any_other_change_is_none(write_params, changes):
+def test_any_other_change_is_none(write_params, changes, capsys):
     write_params({"train.learning_rate": 0.002})
-    run_stage("train", lambda _params: write_params(changes))
+    got = []
+
+    def stage(params):
+        got.append(params)
+        write_params(changes)
+
+    run_stage("train", stage)  # which would end by SystemExit
+    assert [params.train.learning_rate for params in got] == [0.002]
+    assert read_params() != got[0] or changes == {"train.learning_rate": 2e-3}  # the same number in other words
+    assert capsys.readouterr().err == ""
 
 
 def test_a_file_spoilt_meanwhile_is_an_error(ended):

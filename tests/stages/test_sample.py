@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm import distributed
 from ddpm.checkpoint import CheckpointError, load_model
 from ddpm.images import grid
 from stages import sample as module
@@ -89,16 +88,10 @@ def test_a_batch_size_that_is_left_open_is_what_the_memory_of_a_gpu_holds(publis
 
 @pytest.mark.parametrize("num_processes", [2, 3, 5])
 @pytest.mark.parametrize("num_images", [12, 4])
-def test_processes_that_draw_a_share_each_have_together_what_one_has(drawn, monkeypatch, num_processes, num_images):
+def test_processes_that_draw_a_share_each_have_together_what_one_has(drawn, in_each_process, num_processes, num_images):
     # With four images, five processes: one of them has nothing to draw.
     pixels, frames = drawn({"sample.num_images": num_images})
-    shares = []
-    for rank in range(num_processes):
-        with monkeypatch.context() as patch:
-            patch.setattr(distributed, "rank", lambda rank=rank: rank)
-            patch.setattr(distributed, "world_size", lambda: num_processes)
-            patch.setattr(module, "collected", lambda part: part)
-            shares.append(drawn({"sample.num_images": num_images}))
+    shares = in_each_process(module, num_processes, lambda: drawn({"sample.num_images": num_images}))
     assert differ_by_rounding_alone(torch.cat([share for share, _ in shares]), pixels)
     for number, frame in enumerate(frames):
         assert differ_by_rounding_alone(torch.cat([shown[number] for _, shown in shares]), frame)

@@ -44,7 +44,20 @@ def train(place, make_params):
 
 
 @pytest.fixture
-def interrupted(place, write_params, monkeypatch, capsys):
+def ended(capsys):
+    """Runs the stage as DVC does, to an end before its last step, and gives the exit status and the line of error."""
+
+    def run():
+        with pytest.raises(SystemExit) as caught:
+            run_stage("train", module.main)
+        *_, line = capsys.readouterr().err.splitlines()
+        return caught.value.code, line
+
+    return run
+
+
+@pytest.fixture
+def interrupted(place, write_params, monkeypatch, ended):
     """Runs the stage as DVC does, with a signal at the given step, and gives its one line of error."""
 
     def run(step, number=signal.SIGTERM, changes=None):
@@ -58,17 +71,15 @@ def interrupted(place, write_params, monkeypatch, capsys):
         write_params(changes)
         with monkeypatch.context() as patch:
             patch.setattr(module, "train", signalling)
-            with pytest.raises(SystemExit) as caught:
-                run_stage("train", module.main)
-        assert caught.value.code == EXIT_INTERRUPTED == 75
-        *_, line = capsys.readouterr().err.splitlines()
+            status, line = ended()
+        assert status == EXIT_INTERRUPTED == 75
         return line
 
     return run
 
 
 @pytest.fixture
-def spoilt(place, write_params, monkeypatch, capsys):
+def spoilt(place, write_params, monkeypatch, ended):
     """Runs the stage as DVC does, with a loss that is no number at the given step, and gives its one line of error."""
 
     def run(step, changes=None):
@@ -81,10 +92,8 @@ def spoilt(place, write_params, monkeypatch, capsys):
         write_params(changes)
         with monkeypatch.context() as patch:
             patch.setattr(GaussianDiffusion, "losses", losses)
-            with pytest.raises(SystemExit) as caught:
-                run_stage("train", module.main)
-        assert caught.value.code == EXIT_ERROR == 1
-        *_, line = capsys.readouterr().err.splitlines()
+            status, line = ended()
+        assert status == EXIT_ERROR == 1
         return line
 
     return run
