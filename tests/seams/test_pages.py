@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.seams.browser import CHROMIUM, opened_browser
-from tests.seams.checkout import stages_run
+from tests.seams.checkout import STAGES, stages_run
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
     pytest.mark.xdist_group("service"),  # one worker, which makes the servers once
 ]
 
-CHARTED = "[...document.querySelectorAll('.js-plotly-plot')].map(chart => chart.data.length)"
 SLIDERS = "document.querySelectorAll('[role=slider], input[type=range]').length"
 
 # Pictures of a page count once the browser has decoded them.
@@ -59,9 +58,10 @@ def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, se
     browser.wait_for("document.querySelectorAll('.js-plotly-plot').length > 0")
     assert all(name in browser.text() for name in names)
     keep("mlflow_charts")
-    browser.scroll_until("document.body.innerText.split('\\n').includes('loss')")
-    # A chart over the steps has a line a run.
-    browser.wait_for(f"{CHARTED}.some(lines => lines == 2)")
+    # In the legend of the chart of losses each run has a line.
+    lines = [f"{name} (loss)" for name in names]
+    browser.scroll_until(f"{lines}.every(line => document.body.innerText.includes(line))")
+    assert [line for line in lines if line in browser.text()] == lines
     keep("mlflow_losses")
     browser.scroll_until(f"{LOADED.format(condition='true')} >= 2")
     browser.wait_for(f"{SLIDERS} > 0")
@@ -88,11 +88,12 @@ def test_the_prefect_page_shows_the_grid_of_samples(service, deployed_run, brows
     keep("prefect_samples")
 
 
-def test_the_prefect_form_of_the_deployment_offers_profile_and_parameters(service, deployed_run, browser, keep):
+def test_the_prefect_form_of_the_deployment_offers_every_section(service, deployed_run, browser, keep):
     deployment = service.api("GET", "/deployments/name/pipeline/quickstart")
     browser.open(f"{service.prefect}/deployments/deployment/{deployment['id']}/run")
-    browser.wait_for("document.body.innerText.toLowerCase().includes('profile')")
-    form = browser.text().lower()
+    # What the flow's docstring says of its parameters.
+    browser.wait_for("document.body.innerText.includes('what differs from it')")
+    form = browser.text()
+    assert "a saved experiment of profiles/" in form
+    assert [stage for stage in STAGES if f"{stage.capitalize()} (Optional)" in form] == STAGES
     keep("prefect_form")
-    # The descriptions of the flow's docstring, which only the form of this deployment has.
-    assert "a saved experiment of profiles/" in form and "what differs from it" in form
