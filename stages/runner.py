@@ -23,6 +23,9 @@ WATCH_PID_VARIABLE = "DDPM_WATCH_PID"
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: running it again goes on
 
+_BATCHES_OF = {"evaluate": "reference"}
+"""The section that holds a stage's batch size, where it is not its own."""
+
 _MORE_MEMORY = {"train": ", raise train.accumulation_steps or set train.gradient_checkpointing"}
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -67,7 +70,7 @@ def run_stage(
     """Run one stage with the parameters in force, in as many processes as they ask for, and exit.
 
     DVC reads params.yaml again when the stage has ended, and would record parameters that the stage never saw; so a
-    change of its own section meanwhile is an error.
+    change of those that it reads is an error.
     """
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
@@ -75,13 +78,13 @@ def run_stage(
     try:
         params = read_params()
         _run(name, stage, params, num_processes(params))
-        if read_params().section(name) != params.section(name):
+        if read_params().read_by(name) != params.read_by(name):
             raise StageError(f"params.yaml changed while {name} ran, so nothing is recorded: run it again")
     except (StageError, CheckpointError) as error:
         _say(name, error)
         _leave(EXIT_ERROR)
     except torch.OutOfMemoryError as error:
-        _say(name, f"{error}\nThe GPU's memory is full: lower {name}.batch_size" + _MORE_MEMORY.get(name, ""))
+        _say(name, f"{error}\nThe GPU's memory is full: lower {_BATCHES_OF.get(name, name)}.batch_size" + _MORE_MEMORY.get(name, ""))
         _leave(EXIT_ERROR)
     except Interrupted as interruption:
         _say(name, interruption)

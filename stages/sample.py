@@ -109,6 +109,7 @@ def write(pixels: Tensor, frames: list[Tensor], wanted: SampleParams, image_size
         save_animation([grid(frame) for frame in frames], temporary, scale=scale)
     model_sha256 = file_digest(MODEL / f"{wanted.weights}.safetensors", "sha256")
     source = {"model_sha256": model_sha256, "mlflow_run_id": run_id} | wanted.model_dump()
+    source |= json.loads((MODEL / "trained_on.json").read_text())
     with atomic_path(SAMPLES_RECORD) as temporary:
         temporary.write_text(json.dumps(source, indent=2) + "\n")
 

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1)]
+Split = Literal["train", "valid", "test"]
 
 
 class Section(BaseModel):
@@ -102,8 +103,24 @@ class DiffusionParams(Section):
         return self
 
 
+class ReferenceParams(Section):
+    extractor: Literal["efficientnet_lite0", "inception"]
+    """features to compare images by: efficientnet_lite0 works offline; inception makes the figures FID and KID"""
+    inception_weights: str | None
+    """path of torch-fidelity's weights; null downloads them"""
+    max_images_per_split: Annotated[int, Field(ge=10, le=1_000_000)] | None
+    """at most so many real images of each split, chosen at random; null takes all"""
+    seed: Seed
+    """of that choice"""
+    batch_size: Annotated[int, Field(ge=1, le=4096)]
+    """images whose features are extracted together, of samples too"""
+    num_processes: Annotated[int, Field(ge=1, le=1024)]
+    """processes on this machine that share the extraction, of samples too, one a GPU; it changes the speed, not the
+    features"""
+
+
 class TrainParams(Section):
-    splits: Annotated[tuple[Literal["train", "valid", "test"], ...], Field(min_length=1)]
+    splits: Annotated[tuple[Split, ...], Field(min_length=1)]
     """which splits to train on; the published setting takes "train" alone"""
     unet: UNetParams
     """the network"""
@@ -159,6 +176,12 @@ class TrainParams(Section):
     """how many of the newest stay"""
     keep_checkpoints_every: Positive | None
     """those at multiples of so many steps stay, too; null keeps the newest alone"""
+    evaluate_every: Positive | None
+    """steps between evaluations, whose best weights are published as "best"; null does without"""
+    evaluate_num_images: Annotated[int, Field(ge=10, le=100_000)]
+    """images of such an evaluation, drawn like those of the grids, and at most as many real ones"""
+    evaluate_split: Split
+    """the real images that they are compared with"""
 
     @model_validator(mode="after")
     def _steps_fit(self) -> Self:
@@ -204,8 +227,9 @@ class SampleParams(Section):
     """the mode of torch.compile; auto compiles on a GPU"""
     num_processes: Annotated[int, Field(ge=1, le=1024)]
     """processes on this machine that share the images, one a GPU; it changes the speed, not the images"""
-    weights: Annotated[str, Field(pattern=r"^(averaged|raw|averaged_0\.\d+)$")]
-    """which of the trained weights to draw with: averaged, raw, or averaged_DECAY for one of extra_ema_decays"""
+    weights: Annotated[str, Field(pattern=r"^(averaged|raw|best|averaged_0\.\d+)$")]
+    """which of the trained weights to draw with: averaged, raw, averaged_DECAY for one of extra_ema_decays, or best,
+    the averaged ones of the step that train.evaluate_every found best"""
     num_grid_images: Annotated[int, Field(ge=1, le=1024)]
     """images in grid.png and in the animation, at most num_images"""
     num_frames: Annotated[int, Field(ge=2, le=1000)]
@@ -224,33 +248,18 @@ class SampleParams(Section):
 
 class EvaluateParams(Section):
     enabled: bool
-    """whether to compute the distances at all"""
-    extractor: Literal["efficientnet_lite0", "inception"]
-    """features to compare by: efficientnet_lite0 works offline; inception makes the figures FID and KID"""
-    inception_weights: str | None
-    """path of torch-fidelity's weights; null downloads them"""
-    reference_split: Literal["train", "valid", "test"]
-    """the real images that samples are compared with"""
-    floor_split: Literal["train", "valid", "test"]
-    """other real images, compared with the reference in the same way: what a perfect model would reach"""
-    max_reference_images: Annotated[int, Field(ge=2, le=1_000_000)]
-    """at most so many of the reference split, chosen at random"""
-    batch_size: Annotated[int, Field(ge=1, le=4096)]
-    """images whose features are extracted together"""
-    num_processes: Annotated[int, Field(ge=1, le=1024)]
-    """processes on this machine that share the extraction, one a GPU; it changes the speed, not the features"""
+    """whether to compute features and figures at all"""
+    reference_split: Split
+    """the real images that samples are compared with; the other splits, compared with them in the same way, are the
+    floor: what a perfect model would reach"""
     kernel_subsets: Annotated[int, Field(ge=1, le=10_000)]
     """random subsets over which the kernel distance's mean and spread are taken"""
     kernel_subset_size: Annotated[int, Field(ge=2, le=100_000)]
     """images of a subset, at most the smaller set"""
     seed: Seed
-    """of those choices"""
-
-    @model_validator(mode="after")
-    def _splits_differ(self) -> Self:
-        if self.reference_split == self.floor_split:
-            raise ValueError(f"floor_split must differ from reference_split, both are {self.floor_split!r}")
-        return self
+    """of those subsets"""
+    num_closest_pairs: Annotated[int, Field(ge=1, le=512)]
+    """samples shown beside their nearest training images, the closest first"""
 
 
 class RegisterParams(Section):

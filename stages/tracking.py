@@ -30,7 +30,9 @@ TRACKING_VARIABLE = "DDPM_TRACKING"
 """Set to "off", nothing is logged."""
 MODEL_RUN_TAG = "ddpm.trained_in"
 CONTINUES_TAG = "ddpm.continues"
-STAGES = ("download", "preprocess", "train", "sample", "evaluate", "register")
+STAGES = ("download", "preprocess", "train", "sample", "reference", "evaluate", "register")
+"""Each with those that its results rest on before it. Reference runs before train, to fail before it, and shapes no
+model and no sample."""
 
 Scalars: TypeAlias = Mapping[str, float]
 

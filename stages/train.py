@@ -51,6 +51,7 @@ from stages.progress import progress_bar
 from stages.runner import Interrupted, interruption_deferred, run_stage
 from stages.sections import TrainParams
 from stages.tracking import Tracker, opened_run
+from stages.training_evaluation import TrainingEvaluation, publish_best
 
 # What changes how a training is watched, not what it learns.
 _WATCHING = frozenset(
@@ -62,9 +63,15 @@ _WATCHING = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "keep_checkpoints_every",
+        "evaluate_every",
+        "evaluate_num_images",
+        "evaluate_split",
         "num_processes",
     }
 )
+
+# Likewise modules: those that evaluate what is learnt.
+_WATCHING_MODULES = frozenset({"ddpm.features", "ddpm.metrics"})
 
 _DIGEST_IMAGES = 4096
 """Read at once when the images are digested: they may be more than the memory holds."""
@@ -81,6 +88,8 @@ class Recording:
     sums: list[float] = field(default_factory=lambda: [0.0] * (1 + 2 * NUM_QUARTILES))
     """over the steps since the last row: of the losses, and by quartile of t of the images' losses and their counts"""
     num_summed: int = 0
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    """a row at each evaluated step"""
 
 
 @dataclass
@@ -182,7 +191,8 @@ def identity_of(wanted: TrainParams, images_md5: str) -> dict[str, Any]:
     parameters = {name: value for name, value in wanted.model_dump(mode="json").items() if name not in _WATCHING}
     if wanted.rate_schedule == "constant":
         del parameters["num_steps"]
-    return parameters | {"images_md5": images_md5, "code": code_digest(Path(__file__), Path(prepared.__file__))}
+    code = code_digest(Path(__file__), Path(prepared.__file__), without=_WATCHING_MODULES)
+    return parameters | {"images_md5": images_md5, "code": code}
 
 
 def resume(experiment: Experiment) -> None:
@@ -235,6 +245,14 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
     if state.step == 0:
         # Where MLflow's slider starts: without it, the grid of a page just opened is empty.
         tracker.record_image("samples", drawn_grid(experiment), 0)
+    evaluation = TrainingEvaluation(
+        wanted,
+        experiment.folder,
+        experiment.recording.evaluations,
+        lambda count: drawn(experiment, count),
+        tracker,
+        experiment.device,
+    )
     total, done, vote = num_steps * wanted.batch_size, state.step * wanted.batch_size, Vote()
     with progress_bar("train", total, "images", initial=done) as bar, interruption_deferred() as interruption:
         losses = LossLog(experiment, tracker, bar)
@@ -246,6 +264,9 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
             if is_last or event.step % wanted.sample_every == 0:
                 ensure_finite(experiment)
                 tracker.record_image("samples", drawn_grid(experiment), event.step)
+            if evaluation.is_due(event.step, is_last):
+                ensure_finite(experiment)
+                evaluation.add(event.step, state.ema.module)
             signal_name = interruption()
             is_interrupted = vote.any(signal_name is not None)
             if is_last or is_interrupted or event.step % wanted.checkpoint_every == 0:
@@ -256,6 +277,8 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
                 how = signal_name or "a signal to another process"
                 kept_in = checkpoint_path(experiment.folder, event.step)
                 raise Interrupted(f"{how} at step {event.step}, kept in {kept_in}; run it again to go on")
+        if evaluation.is_due(state.step, is_last=True):  # finished before it was to be evaluated
+            evaluation.add(state.step, state.ema.module)
 
 
 class LossLog:
@@ -325,19 +348,23 @@ def loss_row(experiment: Experiment, sums: list[float]) -> dict[str, float]:
     return row
 
 
-@torch.no_grad()
 def drawn_grid(experiment: Experiment) -> NDArray[np.uint8]:
-    """Samples of the averaged weights, from the same noise each time; each process draws its share."""
+    """Samples of the averaged weights as one picture."""
+    return np.asarray(grid(drawn(experiment, experiment.wanted.num_grid_images)))
+
+
+@torch.no_grad()
+def drawn(experiment: Experiment, count: int) -> Tensor:
+    """Samples of the averaged weights, from the same noise each time; each process draws its share, and gets all."""
     wanted, size, device = experiment.wanted, experiment.image_size, experiment.device
-    numbers = range(wanted.num_grid_images)[share(wanted.num_grid_images)]
-    drawn = torch.empty(0, 3, size, size, dtype=torch.uint8)
-    if numbers:
-        noise = ImageNoise(wanted.seed, numbers, (3, size, size), device)
-        diffusion = experiment.diffusion.build().to(device)
+    numbers, batches = range(count)[share(count)], [torch.empty(0, 3, size, size, dtype=torch.uint8)]
+    diffusion, batch_size = experiment.diffusion.build().to(device), max(wanted.batch_size, wanted.num_grid_images)
+    for start in range(0, len(numbers), batch_size):
+        noise = ImageNoise(wanted.seed, numbers[start : start + batch_size], (3, size, size), device)
         with arithmetic(wanted.precision, device):
             images = sample("ddim", experiment.state.ema.module, diffusion, noise, wanted.grid_sampling_steps)
-        drawn = to_pixels(images).cpu()
-    return np.asarray(grid(collected(drawn)))
+        batches.append(to_pixels(images).cpu())
+    return collected(torch.cat(batches))
 
 
 def save(experiment: Experiment) -> None:
@@ -359,10 +386,14 @@ def save(experiment: Experiment) -> None:
 
 
 def publish(experiment: Experiment) -> None:
-    """The weights with their configuration, the MLflow run's id, and the table of losses."""
+    """The weights with their configuration, the MLflow run's id, what they learnt from, and the table of losses."""
     publish_model(MODEL, experiment.state, experiment.diffusion, experiment.image_size)
     with atomic_path(MODEL / "run.json") as temporary:
         temporary.write_text(json.dumps(experiment.recording.mlflow) + "\n")
+    with atomic_path(MODEL / "trained_on.json") as temporary:
+        temporary.write_text(json.dumps({"train_splits": experiment.wanted.splits}) + "\n")
+    if experiment.wanted.evaluate_every:
+        publish_best(experiment.folder, experiment.recording.evaluations, MODEL)
     rows = list(experiment.recording.losses)
     if experiment.recording.num_summed:  # the last steps, where log_every does not divide their number
         rows.append(loss_row(experiment, experiment.recording.sums))

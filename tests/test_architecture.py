@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages import paths
-from stages.params import Params
+from stages.params import OF_OTHER_SECTIONS, Params
 from tasks import evaluate, sample, train
 
 PROJECT = Path(__file__).parents[1]
@@ -104,7 +104,7 @@ def test_the_model_of_the_parameters_has_the_same_sections():
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_runs_its_own_program_on_its_own_parameters(stage):
     assert DVC["stages"][stage]["cmd"] == f"python -m stages.{stage}"
-    assert DVC["stages"][stage]["params"] == [stage]
+    assert DVC["stages"][stage]["params"] == [stage, *OF_OTHER_SECTIONS.get(stage, ())]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -37,5 +37,5 @@ def test_the_parameters_named_exist(name):
     from stages.params import flat, read_params
 
     params = read_params()
-    sections = ("download", "preprocess", "train", "sample", "evaluate", "register")
+    sections = ("download", "preprocess", "reference", "train", "sample", "evaluate", "register")
     assert name in flat({section: params.section(section) for section in sections})

@@ -1,4 +1,4 @@
-"""The Fréchet and kernel distances: against scipy, closed forms and the formula written out."""
+"""Distances, precision and recall: against scipy, torch-fidelity, closed forms and the formulas written out."""
 
 import math
 
@@ -7,7 +7,10 @@ import pytest
 import scipy.linalg
 import torch
 
-from ddpm.metrics import frechet_distance, kernel_distance
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+
+from ddpm.metrics import frechet_distance, kernel_distance, kernel_distance_error, precision_recall
 
 
 def features(count, dim, seed, mean=0.0, std=1.0, dtype=torch.float64):
@@ -30,6 +33,22 @@ def test_frechet_distance_equals_the_formula_with_scipys_root():
     assert frechet_distance(real, fake) == pytest.approx(expected, rel=1e-6)
     # Features are float32 in practice.
     assert frechet_distance(real.float(), fake.float()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_both_distances_agree_with_torch_fidelity():
+    real, fake = mixed(120, 16, 0), mixed(90, 16, 1)
+    one, other = fid_features_to_statistics(fake), fid_features_to_statistics(real)
+    (expected,) = fid_statistics_to_metric(one, other, verbose=False).values()
+    assert frechet_distance(real, fake) == pytest.approx(expected, rel=1e-6)
+    # Whole sets, so that neither draws subsets: the two draw them differently.
+    theirs = kid_features_to_metric(fake, real[:90], kid_subsets=1, kid_subset_size=90, verbose=False)
+    ours = kernel_distance(real[:90], fake, num_subsets=1, subset_size=90)
+    assert ours.mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
+    # Of many subsets the means differ by chance alone: five standard errors of their difference.
+    theirs = kid_features_to_metric(fake, real, kid_subsets=200, kid_subset_size=50, verbose=False)
+    ours = kernel_distance(real, fake, num_subsets=200, subset_size=50)
+    assert ours.std == pytest.approx(theirs["kernel_inception_distance_std"], rel=0.2)
+    assert ours.mean == pytest.approx(theirs["kernel_inception_distance_mean"], abs=5 * ours.std * (2 / 200) ** 0.5)
 
 
 def test_frechet_distance_of_known_gaussians():
@@ -123,14 +142,129 @@ def test_no_global_generator_is_used_or_changed(monkeypatch):
     assert not seeded  # nor that of an accelerator, which torch.manual_seed would set
 
 
+def known_kernel_distance(mean, std, dim):
+    """Between N(0, 1) and N(mean, std^2) in `dim` independent coordinates: squared differences of the first moments.
+
+    (x.y / d + 1)^3 is the sum over p of binomial(3, p) (x.y / d)^p, and E (x.y)^p the inner product of the tensors of
+    p-th moments.
+    """
+    unit = np.eye(dim)
+
+    def moments(m, variance):
+        m = np.full(dim, m)
+        second = np.outer(m, m) + variance * unit
+        third = np.einsum("i,j,k->ijk", m, m, m) + variance * (
+            np.einsum("i,jk->ijk", m, unit) + np.einsum("j,ik->ijk", m, unit) + np.einsum("k,ij->ijk", m, unit)
+        )
+        return m, second, third
+
+    pairs = zip((3, 3, 1), moments(0.0, 1.0), moments(mean, std**2), strict=True)
+    return sum(
+        weight * ((one - other) ** 2).sum() / dim**power for power, (weight, one, other) in enumerate(pairs, start=1)
+    )
+
+
+def repeated(count, mean, std, dim=4, size=60, **options):
+    """Kernel distances of so many pairs of sets of such Gaussians."""
+    return [
+        kernel_distance(features(size, dim, 2 * seed), features(size, dim, 2 * seed + 1, mean, std), **options)
+        for seed in range(count)
+    ]
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 1.0), (0.0, 1.5), (0.3, 0.7)])
+def test_kernel_distance_of_known_gaussians_and_the_coverage_of_its_interval(mean, std):
+    expected = known_kernel_distance(mean, std, dim=4)
+    found = repeated(150, mean, std, num_subsets=10, subset_size=40)
+    means = np.array([one.mean for one in found])
+    assert means.mean() == pytest.approx(expected, abs=4 * means.std() / math.sqrt(150))
+    # Of 150 intervals of 95 %, 142.5 hold the truth, give or take 2.7 (binomial); three of these, and a little for
+    # sets as small as these, whose distances are not quite normal.
+    coverage = np.mean([one.low <= expected <= one.high for one in found])
+    assert 0.88 <= coverage <= 1.0
+    # Nor is it wide for nothing: as wide as the distances spread.
+    width = np.mean([one.high - one.low for one in found]) / (2 * 1.96)
+    assert width == pytest.approx(means.std(), rel=0.3)
+
+
+def test_the_interval_of_equal_distributions_holds_zero_at_least_as_often_as_it_says():
+    found = repeated(150, 0.0, 1.0, num_subsets=1, subset_size=60)
+    assert np.mean([one.low <= 0.0 <= one.high for one in found]) >= 0.95
+    # There the jackknife's variance is about twice the true one, and by no means smaller.
+    ratio = np.mean([((one.high - one.low) / (2 * 1.96)) ** 2 for one in found]) / np.var([one.mean for one in found])
+    assert 1.2 <= ratio <= 3.0
+
+
+def test_the_error_is_the_jackknife_written_out():
+    real, fake = features(9, 3, 0).numpy(), features(7, 3, 1, mean=0.4).numpy()
+    variance = 0.0
+    for count, distances in (
+        (9, [kernel_by_hand(np.delete(real, i, axis=0), fake) for i in range(9)]),
+        (7, [kernel_by_hand(real, np.delete(fake, i, axis=0)) for i in range(7)]),
+    ):
+        variance += (count - 1) / count * sum((one - np.mean(distances)) ** 2 for one in distances)
+    error = kernel_distance_error(torch.from_numpy(real), torch.from_numpy(fake))
+    assert error == pytest.approx(math.sqrt(variance), rel=1e-9)
+
+
+def test_the_error_is_the_same_when_the_kernel_is_worked_through_in_parts(monkeypatch):
+    real, fake = features(50, 3, 0), features(40, 3, 1, mean=0.4)
+    whole = kernel_distance_error(real, fake)
+    monkeypatch.setattr("ddpm.metrics._ROWS_AT_ONCE", 7)
+    assert kernel_distance_error(real, fake) == pytest.approx(whole, rel=1e-12)
+
+
+def test_the_interval_holds_the_error_of_images_and_of_subsets():
+    real, fake = features(80, 3, 0), features(70, 3, 1, mean=0.4)
+    error = kernel_distance_error(real, fake)
+    for num_subsets in (2, 50):
+        found = kernel_distance(real, fake, num_subsets=num_subsets, subset_size=20)
+        expected = math.sqrt(error**2 + found.std**2 / num_subsets)
+        assert found.high - found.mean == pytest.approx(1.959964 * expected)
+        assert found.mean - found.low == pytest.approx(1.959964 * expected)
+
+
+def shares_by_hand(real, fake, k):
+    """Kynkäänniemi et al. 2019, Eq. 1 and 2, image by image."""
+
+    def share_within(points, of):
+        radii = [sorted(np.linalg.norm(of - centre, axis=1))[k] for centre in of]  # the first is the centre itself
+        inside = [any(np.linalg.norm(point - c) <= r for c, r in zip(of, radii, strict=True)) for point in points]
+        return sum(inside) / len(points)
+
+    return share_within(fake, real), share_within(real, fake)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_precision_and_recall_equal_the_definition(k):
+    real, fake = features(40, 3, 0), features(30, 3, 1, mean=0.8, std=0.6)
+    found = precision_recall(real.float(), fake.float(), neighbourhood=k)
+    precision, recall = shares_by_hand(real.numpy(), fake.numpy(), k)
+    assert found.precision == pytest.approx(precision) and found.recall == pytest.approx(recall)
+    assert 0.0 < recall < precision < 1.0
+
+
+def test_precision_and_recall_tell_bad_images_from_missing_ones():
+    real = features(400, 2, 0)
+    narrow = precision_recall(real, features(400, 2, 1, std=0.1))
+    wide = precision_recall(real, features(400, 2, 1, std=10.0))
+    assert narrow.precision > 0.95 and narrow.recall < 0.1
+    assert wide.precision < 0.1 and wide.recall > 0.9
+    same = precision_recall(real, real)
+    assert (same.precision, same.recall) == (1.0, 1.0)
+
+
 def test_one_feature_more_than_the_other_is_an_error():
-    for distance in (frechet_distance, kernel_distance):
+    for distance in (frechet_distance, kernel_distance, precision_recall):
         with pytest.raises(TypeError, match="parameter 'fake'"):
             distance(features(10, 5, 0), features(10, 6, 1))
 
 
-@pytest.mark.parametrize(("num_real", "num_fake"), [(1, 10), (10, 1), (0, 10)])
-def test_sets_of_fewer_than_two_images_are_an_error(num_real, num_fake):
-    for distance in (frechet_distance, kernel_distance):
-        with pytest.raises(ValueError, match=f"at least 2 images, got {num_real} real and {num_fake} generated"):
+@pytest.mark.parametrize(
+    ("distance", "least"),
+    [(frechet_distance, 2), (kernel_distance, 3), (kernel_distance_error, 3), (precision_recall, 4)],
+)
+def test_sets_of_too_few_images_are_an_error(distance, least):
+    for num_real, num_fake in ((least - 1, 10), (10, least - 1), (0, 10)):
+        with pytest.raises(ValueError, match=f"at least {least} images, got {num_real} real and {num_fake} generated"):
             distance(features(num_real, 4, 0), features(num_fake, 4, 1))

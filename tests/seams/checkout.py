@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 from ruamel.yaml import YAML
 
-STAGES = ["download", "preprocess", "train", "sample", "evaluate", "register"]
+STAGES = ["download", "preprocess", "reference", "train", "sample", "evaluate", "register"]
 _OURS = ("PREFECT_", "MLFLOW_", "DDPM_", "DVC_", "GIT_")
 
 

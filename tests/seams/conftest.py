@@ -37,7 +37,7 @@ SMALL = {
     "sample.num_sampling_steps": 4,
     "sample.num_grid_images": 4,
     "sample.num_frames": 3,
-    "evaluate.max_reference_images": 12,
+    "reference.max_images_per_split": 12,
     "evaluate.kernel_subsets": 2,
     "evaluate.kernel_subset_size": 4,
 }
@@ -61,7 +61,7 @@ SHOWN = {
     "sample.num_images": 64,
     "sample.num_sampling_steps": 50,
     "sample.num_grid_images": 64,
-    "evaluate.max_reference_images": 128,
+    "reference.max_images_per_split": 128,
     "evaluate.kernel_subset_size": 32,
 }
 """What more it takes for pages worth looking at: in force where DDPM_SCREENSHOTS names a folder for them."""

@@ -86,7 +86,7 @@ def test_the_receipt_holds_the_digest_that_dvc_gives_to_the_data(reproduced):
 @pytest.mark.slow
 def test_an_experiment_runs_from_its_changed_stage_on_and_can_be_compared(checkout):
     output = checkout.dvc("exp", "run", "--name", "slower", "-S", "train.learning_rate=1e-3")
-    assert stages_run(output) == STAGES[2:]
+    assert stages_run(output) == STAGES[STAGES.index("train") :]
     assert checkout.read_yaml("params.yaml")["train"]["learning_rate"] == 1e-3
 
     rows = list(csv.DictReader(io.StringIO(checkout.dvc("exp", "show", "--csv"))))

@@ -14,6 +14,8 @@ from ruamel.yaml import YAML
 
 from ddpm import TrainingConfig, TrainingState, UNet, UNetConfig, distributed
 from ddpm.checkpoint import DiffusionConfig, publish_model
+from ddpm.features import FeatureExtractor
+from stages import extraction, training_evaluation
 from stages.params import Params
 from stages.tracking import NoTracker
 
@@ -27,6 +29,11 @@ SMALL = {
     "download.synthetic.seed": 0,
     "preprocess.image_size": 16,
     "preprocess.valid_fraction": 0.1,
+    "reference.extractor": "efficientnet_lite0",
+    "reference.max_images_per_split": 16,
+    "reference.seed": 0,
+    "reference.batch_size": 5,
+    "reference.num_processes": 1,
     "train.splits": ["train"],
     "train.unet.widths": [8, 16],
     "train.unet.attention": [False, True],
@@ -64,6 +71,9 @@ SMALL = {
     "train.checkpoint_every": 2,
     "train.keep_checkpoints": 2,
     "train.keep_checkpoints_every": None,
+    "train.evaluate_every": None,
+    "train.evaluate_num_images": 10,
+    "train.evaluate_split": "valid",
     "sample.num_images": 12,
     "sample.batch_size": 5,
     "sample.seed": 0,
@@ -76,15 +86,11 @@ SMALL = {
     "sample.weights": "averaged",
     "sample.num_grid_images": 4,
     "sample.num_frames": 3,
-    "evaluate.extractor": "efficientnet_lite0",
     "evaluate.reference_split": "train",
-    "evaluate.floor_split": "valid",
-    "evaluate.max_reference_images": 16,
-    "evaluate.batch_size": 5,
-    "evaluate.num_processes": 1,
     "evaluate.kernel_subsets": 4,
     "evaluate.kernel_subset_size": 8,
     "evaluate.seed": 0,
+    "evaluate.num_closest_pairs": 3,
 }
 """What makes the quickstart profile an experiment of a second, and what the tests below count on."""
 
@@ -165,6 +171,44 @@ def in_each_process(monkeypatch):
     return play
 
 
+class MeanColours(FeatureExtractor):
+    """Six features that can be computed by hand: the mean colours of the upper and the lower half."""
+
+    name = "efficientnet_lite0"
+    num_features = 6
+    resize = "none"
+    packages = ("numpy",)
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+        self.batches = []
+
+    def forward(self, pixels):
+        self.batches.append(len(pixels))
+        halves = pixels.double().unflatten(2, (2, -1)).mean(dim=(3, 4)) / 255.0
+        return halves.flatten(1) * self.scale
+
+    def of(self, images):
+        """Of an array of shape (images, height, width, 3)."""
+        return self.forward(torch.from_numpy(images).permute(0, 3, 1, 2)).float()
+
+
+@pytest.fixture
+def mean_colours(monkeypatch):
+    """Stands in for the networks in every stage, and keeps what it was built from."""
+    made = MeanColours()
+
+    def build(name, device, weights=None):
+        made.built = (name, torch.device(device).type, weights)
+        made.name = name
+        return made
+
+    monkeypatch.setattr(extraction, "build_extractor", build)
+    monkeypatch.setattr(training_evaluation, "build_extractor", build)
+    return made
+
+
 @pytest.fixture
 def signal_handlers():
     """Puts the handlers of signals back, which a stage run in this process changes."""
@@ -206,6 +250,7 @@ def published(tmp_path_factory, make_params):
     target = tmp_path_factory.mktemp("published") / "model"
     publish_model(target, state, DiffusionConfig(**wanted.diffusion.model_dump()), image_size=16)
     (target / "run.json").write_text(json.dumps({"mlflow_run_id": "", "mlflow_experiment_id": ""}))
+    (target / "trained_on.json").write_text(json.dumps({"train_splits": ["train"]}))
     return target
 
 

@@ -111,3 +111,4 @@ def test_the_digest_of_the_code_changes_with_the_mathematics_alone(imported):
     assert with_module != before
     imported("ddpm.invented", "a = 2")
     assert code_digest() not in {before, with_module}
+    assert code_digest(without=["ddpm.invented"]) == before

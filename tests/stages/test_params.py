@@ -76,8 +76,8 @@ def test_the_experiment_in_force_started_from_a_profile_that_exists():
         ({"train.num_processes": 0}, "train.num_processes: Input should be greater than or equal to 1, got 0"),
         ({"sample.num_processes": 0}, "sample.num_processes: Input should be greater than or equal to 1, got 0"),
         (
-            {"evaluate.num_processes": 1025},
-            "evaluate.num_processes: Input should be less than or equal to 1024, got 1025",
+            {"reference.num_processes": 1025},
+            "reference.num_processes: Input should be less than or equal to 1024, got 1025",
         ),
         ({"train.min_snr_gamma": 0.0}, "train.min_snr_gamma: Input should be greater than 0, got 0.0"),
         ({"train.extra_ema_decays": [0.9, 1.0]}, "train.extra_ema_decays.1: Input should be less than 1, got 1.0"),
@@ -157,10 +157,6 @@ def test_the_experiment_in_force_started_from_a_profile_that_exists():
         ({"sample.num_grid_images": 13}, "sample: num_grid_images=13 must not exceed num_images=12"),
         ({"sample.num_frames": 7}, "sample: num_frames=7 must not exceed num_sampling_steps=6"),
         (
-            {"evaluate.floor_split": "train"},
-            "evaluate: floor_split must differ from reference_split, both are 'train'",
-        ),
-        (
             {"preprocess.image_size": 17},
             "preprocess.image_size=17 must be a multiple of 2, since train.unet.widths has 2 levels",
         ),
@@ -170,7 +166,8 @@ def test_the_experiment_in_force_started_from_a_profile_that_exists():
         ),
         (
             {"sample.weights": "averaged_0.5"},
-            "sample.weights must be one of averaged, raw, since train.extra_ema_decays is [], got 'averaged_0.5'",
+            "sample.weights must be one of averaged, raw, since train.extra_ema_decays is [] and train.evaluate_every is "
+            "null, got 'averaged_0.5'",
         ),
         (
             {"sample.weights": "averaged_0.5", "train.extra_ema_decays": [0.99, 0.9999]},
@@ -186,7 +183,7 @@ def test_a_refusal_names_the_parameter_what_was_got_and_what_is_allowed(written,
 
 def test_every_validator_has_a_case_above():
     # A new combination that is refused needs its message in the list.
-    covered = {"_source_fits_dataset", "_dimensions_fit", "_betas_rise", "_steps_fit", "_counts_fit", "_splits_differ"}
+    covered = {"_source_fits_dataset", "_dimensions_fit", "_betas_rise", "_steps_fit", "_counts_fit"}
     covered |= {"_stages_fit"}
     assert {name for section in sections() for name in section.__pydantic_decorators__.model_validators} == covered
 
@@ -272,8 +269,22 @@ def test_parameters_cannot_be_changed(make_params):
 
 
 def test_a_section_is_what_the_file_holds(make_params, document):
-    for name in ("download", "preprocess", "train", "sample", "evaluate", "register"):
+    for name in ("download", "preprocess", "reference", "train", "sample", "evaluate", "register"):
         assert make_params().section(name) == document()[name]
+
+
+def test_the_best_weights_can_be_drawn_with_where_a_training_finds_them(make_params):
+    wanted = make_params({"sample.weights": "best", "train.evaluate_every": 2})
+    assert (wanted.sample.weights, wanted.train.evaluate_every) == ("best", 2)
+    with pytest.raises(ValueError, match="sample.weights must be one of averaged, raw, since .*evaluate_every is null"):
+        make_params({"sample.weights": "best"})
+
+
+def test_what_dvc_records_of_a_stage_is_what_it_reads(make_params):
+    params = make_params()
+    assert params.read_by("sample") == flat({"sample": params.section("sample")})
+    assert params.read_by("evaluate") == flat({name: params.section(name) for name in ("reference", "evaluate")})
+    assert params.read_by("reference") == flat({"reference": params.section("reference")}) | {"evaluate.enabled": True}
 
 
 def test_every_parameter_has_a_description():

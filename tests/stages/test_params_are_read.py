@@ -14,12 +14,24 @@ from pydantic import BaseModel
 from ddpm.checkpoint import DiffusionConfig
 from ddpm.training import TrainingConfig
 from ddpm.unet import UNetConfig
-from stages.params import Params
+from stages.params import OF_OTHER_SECTIONS, Params
 
 PROJECT = Path(__file__).parents[2]
 
-OF_ANOTHER_STAGE = {("evaluate", "train.num_steps")}
-"""Read for MLflow alone: the step at which it shows the figures."""
+OF_ANOTHER_STAGE = {
+    "evaluate": {
+        "train.num_steps",  # for MLflow alone: the step at which it shows the figures
+        "reference.extractor", "reference.inception_weights", "reference.batch_size", "reference.num_processes",
+    },
+    "reference": {"evaluate.enabled"},
+}  # fmt: skip
+
+MODULES = {
+    "reference": ("extraction",),
+    "train": ("training_evaluation",),
+    "evaluate": ("extraction",),
+}
+"""Modules beside a stage's own that read parameters for it."""
 
 
 def section_types(model, prefix=""):
@@ -140,7 +152,7 @@ def reads_of(*paths):
 
 
 def module_files(stage):
-    files = [PROJECT / "stages" / f"{stage}.py"]
+    files = [PROJECT / "stages" / f"{name}.py" for name in (stage, *MODULES.get(stage, ()))]
     return files + sorted((PROJECT / "stages" / "datasets").glob("*.py")) * (stage in {"download", "preprocess"})
 
 
@@ -154,14 +166,20 @@ def test_every_parameter_is_read():
     assert LEAVES - read == set()
 
 
-@pytest.mark.parametrize("stage", ["download", "preprocess", "train", "sample", "evaluate", "register"])
+@pytest.mark.parametrize("stage", ["download", "preprocess", "reference", "train", "sample", "evaluate", "register"])
 def test_a_stage_reads_its_own_parameters_alone(stage):
     own = {name for name in LEAVES if name.startswith(f"{stage}.")}
     read = reads_of(*module_files(stage)) | (BY_NAME if stage == "train" else set())
     # Both stages share the datasets, whose fetching reads the parameters of download.
     shared = reads_of(*module_files("download")[1:]) if stage == "preprocess" else set()
-    others = {name for of, name in OF_ANOTHER_STAGE if of == stage}
-    assert read - shared == own | others
+    assert read - shared == own | OF_ANOTHER_STAGE.get(stage, set())
+
+
+@pytest.mark.parametrize("stage", OF_OTHER_SECTIONS)
+def test_what_a_stage_reads_of_other_sections_is_known_to_dvc(stage):
+    known = OF_OTHER_SECTIONS[stage]
+    unknown = {name for name in OF_ANOTHER_STAGE[stage] if not {name, name.partition(".")[0]} & set(known)}
+    assert unknown <= {"train.num_steps"}
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -86,6 +86,21 @@ def test_a_change_of_its_own_section_meanwhile_is_an_error(ended, write_params):
 
 
 @pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("evaluate", {"evaluate.seed": 7}),
+        ("evaluate", {"reference.max_images_per_split": 12}),
+        ("reference", {"evaluate.enabled": False}),
+    ],
+)
+def test_so_is_one_of_another_section_that_it_reads(write_params, capsys, name, changes):
+    write_params()
+    with pytest.raises(SystemExit):
+        run_stage(name, lambda _params: write_params(changes))
+    assert f"{name}: params.yaml changed while {name} ran" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "changes", [{"sample.seed": 7}, {"profile": "another"}, {"train.learning_rate": 2e-3}, {"register.enabled": False}]
 )
 def test_any_other_change_is_none(write_params, changes, capsys):

@@ -189,7 +189,7 @@ def test_the_images_name_the_weights_and_the_parameters_they_came_from(model, ma
     module.main(params)
     source = json.loads((SAMPLES / "samples.json").read_text())
     digest = hashlib.sha256((model / f"{weights}.safetensors").read_bytes()).hexdigest()
-    assert source == {"model_sha256": digest, "mlflow_run_id": ""} | params.section("sample")
+    assert source == {"model_sha256": digest, "mlflow_run_id": "", "train_splits": ["train"]} | params.section("sample")
 
 
 def test_the_same_model_gives_the_same_files(model, make_params):

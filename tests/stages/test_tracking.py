@@ -213,7 +213,7 @@ def test_later_stages_add_to_the_run_of_the_training(client, runs, make_params, 
     (run,) = runs()
     assert run.info.status == "FINISHED"
     assert {name for name in run.data.tags if name.startswith("of.")} == {"of.sample", "of.evaluate", "of.register"}
-    sections = ("download", "preprocess", "train", "sample", "evaluate", "register")
+    sections = ("download", "preprocess", "reference", "train", "sample", "evaluate", "register")
     assert set(run.data.params) == set(flat({name: params.section(name) for name in sections}))
 
 

@@ -22,6 +22,7 @@ LEARNING = {
 WATCHING = {
     "log_every": 3, "sample_every": 3, "num_grid_images": 3, "grid_sampling_steps": 2, "checkpoint_every": 3,
     "keep_checkpoints": 3, "keep_checkpoints_every": 3, "num_processes": 2,
+    "evaluate_every": 3, "evaluate_num_images": 11, "evaluate_split": "test",
 }  # fmt: skip
 
 
@@ -53,8 +54,15 @@ def test_other_data_makes_another_experiment(make_params):
 
 def test_other_code_makes_another_experiment(make_params, monkeypatch):
     before = fingerprint(make_params)
-    monkeypatch.setattr(module, "code_digest", lambda *_: "another")
+    monkeypatch.setattr(module, "code_digest", lambda *_, **__: "another")
     assert fingerprint(make_params) != before
+
+
+def test_code_that_evaluates_is_no_part_of_the_experiment(make_params, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "code_digest", lambda *_, **options: asked.append(options) or "code")
+    fingerprint(make_params)
+    assert asked == [{"without": {"ddpm.features", "ddpm.metrics"}}]
 
 
 def test_the_number_of_steps_matters_only_where_the_rate_depends_on_it(make_params):

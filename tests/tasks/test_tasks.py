@@ -11,7 +11,7 @@ from tasks.evaluate import metrics_table
 from tasks.sample import embedded
 from tasks.train import mlflow_link
 
-STAGES = ("download", "preprocess", "train", "sample", "evaluate", "register")
+STAGES = ("download", "preprocess", "reference", "train", "sample", "evaluate", "register")
 
 
 @pytest.fixture

@@ -1,0 +1,76 @@
+"""How fast features are extracted: `python -m bench.features`.
+
+Images a second of each extractor by the number of images taken together, on all cores of a CPU; in one run, in turn;
+figures are medians over the rounds. Inception is timed with random weights, which take as long, unless a file of its
+own is named.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from bench.machine import described, timed_in_turn
+from ddpm.devices import best_device
+from ddpm.features import FeatureExtractor, build_extractor, extract_features
+
+
+def main() -> None:
+    arguments = _parse_arguments()
+    device = best_device()
+    pixels = torch.randint(0, 256, (arguments.num_images, 3, arguments.image_size, arguments.image_size)).byte()
+    print(f"{described(device)}; {len(pixels)} images of {arguments.image_size}x{arguments.image_size}", flush=True)
+    extractors = {
+        "efficientnet_lite0": build_extractor("efficientnet_lite0", device),
+        "inception" if arguments.inception_weights else "inception, random": _inception(
+            arguments.inception_weights, device
+        ),
+    }
+    variants = {
+        (name, size): _extraction(extractor, pixels, size, device)
+        for name, extractor in extractors.items()
+        for size in arguments.batch_sizes
+    }
+    seconds = timed_in_turn(
+        {f"{name} {size}": extraction for (name, size), extraction in variants.items()}, arguments.rounds, device
+    )
+    print(f"{'extractor':24} {'batch':>6} {'images/s':>10}")
+    for name, size in variants:
+        rate = len(pixels) / statistics.median(seconds[f"{name} {size}"])
+        print(f"{name:24} {size:6} {rate:10.1f}")
+
+
+def _extraction(
+    extractor: FeatureExtractor, pixels: Tensor, batch_size: int, device: torch.device
+) -> Callable[[], object]:
+    return lambda: list(extract_features(extractor, pixels, batch_size, device))
+
+
+def _inception(weights: Path | None, device: torch.device) -> FeatureExtractor:
+    if weights is not None:
+        return build_extractor("inception", device, weights)
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    with (
+        mock.patch.object(module, "load_state_dict_from_url", return_value={}),
+        mock.patch.object(module.FeatureExtractorInceptionV3, "load_state_dict"),
+    ):
+        return build_extractor("inception", device)
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.features", description=__doc__)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32, 64, 128], help="default 1 8 32 64 128")
+    parser.add_argument("--num-images", type=int, default=128, help="images of a round (default 128)")
+    parser.add_argument("--image-size", type=int, default=64, help="height and width (default 64)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median counts (default 3)")
+    parser.add_argument("--inception-weights", type=Path, help="file of torch-fidelity's weights")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Features of real images, as the reference stage writes them and evaluate reads them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ddpm.files import atomic_path
+
+_RECORD = "reference.json"
+_IMAGES = "images.csv"
+
+
+@dataclass(frozen=True)
+class RealFeatures:
+    """Features of real images, with what they are features of.
+
+    Attributes:
+        features: of each split, float32, shape (images, features); the images stand in random order.
+        images: a row an image in the order of the features, one split after the other: its split, its position in the
+            prepared array and its number in the dataset.
+        record: the dataset's digest, the extractor, its weights and versions, and the counts.
+    """
+
+    features: dict[str, Tensor]
+    images: pd.DataFrame
+    record: dict[str, Any]
+
+    def of(self, splits: list[str]) -> Tensor:
+        """The features of several splits, one after the other."""
+        return torch.cat([self.features[split] for split in splits])
+
+    def images_of(self, splits: list[str]) -> pd.DataFrame:
+        """The rows of `images` that belong to the rows of `of`."""
+        return pd.concat([self.images[self.images["split"] == split] for split in splits], ignore_index=True)
+
+
+def write_real_features(folder: Path, real: RealFeatures) -> None:
+    """SPLIT.npy, SPLIT_statistics.npz, images.csv, and at last reference.json.
+
+    The statistics are `mu` and `sigma`, mean and covariance in float64, as other programs take them.
+    """
+    for split, features in real.features.items():
+        array = features.numpy()
+        with atomic_path(folder / f"{split}.npy") as temporary:
+            np.save(temporary, array)
+        if len(array) > 1:  # one image has no covariance
+            exact = array.astype(np.float64)
+            with atomic_path(folder / f"{split}_statistics.npz") as temporary:
+                np.savez(temporary, mu=exact.mean(axis=0), sigma=np.cov(exact, rowvar=False))
+    with atomic_path(folder / _IMAGES) as temporary:
+        real.images.to_csv(temporary, index=False, lineterminator="\n")
+    write_record(folder, real.record)
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """reference.json."""
+    with atomic_path(folder / _RECORD) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `write_record` wrote."""
+    record: dict[str, Any] = json.loads((folder / _RECORD).read_text())
+    return record
+
+
+def read_real_features(folder: Path) -> RealFeatures:
+    """What `write_real_features` wrote."""
+    record = read_record(folder)
+    features = {split: torch.from_numpy(np.load(folder / f"{split}.npy")) for split in record["num_images"]}
+    return RealFeatures(features, pd.read_csv(folder / _IMAGES, keep_default_na=False), record)

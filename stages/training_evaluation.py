@@ -1,0 +1,121 @@
+"""Evaluation during training: the kernel distance of a few samples every so many steps, and the best weights by it.
+
+It watches: the images are drawn from their own noise, so that a training learns the same with it and without.
+"""
+
+import shutil
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ddpm.distributed import is_first
+from ddpm.features import FeatureExtractor, build_extractor
+from ddpm.files import atomic_path
+from stages.errors import StageError
+from stages.extraction import at_random, features_of
+from stages.prepared import all_images, positions_of
+from stages.sections import TrainParams
+from stages.tracking import Tracker
+
+EXTRACTOR = "efficientnet_lite0"
+"""Always: it needs no file and no network, and the curve is compared with itself alone."""
+
+FIGURE = f"kid_{EXTRACTOR}"
+
+BEST = "best.safetensors"
+
+_BATCH_SIZE = 64
+
+_REMEDY = "delete the training's checkpoints to train again, or set train.evaluate_every to null"
+
+
+class TrainingEvaluation:
+    """Evaluates averaged weights, and keeps the best.
+
+    Args:
+        wanted: the training's parameters.
+        folder: of the training's checkpoints; the best weights are kept there, too.
+        rows: the evaluations so far, to which each new one is added; they go into checkpoints, and come back from them.
+        draw: so many images of the current averaged weights, from the same noise each time.
+        tracker: gets the figures as a curve.
+        device: where features are extracted.
+    """
+
+    def __init__(
+        self,
+        wanted: TrainParams,
+        folder: Path,
+        rows: list[dict[str, float]],
+        draw: Callable[[int], Tensor],
+        tracker: Tracker,
+        device: torch.device,
+    ) -> None:
+        self._wanted, self._folder, self._rows = wanted, folder, rows
+        self._draw, self._tracker, self._device = draw, tracker, device
+
+    def is_due(self, step: int, is_last: bool = False) -> bool:
+        """Whether the weights of this step are to be evaluated: at the intervals, and at the end of a training."""
+        every = self._wanted.evaluate_every
+        if every is None or (self._rows and self._rows[-1]["step"] == step):
+            return False
+        return is_last or step % every == 0
+
+    def add(self, step: int, averaged: nn.Module) -> None:
+        """Evaluate the averaged weights of this step; keep them if they are the best so far."""
+        from ddpm.metrics import kernel_distance
+
+        fake = self._features(self._draw(self._wanted.evaluate_num_images))
+        # The whole sets, not subsets: of two kinds of images as few as these every pair counts.
+        kernel = kernel_distance(self._real, fake, num_subsets=1, subset_size=self._wanted.evaluate_num_images)
+        figures = {FIGURE: kernel.mean, f"{FIGURE}_low": kernel.low, f"{FIGURE}_high": kernel.high}
+        self._rows.append({"step": float(step)} | figures)
+        self._tracker.record_metrics({f"training_{name}": value for name, value in figures.items()}, step)
+        if is_first() and best_of(self._rows) == step:
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in averaged.state_dict().items()}
+            with atomic_path(self._folder / BEST) as temporary:
+                save_file(tensors, temporary, {"step": str(step)})
+
+    @cached_property
+    def _extractor(self) -> FeatureExtractor:
+        with torch.random.fork_rng():  # it draws weights before it loads its own
+            return build_extractor(EXTRACTOR, self._device)
+
+    @cached_property
+    def _real(self) -> Tensor:
+        positions = positions_of([self._wanted.evaluate_split])
+        return self._features(all_images(), at_random(positions, self._wanted.evaluate_num_images, self._wanted.seed))
+
+    def _features(self, images: Tensor, positions: Tensor | None = None) -> Tensor:
+        positions = torch.arange(len(images)) if positions is None else positions
+        return features_of(self._extractor, images, positions, _BATCH_SIZE, self._device)
+
+
+def best_of(rows: list[dict[str, float]]) -> int:
+    """The step of the least kernel distance; the first of equal ones."""
+    return int(min(rows, key=lambda row: row[FIGURE])["step"])
+
+
+def publish_best(folder: Path, rows: list[dict[str, float]], target: Path) -> None:
+    """Put the best weights, and the table of all evaluations, into the model's folder.
+
+    Raises:
+        StageError: those weights are no longer kept.
+    """
+    step = best_of(rows)
+    try:
+        with safe_open(folder / BEST, framework="pt") as file:
+            kept = int(file.metadata()["step"])
+    except (OSError, SafetensorError) as error:
+        raise StageError(f"the best weights, of step {step}, cannot be read: {error}; {_REMEDY}") from error
+    if kept != step:  # a longer training of the same experiment went on from here
+        raise StageError(f"{folder / BEST} holds step {kept}, and the best of this training is {step}; {_REMEDY}")
+    with atomic_path(target / BEST) as temporary:
+        shutil.copyfile(folder / BEST, temporary)
+    with atomic_path(target / "evaluations.csv") as temporary:
+        pd.DataFrame(rows).astype({"step": int}).to_csv(temporary, index=False, lineterminator="\n")

@@ -1,0 +1,11 @@
+"""Extract the features of real images."""
+
+from prefect import task
+
+from tasks.stage import run_stage
+
+
+@task(name="reference")
+def reference() -> None:
+    """Extract the features of real images, which samples will be compared with."""
+    run_stage("reference")
