@@ -129,7 +129,7 @@ def kernel_distance_error(real: Float[Tensor, "real features"], fake: Float[Tens
     Arvesen 1969, "Jackknifing U-statistics", for two samples: the variance is the sum over both sets of
     (n - 1) / n Σ_i (D_-i - mean D_-i)^2, where D_-i is the distance without image i. It tends to the true variance
     where the distributions differ; it is never too small on average (Efron & Stein 1981), and where they are equal it
-    is about twice too large, so that intervals for real against real err on the wide side.
+    is up to twice as large, so that intervals for real against real err on the wide side.
 
     Raises:
         ValueError: a set holds fewer than three images.

@@ -146,16 +146,14 @@ def compared_sets(real: RealFeatures, samples: Tensor, wanted: EvaluateParams) -
 
 
 def measured(sets: dict[str, Tensor], wanted: EvaluateParams, suffix: str) -> dict[str, Any]:
-    """Every figure of each set against the reference, the kernel distance first, with what it takes to have it again."""
+    """Every figure of each set against the reference, the kernel distance first, and what it takes to repeat them."""
     reference = sets["reference"]
     metrics: dict[str, Any] = {}
     for name, features in sets.items():
         if name == "reference":
             continue
         ending = "" if name == "samples" else f"_{name}"
-        kernel = kernel_distance(
-            reference, features, wanted.kernel_subsets, wanted.kernel_subset_size, wanted.seed
-        )
+        kernel = kernel_distance(reference, features, wanted.kernel_subsets, wanted.kernel_subset_size, wanted.seed)
         shares = precision_recall(reference, features)
         kid = f"kid_{suffix}{ending}"
         metrics |= {kid: kernel.mean, f"{kid}_low": kernel.low, f"{kid}_high": kernel.high, f"{kid}_std": kernel.std}

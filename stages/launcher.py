@@ -26,7 +26,8 @@ def launch(name: str, num_processes: int) -> None:
     """
     if 0 < torch.cuda.device_count() < num_processes:
         raise StageError(
-            f"{name} is to run in num_processes={num_processes}, and this machine has {torch.cuda.device_count()} GPUs: lower it"
+            f"{name} is to run in num_processes={num_processes}, and this machine has "
+            f"{torch.cuda.device_count()} GPUs: lower it"
         )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it has to say is said below
     os.environ[WATCH_PID_VARIABLE] = str(os.getpid())  # they do not outlive this process, however it ends

@@ -84,7 +84,11 @@ def run_stage(
         _say(name, error)
         _leave(EXIT_ERROR)
     except torch.OutOfMemoryError as error:
-        _say(name, f"{error}\nThe GPU's memory is full: lower {_BATCHES_OF.get(name, name)}.batch_size" + _MORE_MEMORY.get(name, ""))
+        _say(
+            name,
+            f"{error}\nThe GPU's memory is full: lower {_BATCHES_OF.get(name, name)}.batch_size"
+            + _MORE_MEMORY.get(name, ""),
+        )
         _leave(EXIT_ERROR)
     except Interrupted as interruption:
         _say(name, interruption)

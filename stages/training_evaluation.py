@@ -30,6 +30,9 @@ FIGURE = f"kid_{EXTRACTOR}"
 
 BEST = "best.safetensors"
 
+LEAST_IMAGES = 10
+"""Real ones, for a distance to be worth its name."""
+
 _BATCH_SIZE = 64
 
 _REMEDY = "delete the training's checkpoints to train again, or set train.evaluate_every to null"
@@ -83,12 +86,18 @@ class TrainingEvaluation:
 
     @cached_property
     def _extractor(self) -> FeatureExtractor:
-        with torch.random.fork_rng():  # it draws weights before it loads its own
+        with torch.random.fork_rng(devices=[]):  # it draws weights before it loads its own
             return build_extractor(EXTRACTOR, self._device)
 
     @cached_property
     def _real(self) -> Tensor:
-        positions = positions_of([self._wanted.evaluate_split])
+        split = self._wanted.evaluate_split
+        positions = positions_of([split])
+        if len(positions) < LEAST_IMAGES:
+            raise StageError(
+                f"split {split} holds {len(positions)} images, and an evaluation needs {LEAST_IMAGES}: name another by "
+                "train.evaluate_split, or set train.evaluate_every to null"
+            )
         return self._features(all_images(), at_random(positions, self._wanted.evaluate_num_images, self._wanted.seed))
 
     def _features(self, images: Tensor, positions: Tensor | None = None) -> Tensor:

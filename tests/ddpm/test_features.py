@@ -131,9 +131,7 @@ def flowers(extractor):
                 image = Image.open(io.BytesIO(archive.extractfile(member).read())).convert("RGB")
                 pixels[int(member.name[-9:-4])] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     names = {"train": "trnid", "valid": "valid", "test": "tstid"}
-    by_split = {
-        split: torch.stack([pixels[number] for number in splits[key].ravel()]) for split, key in names.items()
-    }
+    by_split = {split: torch.stack([pixels[number] for number in splits[key].ravel()]) for split, key in names.items()}
     return by_split, {split: all_features(extractor, images) for split, images in by_split.items()}
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
@@ -164,7 +163,7 @@ def known_kernel_distance(mean, std, dim):
     )
 
 
-def repeated(count, mean, std, dim=4, size=60, **options):
+def repeated(count, mean, std, dim=4, size=200, **options):
     """Kernel distances of so many pairs of sets of such Gaussians."""
     return [
         kernel_distance(features(size, dim, 2 * seed), features(size, dim, 2 * seed + 1, mean, std), **options)
@@ -175,24 +174,22 @@ def repeated(count, mean, std, dim=4, size=60, **options):
 @pytest.mark.parametrize(("mean", "std"), [(0.5, 1.0), (0.0, 1.5), (0.3, 0.7)])
 def test_kernel_distance_of_known_gaussians_and_the_coverage_of_its_interval(mean, std):
     expected = known_kernel_distance(mean, std, dim=4)
-    found = repeated(150, mean, std, num_subsets=10, subset_size=40)
+    found = repeated(500, mean, std, num_subsets=10, subset_size=100)
     means = np.array([one.mean for one in found])
-    assert means.mean() == pytest.approx(expected, abs=4 * means.std() / math.sqrt(150))
-    # Of 150 intervals of 95 %, 142.5 hold the truth, give or take 2.7 (binomial); three of these, and a little for
-    # sets as small as these, whose distances are not quite normal.
-    coverage = np.mean([one.low <= expected <= one.high for one in found])
-    assert 0.88 <= coverage <= 1.0
+    assert means.mean() == pytest.approx(expected, abs=4 * means.std() / math.sqrt(500))
+    # Of 500 intervals 95 % hold the truth, give or take 1 % (binomial); three of these.
+    assert np.mean([one.low <= expected <= one.high for one in found]) == pytest.approx(0.95, abs=0.03)
     # Nor is it wide for nothing: as wide as the distances spread.
     width = np.mean([one.high - one.low for one in found]) / (2 * 1.96)
-    assert width == pytest.approx(means.std(), rel=0.3)
+    assert width == pytest.approx(means.std(), rel=0.15)
 
 
 def test_the_interval_of_equal_distributions_holds_zero_at_least_as_often_as_it_says():
-    found = repeated(150, 0.0, 1.0, num_subsets=1, subset_size=60)
+    found = repeated(300, 0.0, 1.0, num_subsets=1, subset_size=200)
     assert np.mean([one.low <= 0.0 <= one.high for one in found]) >= 0.95
-    # There the jackknife's variance is about twice the true one, and by no means smaller.
+    # There the jackknife's variance is up to twice the true one, and by no means smaller.
     ratio = np.mean([((one.high - one.low) / (2 * 1.96)) ** 2 for one in found]) / np.var([one.mean for one in found])
-    assert 1.2 <= ratio <= 3.0
+    assert 1.2 <= ratio <= 2.4
 
 
 def test_the_error_is_the_jackknife_written_out():
@@ -249,7 +246,7 @@ def test_precision_and_recall_tell_bad_images_from_missing_ones():
     narrow = precision_recall(real, features(400, 2, 1, std=0.1))
     wide = precision_recall(real, features(400, 2, 1, std=10.0))
     assert narrow.precision > 0.95 and narrow.recall < 0.1
-    assert wide.precision < 0.1 and wide.recall > 0.9
+    assert wide.precision < 0.1 and wide.recall > 0.7
     same = precision_recall(real, real)
     assert (same.precision, same.recall) == (1.0, 1.0)
 

@@ -74,7 +74,12 @@ def test_every_figure_and_what_it_needs_to_be_had_again(evaluated, mean_colours)
     names = {
         f"{name}_{EXTRACTOR}{ending}{end}"
         for ending in ENDINGS
-        for name, ends in {"kid": ("", "_low", "_high", "_std"), "fd": ("",), "precision": ("",), "recall": ("",)}.items()
+        for name, ends in {
+            "kid": ("", "_low", "_high", "_std"),
+            "fd": ("",),
+            "precision": ("",),
+            "recall": ("",),
+        }.items()
         for end in ends
     } | {f"{name}_{EXTRACTOR}" for name in ("memorised_share", "memorised_distance", "nearer_than_held_out")}
     figures = {name: metrics.pop(name) for name in list(metrics) if name in names}
@@ -229,7 +234,9 @@ def test_the_terminal_shows_each_figure_beside_what_real_images_reach(evaluated,
     )
     assert valid.startswith("evaluate: 12 real images of split valid against the same: kid_")
     assert f"fd_{EXTRACTOR} {metrics[f'fd_{EXTRACTOR}_floor_test']:.1f}" in test
-    assert memorised.endswith("% of the samples are as near to a training image as the nearest 5 % of 27 held-out images")
+    assert memorised.endswith(
+        "% of the samples are as near to a training image as the nearest 5 % of 27 held-out images"
+    )
 
 
 def test_samples_that_are_training_images_are_found_with_their_numbers(evaluated):

@@ -166,8 +166,8 @@ def test_the_experiment_in_force_started_from_a_profile_that_exists():
         ),
         (
             {"sample.weights": "averaged_0.5"},
-            "sample.weights must be one of averaged, raw, since train.extra_ema_decays is [] and train.evaluate_every is "
-            "null, got 'averaged_0.5'",
+            "sample.weights must be one of averaged, raw, since train.extra_ema_decays is [] and "
+            "train.evaluate_every is null, got 'averaged_0.5'",
         ),
         (
             {"sample.weights": "averaged_0.5", "train.extra_ema_decays": [0.99, 0.9999]},
@@ -276,7 +276,9 @@ def test_a_section_is_what_the_file_holds(make_params, document):
 def test_the_best_weights_can_be_drawn_with_where_a_training_finds_them(make_params):
     wanted = make_params({"sample.weights": "best", "train.evaluate_every": 2})
     assert (wanted.sample.weights, wanted.train.evaluate_every) == ("best", 2)
-    with pytest.raises(ValueError, match="sample.weights must be one of averaged, raw, since .*evaluate_every is null"):
+    with pytest.raises(
+        ValueError, match=r"sample\.weights must be one of averaged, raw, since .*evaluate_every is null"
+    ):
         make_params({"sample.weights": "best"})
 
 

@@ -68,7 +68,9 @@ def test_off_it_extracts_no_features(train, mean_colours):
 
 def test_a_row_at_each_evaluated_step_and_the_last(train, notes, monkeypatch):
     curve = {}
-    monkeypatch.setattr(notes, "record_metrics", lambda values, step: curve.update({step: curve.get(step, {}) | values}))
+    monkeypatch.setattr(
+        notes, "record_metrics", lambda values, step: curve.update({step: curve.get(step, {}) | values})
+    )
     monkeypatch.setattr(train_stage, "opened_run", lambda *_: _closing(notes))
     table = train(EVERY_TWO | {"train.evaluate_every": 4})
     assert table["step"].tolist() == [4, 6] and list(table.columns) == ["step", *FIGURES]
@@ -164,10 +166,8 @@ def test_best_weights_that_are_no_longer_kept_are_one_clear_error(train, spoil, 
         train()
 
 
-def test_a_split_that_holds_no_image_is_an_error(train):
-    index = Path("build/dataset/index.csv")
-    index.write_text(index.read_text().replace("test", "train"))
-    with pytest.raises(StageError, match="no image in split test"):
+def test_a_split_of_too_few_images_is_one_clear_error(train):
+    with pytest.raises(StageError, match=r"split test holds 3 images, and an evaluation needs 10: .*evaluate_split"):
         train(EVERY_TWO | {"train.evaluate_split": "test"})
 
 
