@@ -202,7 +202,7 @@ def resume(experiment: Experiment) -> None:
         StageError: several processes do not find the same one, or are not of the same experiment.
     """
     if is_first():
-        for left_over in experiment.folder.glob(".step_*.tmp.safetensors"):  # of a process killed while saving
+        for left_over in experiment.folder.glob(".*.tmp.safetensors"):  # of a process killed while saving
             left_over.unlink()
     for path in reversed(list_checkpoints(experiment.folder)):
         if step_of(path) > experiment.config.num_steps:

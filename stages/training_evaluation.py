@@ -5,6 +5,7 @@ It watches: the images are drawn from their own noise, so that a training learns
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ddpm.distributed import is_first
-from ddpm.features import FeatureExtractor, build_extractor
+from ddpm.features import ExtractorName, FeatureExtractor, build_extractor
 from ddpm.files import atomic_path
 from stages.errors import StageError
 from stages.extraction import at_random, features_of
@@ -23,7 +24,7 @@ from stages.prepared import all_images, positions_of
 from stages.sections import TrainParams
 from stages.tracking import Tracker
 
-EXTRACTOR = "efficientnet_lite0"
+EXTRACTOR: ExtractorName = "efficientnet_lite0"
 """Always: it needs no file and no network, and the curve is compared with itself alone."""
 
 FIGURE = f"kid_{EXTRACTOR}"
@@ -38,34 +39,26 @@ _BATCH_SIZE = 64
 _REMEDY = "delete the training's checkpoints to train again, or set train.evaluate_every to null"
 
 
+@dataclass
 class TrainingEvaluation:
-    """Evaluates averaged weights, and keeps the best.
+    """Evaluates averaged weights, and keeps the best."""
 
-    Args:
-        wanted: the training's parameters.
-        folder: of the training's checkpoints; the best weights are kept there, too.
-        rows: the evaluations so far, to which each new one is added; they go into checkpoints, and come back from them.
-        draw: so many images of the current averaged weights, from the same noise each time.
-        tracker: gets the figures as a curve.
-        device: where features are extracted.
-    """
-
-    def __init__(
-        self,
-        wanted: TrainParams,
-        folder: Path,
-        rows: list[dict[str, float]],
-        draw: Callable[[int], Tensor],
-        tracker: Tracker,
-        device: torch.device,
-    ) -> None:
-        self._wanted, self._folder, self._rows = wanted, folder, rows
-        self._draw, self._tracker, self._device = draw, tracker, device
+    wanted: TrainParams
+    folder: Path
+    """of the training's checkpoints; the best weights are kept there, too"""
+    rows: list[dict[str, float]]
+    """the evaluations so far, to which each new one is added; they go into checkpoints, and come back from them"""
+    draw: Callable[[int], Tensor]
+    """so many images of the current averaged weights, from the same noise each time"""
+    tracker: Tracker
+    """gets the figures as a curve"""
+    device: torch.device
+    """where features are extracted"""
 
     def is_due(self, step: int, is_last: bool = False) -> bool:
         """Whether the weights of this step are to be evaluated: at the intervals, and at the end of a training."""
-        every = self._wanted.evaluate_every
-        if every is None or (self._rows and self._rows[-1]["step"] == step):
+        every = self.wanted.evaluate_every
+        if every is None or (self.rows and self.rows[-1]["step"] == step):
             return False
         return is_last or step % every == 0
 
@@ -73,36 +66,36 @@ class TrainingEvaluation:
         """Evaluate the averaged weights of this step; keep them if they are the best so far."""
         from ddpm.metrics import kernel_distance
 
-        fake = self._features(self._draw(self._wanted.evaluate_num_images))
+        fake = self._features(self.draw(self.wanted.evaluate_num_images))
         # The whole sets, not subsets: of two kinds of images as few as these every pair counts.
-        kernel = kernel_distance(self._real, fake, num_subsets=1, subset_size=self._wanted.evaluate_num_images)
+        kernel = kernel_distance(self._real, fake, num_subsets=1, subset_size=self.wanted.evaluate_num_images)
         figures = {FIGURE: kernel.mean, f"{FIGURE}_low": kernel.low, f"{FIGURE}_high": kernel.high}
-        self._rows.append({"step": float(step)} | figures)
-        self._tracker.record_metrics({f"training_{name}": value for name, value in figures.items()}, step)
-        if is_first() and best_of(self._rows) == step:
+        self.rows.append({"step": float(step)} | figures)
+        self.tracker.record_metrics({f"training_{name}": value for name, value in figures.items()}, step)
+        if is_first() and best_of(self.rows) == step:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in averaged.state_dict().items()}
-            with atomic_path(self._folder / BEST) as temporary:
+            with atomic_path(self.folder / BEST) as temporary:
                 save_file(tensors, temporary, {"step": str(step)})
 
     @cached_property
     def _extractor(self) -> FeatureExtractor:
         with torch.random.fork_rng(devices=[]):  # it draws weights before it loads its own
-            return build_extractor(EXTRACTOR, self._device)
+            return build_extractor(EXTRACTOR, self.device)
 
     @cached_property
     def _real(self) -> Tensor:
-        split = self._wanted.evaluate_split
+        split = self.wanted.evaluate_split
         positions = positions_of([split])
         if len(positions) < LEAST_IMAGES:
             raise StageError(
                 f"split {split} holds {len(positions)} images, and an evaluation needs {LEAST_IMAGES}: name another by "
                 "train.evaluate_split, or set train.evaluate_every to null"
             )
-        return self._features(all_images(), at_random(positions, self._wanted.evaluate_num_images, self._wanted.seed))
+        return self._features(all_images(), at_random(positions, self.wanted.evaluate_num_images, self.wanted.seed))
 
     def _features(self, images: Tensor, positions: Tensor | None = None) -> Tensor:
         positions = torch.arange(len(images)) if positions is None else positions
-        return features_of(self._extractor, images, positions, _BATCH_SIZE, self._device)
+        return features_of(self._extractor, images, positions, _BATCH_SIZE, self.device)
 
 
 def best_of(rows: list[dict[str, float]]) -> int:

@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from stages.params import Params, ParamsError, activate, list_profiles, read_params
+from stages.params import Params, ParamsError, activate, flat, list_profiles, read_params
 
 PROJECT = Path(__file__).parents[2]
 PROFILES = sorted((PROJECT / "profiles").glob("*.yaml"))
@@ -109,7 +109,7 @@ def test_the_experiment_in_force_started_from_a_profile_that_exists():
         ),
         (
             {"sample.weights": "averaged_1"},
-            r"sample.weights: String should match pattern '^(averaged|raw|averaged_0\.\d+)$', got 'averaged_1'",
+            r"sample.weights: String should match pattern '^(averaged|raw|best|averaged_0\.\d+)$', got 'averaged_1'",
         ),
         ({"train.splits": ["train", "all"]}, "train.splits.1: Input should be 'train', 'valid' or 'test', got 'all'"),
         (
@@ -172,7 +172,7 @@ def test_the_experiment_in_force_started_from_a_profile_that_exists():
         (
             {"sample.weights": "averaged_0.5", "train.extra_ema_decays": [0.99, 0.9999]},
             "sample.weights must be one of averaged, raw, averaged_0.99, averaged_0.9999, since "
-            "train.extra_ema_decays is [0.99, 0.9999], got 'averaged_0.5'",
+            "train.extra_ema_decays is [0.99, 0.9999] and train.evaluate_every is null, got 'averaged_0.5'",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -179,6 +179,7 @@ def test_large_images_are_not_enlarged(folder, make_params):
     pixels = torch.zeros(4, 3, 100, 100, dtype=torch.uint8)
     Path("build/model").mkdir(parents=True)
     Path("build/model/averaged.safetensors").write_bytes(b"")
+    Path("build/model/trained_on.json").write_text("{}")
     module.write(pixels, [pixels], make_params().sample, 100, "")
     assert Image.open(SAMPLES / "grid.png").size == (206, 206)
 

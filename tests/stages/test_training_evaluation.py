@@ -176,8 +176,8 @@ def test_the_real_extractor_fits_in(place, make_params, monkeypatch, notes):
     rows, wanted = [], make_params(EVERY_TWO).train
     pixels = torch.zeros(10, 3, 16, 16, dtype=torch.uint8)
     evaluation = module.TrainingEvaluation(wanted, Path("kept"), rows, lambda _: pixels, notes, torch.device("cpu"))
-    before = torch.get_rng_state()
-    evaluation.add(2, torch.nn.Linear(2, 2))
+    averaged, before = torch.nn.Linear(2, 2), torch.get_rng_state()
+    evaluation.add(2, averaged)
     assert torch.equal(torch.get_rng_state(), before)
     assert rows[0]["step"] == 2 and rows[0][FIGURES[0]] > 0.1  # black images are no noise
     assert load_file("kept/best.safetensors").keys() == {"weight", "bias"}
