@@ -25,6 +25,8 @@ def main() -> None:
     memory_gib = peak_memory_gib(device)
     steps["the same, plain eager fp32"] = by_hand(setting, PLAIN)
     for name, build in _peers(setting).items():
+        if name in arguments.leave_out:
+            continue
         try:
             steps[name] = build()
         except ImportError as error:
@@ -59,6 +61,9 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=64, help="height and width (default 64, as published)")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512], help="channels of each level")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median counts (default 5)")
+    parser.add_argument(
+        "--leave-out", nargs="+", default=[], metavar="NAME", help="such as 'Keras, XLA', to save memory"
+    )
     parser.add_argument("--steps", type=int, help="steps of each variant in a round (default 2 on a CPU, 20 on a GPU)")
     return parser.parse_args()
 

@@ -66,6 +66,12 @@ class Browser:
         parts = "[...document.querySelectorAll('*')].filter(part => part.scrollHeight > part.clientHeight + 50)"
         return self.wait_for(f"{parts}.forEach(part => {{part.scrollTop += 150}}), {script}", seconds)
 
+    def press(self, key: str) -> None:
+        """Press and release a key, such as "ArrowRight", where the focus is."""
+        code = {"ArrowLeft": 37, "ArrowRight": 39}[key]  # of the keys that tests press
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 

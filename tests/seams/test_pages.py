@@ -15,10 +15,15 @@ pytestmark = [
     pytest.mark.xdist_group("service"),  # one worker, which makes the servers once
 ]
 
-SLIDERS = "document.querySelectorAll('[role=slider], input[type=range]').length"
+SLIDER = "document.querySelector('[role=slider]:not([data-disabled])')"
 
 # Pictures of a page count once the browser has decoded them.
-LOADED = "[...document.images].filter(image => image.complete && image.naturalWidth >= 32 && {condition}).length"
+LOADED = "[...document.images].filter(image => image.complete && image.naturalWidth >= 32 && {condition})"
+
+# The grids of samples come as artifacts of the runs.
+GRIDS = LOADED.format(condition="image.src.includes('get-artifact?path=images%2Fsamples%2B')")
+RUNS_WITH_GRIDS = f"[...new Set({GRIDS}.map(image => new URL(image.src).searchParams.get('run_uuid')))].sort()"
+GRID_ADDRESSES = f"{GRIDS}.map(image => image.src).sort()"
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +58,13 @@ def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, se
     experiment = service.tracking("/experiments/get-by-name", experiment_name="flowers-ddpm")["experiment"]
     found = service.tracking_post("/runs/search", experiment_ids=[experiment["experiment_id"]])["runs"]
     names = {run["info"]["run_name"] for run in found}
-    assert len(names) == 2
+    numbers = sorted(run["info"]["run_id"] for run in found)
+    assert len(names) == len(numbers) == 2
     browser.open(f"{service.mlflow}/#/experiments/{experiment['experiment_id']}/runs?compareRunsMode=CHART")
     browser.wait_for("document.querySelectorAll('.js-plotly-plot').length > 0")
+    browser.evaluate(
+        "document.querySelector('[aria-label=close], [aria-label=Close]')?.click()"
+    )  # the assistant's panel
     assert all(name in browser.text() for name in names)
     keep("mlflow_charts")
     # In the legend of the chart of losses each run has a line.
@@ -63,12 +72,18 @@ def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, se
     browser.scroll_until(f"{lines}.every(line => document.body.innerText.includes(line))")
     assert [line for line in lines if line in browser.text()] == lines
     keep("mlflow_losses")
-    browser.scroll_until(f"{LOADED.format(condition='true')} >= 2")
-    browser.wait_for(f"{SLIDERS} > 0")
-    # One grid a run, at the step that the slider chooses.
-    assert browser.evaluate(LOADED.format(condition="true")) >= len(names)
-    assert "samples" in browser.text()
+    # One grid a run, at the step that the slider chooses; the slider moves both.
+    browser.scroll_until(f"{RUNS_WITH_GRIDS}.length >= 2")
+    assert browser.evaluate(RUNS_WITH_GRIDS) == numbers
+    browser.evaluate(f"{GRIDS}[0].scrollIntoView({{block: 'center'}})")
     keep("mlflow_image_grid")
+    before = browser.evaluate(GRID_ADDRESSES)
+    assert all("step%2B0%2B" in address for address in before)
+    browser.evaluate(f"{SLIDER}.focus()")
+    browser.press("ArrowRight")
+    browser.wait_for(f"{GRIDS}.every(image => !image.src.includes('step%2B0%2B')) && {RUNS_WITH_GRIDS}.length >= 2")
+    assert browser.evaluate(RUNS_WITH_GRIDS) == numbers
+    keep("mlflow_image_grid_later")
 
 
 def test_the_prefect_page_shows_the_grid_of_samples(service, deployed_run, browser, keep):
@@ -83,8 +98,8 @@ def test_the_prefect_page_shows_the_grid_of_samples(service, deployed_run, brows
     )
     browser.open(f"{service.prefect}/artifacts/artifact/{artifact['id']}")
     embedded = LOADED.format(condition="image.src.startsWith('data:image/png')")
-    browser.wait_for(f"{embedded} > 0")
-    assert browser.evaluate(embedded) == 1
+    browser.wait_for(f"{embedded}.length > 0")
+    assert browser.evaluate(f"{embedded}.length") == 1
     keep("prefect_samples")
 
 

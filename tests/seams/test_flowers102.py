@@ -1,0 +1,65 @@
+"""All 8,189 images of Oxford Flowers 102 at 64×64, through every stage by each door."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.seams.checkout import STAGES, stages_run
+
+COPIES = Path(__file__).parents[3] / "shared" / "data" / "flowers-102"
+WANTED = {
+    "download": {"dataset": "flowers102", "source": str(COPIES), "archive_md5": "df1af0edb4234c69c71eb742a8430468"},
+    "preprocess": {"image_size": 64},
+    "train": {"unet": {"widths": [8, 16, 16, 16], "attention": [False, False, True, True]}},
+    "evaluate": {"floor_split": "test"},
+}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not COPIES.is_dir(), reason="needs the 64×64 copies of Flowers 102"),
+    pytest.mark.xdist_group("service"),
+]
+
+
+def settings(wanted, prefix=""):
+    """As words of `--set` or `-S`."""
+    words = []
+    for name, value in wanted.items():
+        nested = isinstance(value, dict)
+        words += settings(value, f"{prefix}{name}.") if nested else [f"{prefix}{name}={json.dumps(value)}"]
+    return words
+
+
+def by_hand(checkout):
+    output = checkout.pipeline(*(word for setting in settings(WANTED) for word in ("--set", setting)))
+    assert stages_run(output) == STAGES
+
+
+def by_dvc(checkout):
+    checkout.run("python", "-c", f"from stages.params import activate; activate(None, {WANTED!r})")
+    assert stages_run(checkout.dvc("repro")) == STAGES
+
+
+def by_deployment(checkout):
+    parameter = f"params={json.dumps(WANTED)}"
+    output = checkout.run("prefect", "deployment", "run", "pipeline/quickstart", "--param", parameter, "--watch")
+    assert "Flow run finished successfully" in output
+
+
+@pytest.mark.parametrize("door", [by_hand, by_dvc, by_deployment])
+def test_the_whole_dataset_goes_through_every_stage(door, request, tmp_path):
+    if door is by_deployment:
+        checkout = request.getfixturevalue("service").checkout
+    else:
+        checkout = request.getfixturevalue("project").copy(tmp_path / "flowers")
+    door(checkout)
+    summary = json.loads((checkout.folder / "build/dataset/dataset.json").read_text())
+    assert summary["splits"] == {"test": 6149, "train": 1020, "valid": 1020}
+    assert summary["num_classes"] == 102
+    metrics = json.loads((checkout.folder / "build/metrics.json").read_text())
+    assert metrics["num_samples"] == 12
+    assert metrics["reference_split"] == "train"
+    assert metrics["floor_split"] == "test"
+    assert "up to date" in checkout.dvc("status")
+    assert stages_run(checkout.dvc("repro")) == []
