@@ -54,6 +54,15 @@ def all_images() -> Tensor:
     return load_images(DATASET / "images.npy")
 
 
+def images_of(splits: Sequence[str]) -> Tensor:
+    """The images of `splits`, uint8, shape (images, 3, height, width), in the order of the index.
+
+    Raises:
+        StageError: there are none.
+    """
+    return all_images()[positions_of(splits)]
+
+
 def recorded_run_id(path: Path) -> str:
     """The MLflow run that an earlier stage noted in its result; empty where it was not tracked."""
     return str(json.loads(path.read_text())["mlflow_run_id"])
