@@ -8,10 +8,10 @@ from tqdm import tqdm
 from ddpm.distributed import is_first
 
 
-def progress_bar(description: str, total: int, unit: str, initial: int = 0) -> "tqdm[Any]":
+def progress_bar(description: str, total: int | None, unit: str, initial: int = 0) -> "tqdm[Any]":
     """A bar with rate and time left on standard error; through a pipe it speaks less often.
 
-    The first of several processes shows it.
+    The first of several processes shows it. Without a `total` it counts alone.
     """
     return tqdm(
         disable=not is_first(),
