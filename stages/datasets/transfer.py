@@ -138,9 +138,7 @@ def transfer(address: str, partial: PartialFile) -> None:
                 retries, reached = _all_retries(), partial.size
             retries = _one_less(retries, address, error)
             wait = _wait(retries, error)
-            print(
-                f"download: {_cause(error)}; going on from {partial.size / 1e6:.1f} MB in {wait:.0f} s", flush=True
-            )
+            print(f"download: {_cause(error)}; going on from {partial.size / 1e6:.1f} MB in {wait:.0f} s", flush=True)
             time.sleep(wait)
 
 

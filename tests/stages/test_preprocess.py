@@ -16,7 +16,15 @@ from stages import preprocess as module
 from stages.datasets import DATASETS, SourceImage
 from stages.download import folder_digest, inventory, write_receipt
 from stages.errors import StageError
-from stages.preprocess import SKIPPED_COLUMNS, Picture, assigned_splits, centre_cropped, decode, parallel_map, preprocess
+from stages.preprocess import (
+    SKIPPED_COLUMNS,
+    Picture,
+    assigned_splits,
+    centre_cropped,
+    decode,
+    parallel_map,
+    preprocess,
+)
 
 DATASET = Path("build/dataset")
 
@@ -298,7 +306,9 @@ def test_skipping_changes_nothing_where_all_is_well(downloaded, make_params):
 
 def test_nothing_but_damaged_images_is_an_error(photographs, make_params):
     photographs({"a.jpg": b"", "b.jpg": b"no image"})
-    with pytest.raises(StageError, match="none of the 2 images can be decoded; of the first: of no format that Pillow knows"):
+    with pytest.raises(
+        StageError, match="none of the 2 images can be decoded; of the first: of no format that Pillow knows"
+    ):
         preprocess(make_params({"preprocess.skip_damaged": True}))
     assert not (DATASET / "images.npy").exists()
 

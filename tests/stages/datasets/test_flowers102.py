@@ -1,6 +1,7 @@
 """Oxford Flowers 102: its three files from a directory, verified, and read as they are."""
 
 import hashlib
+import shutil
 import tarfile
 from collections import Counter
 from itertools import islice
@@ -47,7 +48,9 @@ def test_a_directory_is_copied(flowers, fetch):
 @pytest.mark.parametrize("source", ["nowhere", "ftp://mirror/102", "mirror/imagelabels.mat"])
 def test_a_source_that_is_neither_a_directory_nor_an_address_is_refused(flowers, fetch, monkeypatch, source):
     monkeypatch.chdir(flowers.parent)
-    message = r"download\.source must be a directory that holds 102flowers\.tgz, .* or an http\(s\) address of them, got "
+    message = (
+        r"download\.source must be a directory that holds 102flowers\.tgz, .* or an http\(s\) address of them, got "
+    )
     with pytest.raises(DatasetError, match=message):
         fetch(source)
 
@@ -127,8 +130,7 @@ def test_another_archive_is_taken_by_its_stated_digest(flowers, fetch, other_arc
     digest = other_archive()
     with pytest.raises(DatasetError, match=r"state their md5 as download\.archive_md5"):
         fetch(str(flowers))
-    (flowers.parent / "incoming" / LABELS).unlink(missing_ok=True)
-    (flowers.parent / "incoming").rmdir()
+    shutil.rmtree(flowers.parent / "incoming")
     assert contents(fetch(str(flowers), archive_md5=digest)) == contents(flowers)
 
 

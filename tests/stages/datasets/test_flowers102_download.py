@@ -86,7 +86,9 @@ def test_a_file_that_the_mirror_lacks_is_named(mirror, fetch):
 
 def test_other_bytes_are_refused_with_both_digests(mirror, fetch, other_archive):
     expected, found = flowers102.OFFICIAL_MD5[ARCHIVE], other_archive()
-    message = rf"{ARCHIVE} is not the expected file.* should be {expected}.*{found}.*state their md5 as download.archive"
+    message = (
+        rf"{ARCHIVE} is not the expected file.* should be {expected}.*{found}.*state their md5 as download.archive"
+    )
     with pytest.raises(DatasetError, match=message):
         fetch(mirror.address)
     assert fetch(mirror.address, archive_md5=found) == contents(mirror.root)

@@ -195,9 +195,10 @@ def test_an_overloaded_server_is_asked_again(serve, mirror, waits, status):
     assert [least <= wait <= least + 1.0 for wait, least in zip(waits[1:], [2.0, 4.0], strict=True)] == [True, True]
 
 
-def test_waits_differ_at_random(serve, waits):
+def test_waits_differ_at_random(serve, waits, downloads):
     # Else all clients of a server that was overloaded would come back together.
     serve(503, 503)
+    shutil.rmtree(downloads)
     serve(503, 503)
     first, second = waits[1], waits[3]
     assert first != second
@@ -260,15 +261,22 @@ def test_going_round_in_circles_is_no_progress(serve, mirror, monkeypatch, knows
     # The same half each time, or steps too small to ever arrive.
     mirror.knows_ranges = knows_ranges
     monkeypatch.setattr(transfer, "PROGRESS_BYTES", least)
-    with pytest.raises(TransferError, match="cannot be downloaded: .*IncompleteRead"):
+    with pytest.raises(TransferError, match=r"cannot be downloaded: .*IncompleteRead"):
         serve(*["cut off"] * 100)
     assert len(mirror.requests) == 1 + transfer.RETRIES
 
 
-def test_nobody_at_the_address_is_given_up_in_seconds(mirror, downloads, waits):
-    mirror.server_close()  # the port is closed now
+@pytest.fixture
+def nobody():
+    """Host and port at which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # without listen(): connections are refused
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_nobody_at_the_address_is_given_up_in_seconds(own_network, nobody, downloads, waits):
     with pytest.raises(TransferError, match=r"cannot be downloaded: .*Connection refused"):
-        fetch_verified(f"{mirror.address}/{NAME}", MD5, downloads)
+        fetch_verified(f"http://{nobody}/{NAME}", MD5, downloads)
     assert len(waits) == transfer.CONNECT_RETRIES and sum(waits) < 5.0
 
 
@@ -280,7 +288,7 @@ def test_a_name_that_cannot_be_resolved_is_given_up_in_seconds(own_network, down
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    with pytest.raises(TransferError, match="Failed to resolve 'mirror.invalid'"):
+    with pytest.raises(TransferError, match=r"Failed to resolve 'mirror\.invalid'"):
         fetch_verified("https://mirror.invalid/102/flowers.bin", MD5, downloads)
     assert asked == ["mirror.invalid"] * (1 + transfer.CONNECT_RETRIES) and sum(waits) < 5.0
 
@@ -305,9 +313,9 @@ def test_hosts_may_be_reached_without_the_proxy(serve, proxy, monkeypatch):
     assert serve() == CONTENT and proxy.requests == []
 
 
-def test_a_proxy_that_is_not_there_is_given_up_in_seconds(serve, proxy, monkeypatch, waits):
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # the port "discard", on which nobody listens
-    with pytest.raises(TransferError, match="cannot be downloaded: .*[Pp]roxy"):
+def test_a_proxy_that_is_not_there_is_given_up_in_seconds(serve, nobody, monkeypatch, waits):
+    monkeypatch.setenv("HTTP_PROXY", f"http://{nobody}")
+    with pytest.raises(TransferError, match=r"cannot be downloaded: .*[Pp]roxy"):
         serve()
     assert len(waits) == transfer.CONNECT_RETRIES
 
