@@ -32,7 +32,8 @@ from stages.drawing.flowers import generate
 PROJECT = Path(__file__).parents[1]
 WIDTH, HEIGHT = 500, 650
 NUM_DIFFERENT = 48
-QUALITY = 85
+QUALITY = 75
+NOISE_LEVELS = 10.0
 
 # The stage as `python -m stages.preprocess` runs it; the margin is a constant of its, and the peak that of its process.
 STAGE = """
@@ -125,7 +126,7 @@ def photograph(width: int, height: int, seed: int) -> NDArray[np.uint8]:
     frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     white = np.random.default_rng(seed).standard_normal((3, height, width))
     noise = np.fft.irfft2(np.fft.rfft2(white) / np.maximum(frequencies, 1.0 / side), s=(height, width))
-    noise *= 24.0 / noise.std()
+    noise *= NOISE_LEVELS / noise.std()
     pixels = drawn[top : top + height, left : left + width] + noise.transpose(1, 2, 0)
     return pixels.clip(0, 255).astype(np.uint8)
 

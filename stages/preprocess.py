@@ -177,7 +177,8 @@ def decode(image: SourceImage, size: int) -> Picture:
     """Pixels of a source, upright, as RGB; what is transparent becomes white.
 
     A JPEG much larger than `size` is decoded at a reduced scale (see `MARGIN`), for which libjpeg transforms a part of
-    each block alone.
+    each block alone. That changes the prepared pixels a little: those of photographs of 500×650 at 64 pixels by 0.2 grey
+    levels in the mean and 11 at most; where no more than `MARGIN` times the size remains, by less than 1 and 24.
 
     Raises:
         DamagedImageError: it is no image, or is damaged.
