@@ -20,6 +20,7 @@ from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image
 from ruamel.yaml import YAML
@@ -56,7 +57,7 @@ def main() -> None:
         size_mb = write_dataset(folder, arguments.num_images, arguments.image_size)
         print(
             f"{arguments.num_images} JPEGs of {WIDTH}x{HEIGHT}, {size_mb:.0f} MB, to {arguments.image_size} pixels; "
-            f"{len(os.sched_getaffinity(0))} cores; Pillow {Image.__version__}",
+            f"{len(os.sched_getaffinity(0))} cores; Pillow {PIL.__version__}",
             flush=True,
         )
         for _ in range(arguments.rounds):
@@ -127,7 +128,7 @@ def photograph(width: int, height: int, seed: int) -> NDArray[np.uint8]:
     white = np.random.default_rng(seed).standard_normal((3, height, width))
     noise = np.fft.irfft2(np.fft.rfft2(white) / np.maximum(frequencies, 1.0 / side), s=(height, width))
     noise *= NOISE_LEVELS / noise.std()
-    pixels = drawn[top : top + height, left : left + width] + noise.transpose(1, 2, 0)
+    pixels: NDArray[np.float64] = drawn[top : top + height, left : left + width] + noise.transpose(1, 2, 0)
     return pixels.clip(0, 255).astype(np.uint8)
 
 

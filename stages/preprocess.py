@@ -27,6 +27,7 @@ from stages.params import Params
 from stages.paths import DATA, DATASET, RECEIPT
 from stages.progress import progress_bar
 from stages.runner import run_stage
+from stages.sections import PreprocessParams
 
 MARGIN = 2
 """A JPEG is decoded at the smallest scale of 1, 1/2, 1/4, 1/8 that leaves so many times the size that is wanted."""
@@ -87,13 +88,33 @@ def preprocess(params: Params) -> None:
     receipt = json.loads(RECEIPT.read_text())
     verify_data(receipt, DATA)
     dataset, wanted = DATASETS[receipt["dataset"]], params.preprocess
-    count, size = dataset.count(DATA), wanted.image_size
+    count = dataset.count(DATA)
+    rows, skipped = write_images(dataset.images(DATA), count, wanted)
+    if len(rows) + len(skipped) != count:
+        raise StageError(f"{receipt['dataset']} should hold {count} images, got {len(rows) + len(skipped)}")
+    index = pd.DataFrame(rows, columns=list(INDEX_COLUMNS))
+    index["split"] = index["split"].fillna(pd.Series(assigned_splits(index, wanted.valid_fraction)))
+    write_table("index.csv", index)
+    write_table("skipped.csv", pd.DataFrame(skipped, columns=list(SKIPPED_COLUMNS)))
+    write_summary(receipt, wanted.image_size, index, len(skipped))
+
+
+def write_images(
+    images: Iterable[SourceImage], count: int, wanted: PreprocessParams
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """images.npy, of about `count` images; gives the rows of index.csv and of skipped.csv.
+
+    Raises:
+        DamagedImageError: an image cannot be decoded, and is not to be skipped.
+        StageError: none of them can be decoded.
+    """
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
+    size = wanted.image_size
     with atomic_path(DATASET / "images.npy") as temporary, temporary.open("wb") as file:
         write_header(file, count, size)
         with progress_bar("preprocess", count, "images") as bar:
-            for prepared in parallel_map(lambda image: prepare_or_refuse(image, size), dataset.images(DATA)):
+            for prepared in parallel_map(lambda image: prepare_or_refuse(image, size), images):
                 if isinstance(prepared, PreparedImage):
                     file.write(prepared.pixels.tobytes())
                     rows.append(prepared.row)
@@ -102,30 +123,30 @@ def preprocess(params: Params) -> None:
                 else:
                     raise prepared
                 bar.update()
-        if len(rows) + len(skipped) != count:
-            raise StageError(f"{receipt['dataset']} should hold {count} images, got {len(rows) + len(skipped)}")
-        if not rows:
-            raise StageError(f"none of the {count} images can be decoded; of the first: {skipped[0]['reason']}")
+        if skipped and not rows:
+            raise StageError(f"none of the {len(skipped)} images can be decoded; the first is {skipped[0]['reason']}")
         write_header(file, len(rows), size)
-    index = pd.DataFrame(rows, columns=list(INDEX_COLUMNS))
-    index["split"] = index["split"].fillna(pd.Series(assigned_splits(index, wanted.valid_fraction)))
-    write_table("index.csv", index)
-    write_table("skipped.csv", pd.DataFrame(skipped, columns=list(SKIPPED_COLUMNS)))
+    return rows, skipped
+
+
+def write_summary(receipt: dict[str, Any], size: int, index: pd.DataFrame, num_skipped: int) -> None:
+    """dataset.json, and a line of it for people."""
+    splits = {name: int(number) for name, number in index["split"].value_counts().sort_index().items()}
     summary = {
         "dataset": receipt["dataset"],
         "source_digest": receipt["digest"],
         "image_size": size,
-        "num_images": len(rows),
-        "num_skipped": len(skipped),
+        "num_images": len(index),
+        "num_skipped": num_skipped,
         "images_md5": file_digest(DATASET / "images.npy"),
-        "splits": {name: int(number) for name, number in index["split"].value_counts().sort_index().items()},
+        "splits": splits,
         "num_classes": int(index["class_number"].nunique()),
     }
     with atomic_path(DATASET / "dataset.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"preprocess: {len(rows)} images of {size}x{size}, splits {summary['splits']}", flush=True)
-    if skipped:
-        print(f"preprocess: {len(skipped)} damaged images skipped, see {DATASET / 'skipped.csv'}", flush=True)
+    print(f"preprocess: {len(index)} images of {size}x{size}, splits {splits}", flush=True)
+    if num_skipped:
+        print(f"preprocess: {num_skipped} damaged images left out, see {DATASET / 'skipped.csv'}", flush=True)
 
 
 def verify_data(receipt: dict[str, Any], folder: Path) -> None:
@@ -177,8 +198,8 @@ def decode(image: SourceImage, size: int) -> Picture:
     """Pixels of a source, upright, as RGB; what is transparent becomes white.
 
     A JPEG much larger than `size` is decoded at a reduced scale (see `MARGIN`), for which libjpeg transforms a part of
-    each block alone. That changes the prepared pixels a little: those of photographs of 500×650 at 64 pixels by 0.2 grey
-    levels in the mean and 11 at most; where no more than `MARGIN` times the size remains, by less than 1 and 24.
+    each block alone. That changes the prepared pixels a little: those of photographs of 500×650 at 64 pixels by 0.2
+    grey levels in the mean and 11 at most; where no more than `MARGIN` times the size remains, by less than 1 and 24.
 
     Raises:
         DamagedImageError: it is no image, or is damaged.

@@ -289,7 +289,7 @@ def test_a_damaged_image_is_skipped_where_that_is_wanted(photographs, make_param
     (row,) = read_table("skipped.csv").itertuples()
     assert (row.number, row.name, row.class_number, row.class_name) == (2, "rose/b.jpg", 0, "rose")
     assert row.source_md5 == hashlib.md5(broken).hexdigest() and row.reason
-    assert "1 damaged images skipped, see build/dataset/skipped.csv" in capsys.readouterr().out
+    assert "1 damaged images left out, see build/dataset/skipped.csv" in capsys.readouterr().out
 
     before = {path.name: path.read_bytes() for path in DATASET.iterdir()}
     preprocess(make_params({"preprocess.skip_damaged": True}))
@@ -307,7 +307,7 @@ def test_skipping_changes_nothing_where_all_is_well(downloaded, make_params):
 def test_nothing_but_damaged_images_is_an_error(photographs, make_params):
     photographs({"a.jpg": b"", "b.jpg": b"no image"})
     with pytest.raises(
-        StageError, match="none of the 2 images can be decoded; of the first: of no format that Pillow knows"
+        StageError, match="none of the 2 images can be decoded; the first is of no format that Pillow knows"
     ):
         preprocess(make_params({"preprocess.skip_damaged": True}))
     assert not (DATASET / "images.npy").exists()
