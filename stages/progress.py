@@ -18,7 +18,7 @@ def progress_bar(description: str, total: int | None, unit: str, initial: int = 
         total=total,
         initial=initial,
         desc=description,
-        unit=f" {unit}",
+        unit=unit if unit == "B" else f" {unit}",  # MB, but M images
         unit_scale=True,
         dynamic_ncols=True,
         smoothing=0.05,

@@ -359,6 +359,7 @@ def test_progress_is_shown_and_breaks_are_told(serve, capsys):
     serve("cut off")
     shown = capsys.readouterr()
     assert f"{NAME}:  50%" in shown.err and f"{NAME}: 100%" in shown.err and "100k/100k" in shown.err
+    assert "B/s]" in shown.err
     assert "IncompleteRead" in shown.out and "going on from 0.1 MB in 0 s" in shown.out
 
 
