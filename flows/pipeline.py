@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from prefect import flow
@@ -21,6 +22,7 @@ from tasks.sample import sample
 from tasks.train import train
 
 EXIT_INTERRUPTED = 130  # as a shell counts Ctrl-C
+EXIT_TERMINATED = 143  # as a shell counts SIGTERM
 
 
 @flow(name="pipeline")
@@ -53,6 +55,7 @@ def main() -> None:
         print(f"Everything is up to date with params.yaml (profile {params.profile}).")
     else:
         print(f"Running the pipeline on profile {params.profile}.", flush=True)
+        signal.signal(signal.SIGTERM, _terminate)
         try:
             start_server()
             state = pipeline(arguments.profile, Overrides(**overrides), return_state=True)
@@ -62,6 +65,15 @@ def main() -> None:
         if not state.is_completed():
             sys.exit(f"pipeline: {state.message}")
     print(results_summary())
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    """Leave by way of Python's own end, which stops the temporary server; the signal's default would leave it behind.
+
+    Prefect calls this when it has ended the flow.
+    """
+    print("pipeline: ended by SIGTERM; what is done is kept, and the same command goes on", file=sys.stderr, flush=True)
+    sys.exit(EXIT_TERMINATED)
 
 
 def start_server() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 DATA = Path("data")
 DATA_PIN = Path("data.dvc")
 BUILD = Path("build")
+DOWNLOADS = BUILD / "downloads"
 RECEIPT = BUILD / "download.json"
 DATASET = BUILD / "dataset"
 REFERENCE = BUILD / "reference"

@@ -8,17 +8,17 @@ from tqdm import tqdm
 from ddpm.distributed import is_first
 
 
-def progress_bar(description: str, total: int, unit: str, initial: int = 0) -> "tqdm[Any]":
+def progress_bar(description: str, total: int | None, unit: str, initial: int = 0) -> "tqdm[Any]":
     """A bar with rate and time left on standard error; through a pipe it speaks less often.
 
-    The first of several processes shows it.
+    The first of several processes shows it. Without a `total` it counts alone.
     """
     return tqdm(
         disable=not is_first(),
         total=total,
         initial=initial,
         desc=description,
-        unit=f" {unit}",
+        unit=unit if unit == "B" else f" {unit}",  # MB, but M images
         unit_scale=True,
         dynamic_ncols=True,
         smoothing=0.05,

@@ -53,6 +53,8 @@ class PreprocessParams(Section):
     """height and width after the centre crop and antialiased resize, in pixels"""
     valid_fraction: Annotated[float, Field(gt=0.0, lt=0.5)]
     """share of images in split "valid", and as many in "test", of a dataset without official splits"""
+    skip_damaged: bool
+    """leave out images that cannot be decoded, and list them in build/dataset/skipped.csv; false ends the run there"""
 
 
 class UNetParams(Section):

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.files import file_digest
+from stages.datasets.flowers102_classes import CLASS_NAMES
 from stages.datasets.source import DatasetError, SourceImage, SplitName
+from stages.datasets.transfer import TransferError, WrongDigestError, fetch_verified
+from stages.paths import DOWNLOADS
 from stages.sections import DownloadParams
 
 OFFICIAL_ADDRESS = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 ARCHIVE, LABELS, SPLITS = "102flowers.tgz", "imagelabels.mat", "setid.mat"
-OFFICIAL_MD5 = {
-    ARCHIVE: "52808999861908f626f3c1f4e79d11fa",
+OFFICIAL_MD5 = {  # in this order they are fetched: the two small ones show early that an address is wrong
     LABELS: "e0620be6f572b9609742df49c70aed4d",
     SPLITS: "a5357ecc9cb78c4bef273ce3793fc85c",
+    ARCHIVE: "52808999861908f626f3c1f4e79d11fa",
 }
-TIMEOUT_SECONDS = 30
-RETRIES = 2
 
 _SPLIT_KEYS: dict[str, SplitName] = {"trnid": "train", "valid": "valid", "tstid": "test"}
 _IMAGE_NAME = re.compile(r"(?:.*/)?image_(\d{5})\.jpg")
@@ -31,30 +32,33 @@ class Flowers102:
     is_immutable = True
 
     def fetch(self, params: DownloadParams, folder: Path, previous: Path) -> None:
+        missing = {}
         for name, md5 in expected_md5(params).items():
             kept = previous / name
             if kept.is_file() and file_digest(kept) == md5:
                 shutil.copyfile(kept, folder / name)
-            elif params.source is None or params.source.startswith(("http://", "https://")):
-                _download((params.source or OFFICIAL_ADDRESS).rstrip("/") + f"/{name}", md5, folder / name)
             else:
-                _copy(Path(params.source).expanduser() / name, md5, folder / name)
+                missing[name] = md5
+        source = params.source or OFFICIAL_ADDRESS
+        if missing and source.startswith(("http://", "https://")):
+            _download(source, missing, folder)
+        elif missing:
+            _copy(Path(source).expanduser(), missing, folder)
 
     def count(self, folder: Path) -> int:
         return len(_matrix(folder / LABELS, "labels"))
 
     def images(self, folder: Path) -> Iterator[SourceImage]:
-        from torchvision.datasets import Flowers102 as Torchvision
-
-        class_names: list[str] = Torchvision.classes
         labels = _matrix(folder / LABELS, "labels")
         split_of = {
             int(number): split for key, split in _SPLIT_KEYS.items() for number in _matrix(folder / SPLITS, key)
         }
         for number, content in _archived_images(folder / ARCHIVE):
-            label = int(labels[number - 1])
             name = f"image_{number:05d}.jpg"
-            yield SourceImage(number, name, content, label, class_names[label - 1], split_of[number])
+            if number not in split_of:
+                raise DatasetError(f"{folder / ARCHIVE} holds {name}, of which {LABELS} and {SPLITS} know nothing")
+            label = int(labels[number - 1])
+            yield SourceImage(number, name, content, label, CLASS_NAMES[label - 1], split_of[number])
 
 
 def expected_md5(params: DownloadParams) -> dict[str, str]:
@@ -62,41 +66,48 @@ def expected_md5(params: DownloadParams) -> dict[str, str]:
     return OFFICIAL_MD5 | ({ARCHIVE: params.archive_md5} if params.archive_md5 is not None else {})
 
 
-def _copy(source: Path, md5: str, destination: Path) -> None:
-    if not source.is_file():
-        raise DatasetError(f"{source} is missing; download.source must hold {ARCHIVE}, {LABELS} and {SPLITS}")
-    found = file_digest(source)
-    if found != md5:
-        raise DatasetError(_wrong_bytes(str(source), md5, found))
-    shutil.copyfile(source, destination)
-
-
-def _download(address: str, md5: str, destination: Path) -> None:
-    import pooch
-    import requests
-
-    downloader = pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS, progressbar=True)
-    fetcher = pooch.create(
-        path=destination.parent,
-        base_url=address.rsplit("/", 1)[0] + "/",
-        registry={destination.name: f"md5:{md5}"},
-        retry_if_failed=RETRIES,
-    )
-    try:
-        fetcher.fetch(destination.name, downloader=downloader)
-    except requests.RequestException as error:
+def _copy(source: Path, wanted: dict[str, str], folder: Path) -> None:
+    if not source.is_dir():
         raise DatasetError(
-            f"{address} cannot be downloaded: {error}. Try again later, or set download.source to a mirror's address "
-            "or to a directory that holds the files"
-        ) from error
-    except ValueError as error:  # pooch's word for bytes with another digest
-        raise DatasetError(_wrong_bytes(address, md5, str(error))) from error
+            f"download.source must be a directory that holds {ARCHIVE}, {LABELS} and {SPLITS}, or an http(s) address "
+            f"of them, got {source}, which is neither"
+        )
+    for name, md5 in wanted.items():
+        path = source / name
+        if not path.is_file():
+            raise DatasetError(f"{path} is missing; download.source must hold {ARCHIVE}, {LABELS} and {SPLITS}")
+        found = file_digest(path)
+        if found != md5:
+            raise DatasetError(_wrong_bytes(str(path), md5, found))
+        shutil.copyfile(path, folder / name)
+
+
+def _download(source: str, wanted: dict[str, str], folder: Path) -> None:
+    arrived = {}
+    for name, md5 in wanted.items():
+        address = f"{source.rstrip('/')}/{name}"
+        try:
+            arrived[name] = fetch_verified(address, md5, DOWNLOADS)
+        except WrongDigestError as error:
+            raise DatasetError(_wrong_bytes(address, md5, error.found)) from error
+        except TransferError as error:
+            raise DatasetError(
+                f"{error}. What has arrived stays in {DOWNLOADS}: run it again to go on, or set download.source to a "
+                "mirror's address or to a directory that holds the files"
+            ) from error
+    # Not before all are there: what lies in DOWNLOADS survives a failure.
+    for name, path in arrived.items():
+        shutil.move(path, folder / name)
+    shutil.rmtree(DOWNLOADS)
 
 
 def _wrong_bytes(place: str, md5: str, found: str) -> str:
+    message = f"{place} is not the expected file: its md5 should be {md5}, got {found}"
+    if not place.endswith(ARCHIVE):  # whose numbers mean nothing with other labels and splits
+        return f"{message}. Only the archive may have other bytes"
     return (
-        f"{place} is not the expected file: its md5 should be {md5}, got {found}. "
-        "If other bytes are meant, as with a mirror of resized copies, state their md5 as download.archive_md5"
+        f"{message}. If other bytes are meant, as with a mirror of resized copies, state their md5 as "
+        "download.archive_md5"
     )
 
 

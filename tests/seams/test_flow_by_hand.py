@@ -101,3 +101,16 @@ def test_control_c_saves_the_training_leaves_no_process_and_the_next_run_goes_on
     wait_until(lambda: not checkout.processes("stages.train"), "the end of the stage", seconds=15)
     wait_until(lambda: not checkout.processes("dvc"), "the end of DVC", seconds=15)
     assert max(checkpoints(checkout)) > saved
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_training_and_takes_the_temporary_server_with_it(checkout, start_training):
+    before = checkpoints(checkout)
+    process, log = start_training("terminated")
+    process.terminate()  # the flow alone, as `kill` does
+    assert process.wait(timeout=60) == 143
+    wait_until(lambda: not checkout.processes(), "the end of every process", seconds=10)
+    (saved,) = set(checkpoints(checkout)) - set(before)
+    assert f"step {saved}, kept in build/checkpoints/" in log.read_text()
+    assert "pipeline: ended by SIGTERM" in log.read_text()
+    assert "Traceback" not in log.read_text()

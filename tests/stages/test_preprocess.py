@@ -16,7 +16,15 @@ from stages import preprocess as module
 from stages.datasets import DATASETS, SourceImage
 from stages.download import folder_digest, inventory, write_receipt
 from stages.errors import StageError
-from stages.preprocess import assigned_splits, centre_cropped, decode, parallel_map, preprocess
+from stages.preprocess import (
+    SKIPPED_COLUMNS,
+    Picture,
+    assigned_splits,
+    centre_cropped,
+    decode,
+    parallel_map,
+    preprocess,
+)
 
 DATASET = Path("build/dataset")
 
@@ -56,15 +64,23 @@ def encoded(image, kind="PNG", **options):
 
 def decoded(image, kind="PNG", **options):
     content = encoded(image, kind, **options)
-    return np.asarray(decode(SourceImage(1, "a picture", content, 0, "", None)))
+    return np.asarray(decode(SourceImage(1, "a picture", content, 0, "", None), size=10_000).pixels)
+
+
+def whole(image):
+    return Picture(image, *image.size, reduction=1.0)
 
 
 def noise(width, height, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def read_table(name):
+    return pd.read_csv(DATASET / name, keep_default_na=False)
+
+
 def read_index():
-    return pd.read_csv(DATASET / "index.csv", keep_default_na=False)
+    return read_table("index.csv")
 
 
 @pytest.mark.parametrize(
@@ -76,14 +92,14 @@ def test_the_central_square_is_resized_as_pillow_does(width, height, box, size):
     pixels = noise(width, height)
     left, top, right, bottom = box
     by_hand = Image.fromarray(pixels[top:bottom, left:right]).resize((size, size), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(centre_cropped(Image.fromarray(pixels), size), np.asarray(by_hand))
+    np.testing.assert_array_equal(centre_cropped(whole(Image.fromarray(pixels)), size), np.asarray(by_hand))
 
 
 def test_shrinking_averages_over_all_pixels():
     # A chequerboard becomes grey; without antialiasing it would become black or white.
     board = np.indices((64, 64)).sum(axis=0) % 2 * 255
     picture = Image.fromarray(board.astype(np.uint8)).convert("RGB")
-    assert np.abs(centre_cropped(picture, 8).astype(int) - 127).max() <= 2
+    assert np.abs(centre_cropped(whole(picture), 8).astype(int) - 127).max() <= 2
 
 
 def test_rows_of_the_array_are_rows_of_the_index(photographs, make_params):
@@ -113,11 +129,20 @@ def test_the_summary_counts_and_names_the_bytes(downloaded, make_params):
     preprocess(make_params())
     summary, index = json.loads((DATASET / "dataset.json").read_text()), read_index()
     assert summary["dataset"] == "synthetic_flowers" and summary["image_size"] == 16
+    assert summary["num_skipped"] == 0 and list(read_table("skipped.csv")) == list(SKIPPED_COLUMNS)
     assert summary["num_images"] == len(index) == len(np.load(DATASET / "images.npy")) == 24
     assert summary["images_md5"] == hashlib.md5((DATASET / "images.npy").read_bytes()).hexdigest()
     assert summary["source_digest"] == folder_digest(inventory(Path("data")))
     assert summary["splits"] == index["split"].value_counts().to_dict() and sum(summary["splits"].values()) == 24
     assert summary["num_classes"] == index["class_name"].nunique()
+
+
+def test_the_array_is_as_numpy_writes_it(downloaded, make_params):
+    downloaded()
+    preprocess(make_params())
+    buffer = io.BytesIO()
+    np.save(buffer, np.load(DATASET / "images.npy"))
+    assert (DATASET / "images.npy").read_bytes() == buffer.getvalue()
 
 
 def test_drawn_images_of_the_wanted_size_are_taken_as_they_are(downloaded, make_params):
@@ -132,7 +157,7 @@ def test_the_same_data_gives_the_same_bytes(downloaded, make_params):
     first = {path.name: path.read_bytes() for path in DATASET.iterdir()}
     preprocess(make_params())
     assert {path.name: path.read_bytes() for path in DATASET.iterdir()} == first
-    assert sorted(first) == ["dataset.json", "images.npy", "index.csv"]
+    assert sorted(first) == ["dataset.json", "images.npy", "index.csv", "skipped.csv"]
 
 
 def test_official_splits_are_kept_and_others_filled_in(downloaded, make_params, monkeypatch):
@@ -228,14 +253,63 @@ def test_printing_colours_become_screen_colours():
     assert red < 5 and green > 250 and blue > 250
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-@pytest.mark.parametrize("kept", [0, 10, 0.5])
-def test_a_damaged_image_is_an_error_that_names_it(photographs, make_params, kind, kept):
+DAMAGED = [(kind, kept) for kind in ("PNG", "JPEG", "WEBP") for kept in (0, 10, 0.5)] + [("JPEG", 0.95)]
+
+
+def damaged(kind, kept):
+    """The first bytes of a file, by number or share."""
     content = encoded(Image.fromarray(noise(32, 32)), kind)
-    damaged = content[: int(len(content) * kept) if isinstance(kept, float) else kept]
-    photographs({"a.png": encoded(Image.fromarray(noise(16, 16))), "rose/broken.jpg": damaged})
-    with pytest.raises(StageError, match=r"rose/broken\.jpg cannot be decoded as an image .*remove or replace it"):
+    return content[: int(len(content) * kept) if isinstance(kept, float) else kept]
+
+
+@pytest.mark.parametrize(("kind", "kept"), DAMAGED)
+def test_a_damaged_image_is_an_error_that_names_it(photographs, make_params, kind, kept):
+    photographs({"a.png": encoded(Image.fromarray(noise(16, 16))), "rose/broken.jpg": damaged(kind, kept)})
+    message = r"rose/broken\.jpg cannot be decoded as an image .*remove or replace it, .*preprocess\.skip_damaged: true"
+    with pytest.raises(StageError, match=message):
         preprocess(make_params())
+    assert not (DATASET / "images.npy").exists()
+
+
+@pytest.mark.parametrize(("kind", "kept"), DAMAGED)
+def test_a_damaged_image_is_skipped_where_that_is_wanted(photographs, make_params, capsys, kind, kept):
+    pixels = [noise(16, 16, seed) for seed in range(3)]
+    broken, names = damaged(kind, kept), ["rose/a.png", "rose/c.png", "tulip/d.png"]
+    whole_ones = dict(zip(names, (encoded(Image.fromarray(image)) for image in pixels), strict=True))
+    photographs(whole_ones | {"rose/b.jpg": broken})
+    preprocess(make_params({"preprocess.skip_damaged": True}))
+
+    # Rows of the array and of the index still go together, and the others keep their numbers.
+    index = read_index()
+    assert list(index["name"]) == names and list(index["number"]) == [1, 3, 4]
+    np.testing.assert_array_equal(np.load(DATASET / "images.npy"), pixels)
+    summary = json.loads((DATASET / "dataset.json").read_text())
+    assert summary["num_images"] == 3 and summary["num_skipped"] == 1 and sum(summary["splits"].values()) == 3
+
+    (row,) = read_table("skipped.csv").itertuples()
+    assert (row.number, row.name, row.class_number, row.class_name) == (2, "rose/b.jpg", 0, "rose")
+    assert row.source_md5 == hashlib.md5(broken).hexdigest() and row.reason
+    assert "1 damaged images left out, see build/dataset/skipped.csv" in capsys.readouterr().out
+
+    before = {path.name: path.read_bytes() for path in DATASET.iterdir()}
+    preprocess(make_params({"preprocess.skip_damaged": True}))
+    assert {path.name: path.read_bytes() for path in DATASET.iterdir()} == before
+
+
+def test_skipping_changes_nothing_where_all_is_well(downloaded, make_params):
+    downloaded()
+    preprocess(make_params())
+    before = {path.name: path.read_bytes() for path in DATASET.iterdir()}
+    preprocess(make_params({"preprocess.skip_damaged": True}))
+    assert {path.name: path.read_bytes() for path in DATASET.iterdir()} == before
+
+
+def test_nothing_but_damaged_images_is_an_error(photographs, make_params):
+    photographs({"a.jpg": b"", "b.jpg": b"no image"})
+    with pytest.raises(
+        StageError, match="none of the 2 images can be decoded; the first is of no format that Pillow knows"
+    ):
+        preprocess(make_params({"preprocess.skip_damaged": True}))
     assert not (DATASET / "images.npy").exists()
 
 

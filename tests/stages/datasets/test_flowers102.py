@@ -1,6 +1,7 @@
 """Oxford Flowers 102: its three files from a directory, verified, and read as they are."""
 
 import hashlib
+import shutil
 import tarfile
 from collections import Counter
 from itertools import islice
@@ -11,6 +12,7 @@ from torchvision.datasets import Flowers102 as Torchvision
 
 from stages.datasets import DATASETS, DatasetError, flowers102
 from stages.datasets.flowers102 import ARCHIVE, LABELS, SPLITS
+from stages.datasets.flowers102_classes import CLASS_NAMES
 
 FLOWERS = DATASETS["flowers102"]
 REAL = Path(__file__).parents[3] / ".." / "shared" / "data" / "flowers-102"
@@ -43,6 +45,16 @@ def test_a_directory_is_copied(flowers, fetch):
     assert contents(fetch(str(flowers))) == contents(flowers)
 
 
+@pytest.mark.parametrize("source", ["nowhere", "ftp://mirror/102", "mirror/imagelabels.mat"])
+def test_a_source_that_is_neither_a_directory_nor_an_address_is_refused(flowers, fetch, monkeypatch, source):
+    monkeypatch.chdir(flowers.parent)
+    message = (
+        r"download\.source must be a directory that holds 102flowers\.tgz, .* or an http\(s\) address of them, got "
+    )
+    with pytest.raises(DatasetError, match=message):
+        fetch(source)
+
+
 def test_home_is_understood(flowers, fetch, monkeypatch):
     monkeypatch.setenv("HOME", str(flowers.parent))
     assert contents(fetch(f"~/{flowers.name}")) == contents(flowers)
@@ -69,6 +81,16 @@ def test_labels_count_from_one_in_the_order_of_the_class_names(flowers):
     names = {image.class_number: image.class_name for image in FLOWERS.images(flowers)}
     # The two ends and one between, from the dataset's own page.
     assert names[1] == "pink primrose" and names[77] == "passion flower" and names[102] == "blackberry lily"
+
+
+def test_the_class_names_are_those_that_torchvision_knows():
+    assert list(CLASS_NAMES) == Torchvision.classes and len(set(CLASS_NAMES)) == 102
+
+
+def test_an_image_without_label_is_an_error(flowers, other_archive):
+    other_archive(numbers=(1, 7))
+    with pytest.raises(DatasetError, match=r"102flowers\.tgz holds image_00007\.jpg, of which imagelabels\.mat and"):
+        list(FLOWERS.images(flowers))
 
 
 def test_the_archive_is_read_as_a_stream(flowers, monkeypatch):
@@ -108,8 +130,7 @@ def test_another_archive_is_taken_by_its_stated_digest(flowers, fetch, other_arc
     digest = other_archive()
     with pytest.raises(DatasetError, match=r"state their md5 as download\.archive_md5"):
         fetch(str(flowers))
-    (flowers.parent / "incoming" / LABELS).unlink(missing_ok=True)
-    (flowers.parent / "incoming").rmdir()
+    shutil.rmtree(flowers.parent / "incoming")
     assert contents(fetch(str(flowers), archive_md5=digest)) == contents(flowers)
 
 
