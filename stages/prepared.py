@@ -21,13 +21,19 @@ def dataset_summary() -> dict[str, Any]:
     return summary
 
 
+def dataset_index() -> pd.DataFrame:
+    """A row for each image of the prepared array, in its order: number, class, split, size and digest of its source."""
+    # A class may be called "nan", or "01".
+    return pd.read_csv(DATASET / "index.csv", keep_default_na=False, dtype={"class_name": str})
+
+
 def positions_of(splits: Sequence[str]) -> Tensor:
     """Where the images of `splits` stand in the prepared array, int64, in the order of the index.
 
     Raises:
         StageError: there are none.
     """
-    index = pd.read_csv(DATASET / "index.csv", keep_default_na=False)
+    index = dataset_index()
     positions = np.flatnonzero(index["split"].isin(list(splits)).to_numpy())
     if len(positions) == 0:
         raise StageError(
