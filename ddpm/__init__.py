@@ -6,6 +6,7 @@ Checkpoints, features, metrics and the drawing of images ask for more packages, 
 from ddpm.data import TrainingImages
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.ema import ExponentialMovingAverage
+from ddpm.guidance import guided
 from ddpm.samplers import ImageNoise, sample, sampler_steps
 from ddpm.schedules import cosine_betas, linear_betas
 from ddpm.training import TrainingConfig, TrainingState, train
@@ -21,6 +22,7 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "cosine_betas",
+    "guided",
     "linear_betas",
     "sample",
     "sampler_steps",

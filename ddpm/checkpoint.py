@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddpm.diffusion import GaussianDiffusion, Prediction
+from ddpm.classes import ImageClass, labels_in_turn, labels_of
+from ddpm.diffusion import GaussianDiffusion, NoiseModel, Prediction
 from ddpm.ema import ExponentialMovingAverage
 from ddpm.files import atomic_path
+from ddpm.guidance import guided
 from ddpm.schedules import ScheduleName, make_betas
 from ddpm.training import TrainingState
 from ddpm.unet import UNet, UNetConfig
@@ -57,6 +59,36 @@ class PublishedModel:
     unet: UNet
     diffusion: GaussianDiffusion
     image_size: int
+    classes: tuple[ImageClass, ...] = ()
+    """by label; none, where the network knows no classes"""
+
+    def asked(
+        self,
+        classes: Sequence[str | int] | None,
+        image_numbers: Sequence[int],
+        guidance_scale: float = 1.0,
+        network: nn.Module | None = None,
+    ) -> NoiseModel:
+        """The network as it draws the images of these numbers: guided to their classes, where it knows any.
+
+        Args:
+            classes: names or numbers, which the images have in turn: image i has the one of number i mod
+                len(classes); None takes all that the network knows.
+            image_numbers: of the images of a batch.
+            guidance_scale: see `ddpm.guidance.guided`.
+            network: in the place of `unet`, such as a compiled one.
+
+        Raises:
+            ValueError: a class is unknown, the network knows none at all, or the scale does not fit.
+        """
+        network = self.unet if network is None else network
+        labels = labels_of(classes, self.classes)
+        if not labels:
+            if guidance_scale != 1.0:
+                raise ValueError(f"the model knows no classes, so guidance_scale must be 1, got {guidance_scale}")
+            return network
+        on_device = labels_in_turn(labels, image_numbers).to(self.diffusion.betas.device)
+        return guided(network, on_device, guidance_scale)
 
 
 def fingerprint_of(experiment: Mapping[str, Any]) -> str:
@@ -143,13 +175,23 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _CHECKPOINT_NAME.fullmatch(path.name))
 
 
-def publish_model(folder: Path, state: TrainingState, diffusion: DiffusionConfig, image_size: int) -> None:
+def publish_model(
+    folder: Path,
+    state: TrainingState,
+    diffusion: DiffusionConfig,
+    image_size: int,
+    classes: Sequence[ImageClass] = (),
+) -> None:
     """Write the averaged weights, the raw ones and their configuration, as `load_model` reads them.
 
     A further moving average of decay 0.9999 becomes averaged_0.9999.
+
+    Raises:
+        ValueError: the network knows another number of classes.
     """
     unet = state.model
     assert isinstance(unet, UNet)
+    _require_as_many(classes, unet)
     modules = {"raw": unet, "averaged": state.ema.module}
     modules |= {f"averaged_{ema.decay}": ema.module for ema in state.extra_emas}
     for name, module in modules.items():
@@ -159,6 +201,7 @@ def publish_model(folder: Path, state: TrainingState, diffusion: DiffusionConfig
         "image_size": image_size,
         "unet": dataclasses.asdict(unet.config),
         "diffusion": dataclasses.asdict(diffusion),
+        "classes": [dataclasses.asdict(each) for each in classes],
     }
     with atomic_path(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n")
@@ -188,10 +231,17 @@ def load_model(folder: Path, weights: str = "averaged", device: torch.device | s
         unet.load_state_dict(tensors)
         diffusion = DiffusionConfig(**config["diffusion"]).build().to(device)
         image_size = int(config["image_size"])
+        classes = tuple(ImageClass(**each) for each in config["classes"])
+        _require_as_many(classes, unet)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder}/config.json does not describe the weights beside it: {error}") from error
     unet = unet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return PublishedModel(unet.eval().requires_grad_(False), diffusion, image_size)
+    return PublishedModel(unet.eval().requires_grad_(False), diffusion, image_size, classes)
+
+
+def _require_as_many(classes: Sequence[ImageClass], unet: UNet) -> None:
+    if len(classes) != (unet.config.num_classes or 0):
+        raise ValueError(f"{len(classes)} classes are named, and the network knows {unet.config.num_classes or 'none'}")
 
 
 def _state_tensors(state: TrainingState) -> dict[str, Tensor]:

@@ -50,9 +50,10 @@ class TrainingImages:
         device: where the batches are wanted; None leaves them where the images are.
         resident: whether the images move to the device; None decides by its free memory.
         positions: which of the images to train on; None takes all.
+        labels: the class of each of the images, for a network that knows classes.
 
     Raises:
-        ValueError: there are no images, or the batch size is below 1.
+        ValueError: there are no images, the batch size is below 1, or the labels are not as many as the images.
     """
 
     def __init__(
@@ -64,12 +65,17 @@ class TrainingImages:
         device: torch.device | None = None,
         resident: bool | None = None,
         positions: Int64[Tensor, " images_used"] | None = None,
+        labels: Int64[Tensor, " labels"] | None = None,
     ) -> None:
         self.positions = torch.arange(len(images)) if positions is None else positions
         if len(self.positions) == 0:
             raise ValueError("the dataset holds no images to train on")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if labels is not None and len(labels) != len(images):
+            raise ValueError(f"each image needs a label: {len(images)} images, got {len(labels)} labels")
+        # Few bytes, which stay where the indices are drawn.
+        self.labels = None if labels is None else labels.cpu()[self.positions]
         self.device = images.device if device is None else device
         num_bytes = len(self.positions) * images[0].numel()
         self.is_resident = fits_on(self.device, num_bytes) if resident is None else resident
@@ -102,6 +108,15 @@ class TrainingImages:
             return x_0
         flips = torch.rand(self.batch_size, generator=_generator(self.seed, _FLIP_STREAM + step))[part] < 0.5
         return torch.where(flips.to(self.device, non_blocking=True)[:, None, None, None], x_0.flip(3), x_0)
+
+    def batch_labels(self, step: int, part: slice = slice(None)) -> Int64[Tensor, " batch"] | None:
+        """The labels of the images of step `step`, on the CPU; None where the images have none.
+
+        Args:
+            step: at least 0.
+            part: which of them, for one of several processes.
+        """
+        return None if self.labels is None else self.labels[self.indices(step)[part]]
 
     def indices(self, step: int) -> Int64[Tensor, " batch"]:
         """Which images step `step` holds, as numbers among those trained on."""

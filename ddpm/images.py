@@ -12,6 +12,9 @@ from ddpm.shapes import Float, UInt8
 
 Pixels = UInt8[Tensor, "batch channels height width"]
 
+_SHOWN_PIXELS = 96
+_FONT_SIZE = 16
+
 
 def to_model_range(pixels: Pixels) -> Float[Tensor, "batch channels height width"]:
     """Bytes 0 … 255 to float32 -1 … 1."""
@@ -40,7 +43,42 @@ def grid(pixels: Pixels, columns: int | None = None) -> UInt8[Tensor, "grid_heig
         raise ValueError("a grid needs at least one image")
     columns = columns or math.ceil(math.sqrt(len(pixels)))
     drawn: Tensor = make_grid(pixels, nrow=columns, padding=2, pad_value=255)
+    if len(pixels) == 1:  # which torchvision leaves without a border
+        drawn = torch.nn.functional.pad(drawn, (2, 2, 2, 2), value=255)
     return drawn.permute(1, 2, 0)
+
+
+def class_grid(pixels: Pixels, names: Sequence[str], scale: int = 1) -> UInt8[Tensor, "grid_height grid_width 3"]:
+    """Images whose classes come in turn, a row for each class, with its name to the left.
+
+    Rows are equally long, so that the last images may be left out. Many short rows stand in blocks side by side.
+
+    Args:
+        pixels: at least one; image i is of class i mod len(names).
+        names: of the classes.
+        scale: each pixel is enlarged to `scale` x `scale`.
+
+    Raises:
+        ValueError: there are no images or no names.
+    """
+    if len(pixels) == 0 or not names:
+        raise ValueError(f"a grid by class needs images and names, got {len(pixels)} and {len(names)}")
+    num_rows = min(len(names), len(pixels))
+    rows = [pixels[row :: len(names)][: len(pixels) // num_rows] for row in range(num_rows)]
+    drawn = [_enlarged(grid(row, columns=len(row)), scale) for row in rows]
+    captions = _captions(names[:num_rows], drawn[0].shape[0])
+    lines = [np.concatenate(pair, axis=1) for pair in zip(captions, drawn, strict=True)]
+    num_blocks = max(1, round(math.sqrt(num_rows * lines[0].shape[0] / lines[0].shape[1])))
+    height = math.ceil(num_rows / num_blocks)
+    blank = np.full_like(lines[0], 255)
+    lines += [blank] * (-num_rows % height)
+    blocks = [np.concatenate(lines[start : start + height]) for start in range(0, len(lines), height)]
+    return torch.from_numpy(np.concatenate(blocks, axis=1))
+
+
+def enlargement(image_size: int) -> int:
+    """The scale at which small images are shown, for the eye: at least 96 pixels."""
+    return max(1, -(-_SHOWN_PIXELS // image_size))
 
 
 def save_png(image: UInt8[Tensor, "height width channels"], path: Path, scale: int = 1) -> None:
@@ -77,6 +115,20 @@ def save_animation(
     milliseconds[-1] += round(1000 * hold_seconds)
     first, *rest = [Image.fromarray(_enlarged(frame, scale)) for frame in frames]
     first.save(path, format="WEBP", save_all=True, append_images=rest, duration=milliseconds, loop=0, quality=85)
+
+
+def _captions(names: Sequence[str], height: int) -> list[np.ndarray]:
+    """Pictures of the names, in black on white, all of one width and of this height, shape (height, width, 3)."""
+    from PIL import Image, ImageDraw, ImageFont  # as for torchvision
+
+    font = ImageFont.load_default(size=min(_FONT_SIZE, height))
+    width = max(math.ceil(font.getlength(name)) for name in names) + _FONT_SIZE
+    captions = []
+    for name in names:
+        picture = Image.new("RGB", (width, height), "white")
+        ImageDraw.Draw(picture).text((_FONT_SIZE // 2, height // 2), name, "black", font, anchor="lm")
+        captions.append(np.asarray(picture))
+    return captions
 
 
 def _enlarged(image: UInt8[Tensor, "height width channels"], scale: int) -> np.ndarray:

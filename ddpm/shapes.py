@@ -7,16 +7,16 @@ package, so where it is not installed the annotations mean the plain array type.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int64, UInt8
+    from jaxtyping import Bool, Float, Int64, UInt8
 else:
     try:
-        from jaxtyping import Float, Int64, UInt8
+        from jaxtyping import Bool, Float, Int64, UInt8
     except ModuleNotFoundError:
 
         class _AnyShape:
             def __class_getitem__(cls, array_type_and_shape: tuple[Any, str]) -> Any:
                 return array_type_and_shape[0]
 
-        Float = Int64 = UInt8 = _AnyShape
+        Bool = Float = Int64 = UInt8 = _AnyShape
 
-__all__ = ["Float", "Int64", "UInt8"]
+__all__ = ["Bool", "Float", "Int64", "UInt8"]

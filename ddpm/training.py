@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ddpm.classes import NO_CLASS
 from ddpm.data import TrainingImages
 from ddpm.devices import Compilation, Precision, autocast, compiled, float32_products
 from ddpm.diffusion import GaussianDiffusion, LossName
 from ddpm.distributed import average_, rank, share, world_size
 from ddpm.ema import ExponentialMovingAverage
+from ddpm.guidance import guided
 from ddpm.seeds import stream_seed
-from ddpm.shapes import Float, Int64
+from ddpm.shapes import Bool, Float, Int64
+from ddpm.unet import UNet
 
 RateSchedule = Literal["constant", "cosine", "linear"]
 
@@ -25,6 +28,7 @@ NUM_QUARTILES = 4
 """Parts of 0 … T-1 whose losses are told apart."""
 
 # Beside the epochs' permutations and steps' flips of ddpm.data.
+_LABEL_DROPOUT_STREAM = 1 << 39
 _DIFFUSION_STREAM = 1 << 40
 _DROPOUT_STREAM = 1 << 41
 _RANK_SHIFT = 42
@@ -57,6 +61,9 @@ class TrainingConfig:
     loss: LossName = "mse"
     min_snr_gamma: float | None = None
     """weighs the losses by Hang et al. 2023; None weighs all alike"""
+    label_dropout: float = 0.1
+    """share of the labels that are replaced by "no class", so that guidance is possible (Ho & Salimans 2022, Algorithm
+    1); of images without labels nothing"""
     learning_rate: float = 2e-4
     rate_schedule: RateSchedule = "constant"
     warmup_steps: int = 0
@@ -81,6 +88,8 @@ class TrainingConfig:
             raise ValueError(f"warmup_steps must lie in 0 … num_steps={self.num_steps}, got {self.warmup_steps}")
         if not self.learning_rate > 0.0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0.0 <= self.label_dropout <= 1.0:
+            raise ValueError(f"label_dropout must lie in [0, 1], got {self.label_dropout}")
         for name, limit in (("gradient_clip", self.gradient_clip), ("min_snr_gamma", self.min_snr_gamma)):
             if limit is not None and not limit > 0.0:
                 raise ValueError(f"{name} must be above 0 or None, got {limit}")
@@ -174,12 +183,15 @@ class Batch:
     x_0: Float[Tensor, "batch channels height width"]
     t: Int64[Tensor, " batch"]
     eps: Float[Tensor, "batch channels height width"]
+    labels: Int64[Tensor, " batch"] | None = None
 
     def split(self, num_parts: int) -> Iterator["Batch"]:
         """Equal parts."""
         size = len(self.t) // num_parts
-        for x_0, t, eps in zip(*(torch.split(each, size) for each in (self.x_0, self.t, self.eps)), strict=True):
-            yield Batch(x_0, t, eps)
+        for start in range(0, len(self.t), size):
+            part = slice(start, start + size)
+            labels = None if self.labels is None else self.labels[part]
+            yield Batch(self.x_0[part], self.t[part], self.eps[part], labels)
 
 
 def train(
@@ -193,7 +205,7 @@ def train(
 
     Args:
         state: changed in place.
-        images: the training images; its device is that of the model.
+        images: the training images; its device is that of the model. Their labels are given to the model.
         diffusion: the forward process.
         config: how to train.
 
@@ -201,8 +213,10 @@ def train(
         One event a step, after the optimizer and the moving averages.
 
     Raises:
-        ValueError: the batch cannot be split evenly among processes and accumulation steps.
+        ValueError: the batch cannot be split evenly among processes and accumulation steps, or the labels do not fit
+            the model.
     """
+    _require_labels_that_fit(state.model, images.labels)
     num_parts = world_size() * config.accumulation_steps
     if images.batch_size % num_parts:
         raise ValueError(
@@ -216,7 +230,7 @@ def train(
     if state.first_not_finite is None:
         state.first_not_finite = torch.zeros((), dtype=torch.int64, device=device)
     for step in range(state.step, config.num_steps):
-        batch = draw_batch(images, step, config.seed, diffusion.num_timesteps)
+        batch = draw_batch(images, step, config.seed, diffusion.num_timesteps, config.label_dropout)
         state.model.train()
         state.optimizer.zero_grad(set_to_none=True)
         dropout_seed = stream_seed(config.seed, (rank() << _RANK_SHIFT) + _DROPOUT_STREAM + step)
@@ -241,17 +255,27 @@ def train(
         yield StepEvent(state.step, state.step * images.batch_size, loss, rate, gradient_norm, sums, counts)
 
 
-def draw_batch(images: TrainingImages, step: int, seed: int, num_timesteps: int) -> Batch:
+def draw_batch(images: TrainingImages, step: int, seed: int, num_timesteps: int, label_dropout: float = 0.0) -> Batch:
     """The share of this process in the batch of step `step`.
 
-    Each process draws the time steps and noise of the whole batch, so that together they work on the same batch
-    whatever their number.
+    Each process draws the time steps, noise and dropped labels of the whole batch, so that together they work on the
+    same batch whatever their number.
     """
     part = share(images.batch_size)
+    labels = images.batch_labels(step, part)  # before the images, which may fetch the next step's
+    if labels is not None:
+        is_dropped = draw_dropped_labels(images.batch_size, step, seed, label_dropout)[part]
+        labels = torch.where(is_dropped, NO_CLASS, labels).to(images.device, non_blocking=True)
     x_0 = images.batch(step, part).contiguous(memory_format=torch.channels_last)
     generator = torch.Generator(x_0.device).manual_seed(stream_seed(seed, _DIFFUSION_STREAM + step))
     t, eps = draw_t_and_eps((images.batch_size, *x_0.shape[1:]), num_timesteps, generator)
-    return Batch(x_0, t[part], eps[part])
+    return Batch(x_0, t[part], eps[part], labels)
+
+
+def draw_dropped_labels(batch_size: int, step: int, seed: int, label_dropout: float) -> Bool[Tensor, " batch"]:
+    """Which labels of the batch of step `step` are replaced by "no class": each with probability `label_dropout`."""
+    generator = torch.Generator().manual_seed(stream_seed(seed, _LABEL_DROPOUT_STREAM + step))
+    return torch.rand(batch_size, generator=generator) < label_dropout
 
 
 def draw_t_and_eps(
@@ -261,6 +285,20 @@ def draw_t_and_eps(
     t = torch.randint(num_timesteps, shape[:1], generator=generator, device=generator.device)
     eps = torch.randn(shape, generator=generator, device=generator.device)
     return t, eps
+
+
+def _require_labels_that_fit(model: nn.Module, labels: Tensor | None) -> None:
+    """On a GPU a label out of range would end the process without a word of its own."""
+    num_classes = model.config.num_classes if isinstance(model, UNet) else None
+    if num_classes is None:
+        return
+    if labels is None:
+        raise ValueError(f"the network knows {num_classes} classes, so the images need labels, got none")
+    if int(labels.min()) < NO_CLASS or int(labels.max()) >= num_classes:
+        raise ValueError(
+            f"labels must lie in 0 … {num_classes - 1}, or be {NO_CLASS} for no class, got "
+            f"{int(labels.min())} … {int(labels.max())}"
+        )
 
 
 def _network(model: nn.Module, config: TrainingConfig, device: torch.device) -> nn.Module:
@@ -295,7 +333,8 @@ def _backward(
         is_last = number == len(parts)
         with _gradients_kept_here(network) if not is_last else nullcontext():
             with autocast(config.precision, batch.x_0.device):
-                losses = diffusion.losses(network, part.x_0, part.t, part.eps, config.loss)
+                model = network if part.labels is None else guided(network, part.labels)
+                losses = diffusion.losses(model, part.x_0, part.t, part.eps, config.loss)
                 weighted = losses
                 if config.min_snr_gamma is not None:
                     weighted = losses * diffusion.min_snr_weights(part.t, config.min_snr_gamma)

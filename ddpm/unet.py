@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ddpm.classes import NO_CLASS
 from ddpm.shapes import Float, Int64
 
 Features = Float[Tensor, "batch channels height width"]
@@ -35,6 +36,8 @@ class UNetConfig:
     time_embedding_dim: int = 256
     norm_groups: int = 8
     dropout: float = 0.0
+    num_classes: int | None = None
+    """of images that can be asked for; None, as published, makes a network without classes"""
 
     def __post_init__(self) -> None:
         if self.norm_groups < 1:
@@ -52,6 +55,8 @@ class UNetConfig:
             raise ValueError(f"time_embedding_dim must be even and at least 4, got {self.time_embedding_dim}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1 or None, got {self.num_classes}")
 
     @property
     def downsampling(self) -> int:
@@ -60,9 +65,10 @@ class UNetConfig:
 
 
 class UNet(nn.Module):
-    """Predicts the noise in an image: eps_pred = unet(x_t, t).
+    """Predicts the noise in an image: eps_pred = unet(x_t, t), or unet(x_t, t, labels) where it knows classes.
 
     Ho et al. 2020, appendix B. The residual of self-attention starts from the un-normalised input, as in the paper.
+    An embedding of the class is added to that of the time step (Nichol & Dhariwal 2021, section 5).
 
     Attributes:
         gradient_checkpointing: keep only the inputs of the blocks for the backward pass, and compute the rest again
@@ -102,21 +108,30 @@ class UNet(nn.Module):
 
         self.last_norm = nn.GroupNorm(config.norm_groups, first)
         self.last_conv = scaled_conv(first, config.image_channels, kernel_size=3, scale=0.0)
+        # Drawn last, so that all other weights start as those of the network without classes.
+        self.class_embedding = None if config.num_classes is None else ClassEmbedding(config.num_classes, config)
 
-    def forward(self, x_t: Features, t: Int64[Tensor, " batch"]) -> Features:
+    def forward(
+        self, x_t: Features, t: Int64[Tensor, " batch"], labels: Int64[Tensor, " batch"] | None = None
+    ) -> Features:
         """The noise in `x_t`.
 
         Args:
             x_t: noisy images; height and width are multiples of `config.downsampling`.
             t: time steps, 0 … T-1.
+            labels: classes of the images, 0 … num_classes-1, or NO_CLASS; None stands for NO_CLASS everywhere.
 
         Raises:
-            ValueError: the image does not divide by the downsampling.
+            ValueError: the image does not divide by the downsampling, or the network knows no classes and got labels.
         """
         height, width = x_t.shape[-2:]
         if height % self.config.downsampling or width % self.config.downsampling:
             raise ValueError(f"image size must be a multiple of {self.config.downsampling}, got {height}x{width}")
         embedding = self.time_embedding(t)
+        if self.class_embedding is not None:
+            embedding = embedding + self.class_embedding(torch.full_like(t, NO_CLASS) if labels is None else labels)
+        elif labels is not None:
+            raise ValueError("the network knows no classes: leave labels out, or set num_classes")
         x = self.first_conv(x_t)
         skips = [x]
         for layer in self.down:
@@ -155,6 +170,17 @@ class TimeEmbedding(nn.Module):
         angles = t.float()[:, None] * self.frequencies[None, :]
         sinusoids = torch.cat([angles.sin(), angles.cos()], dim=1)
         return self.second(F.silu(self.first(sinusoids)))  # type: ignore[no-any-return]
+
+
+class ClassEmbedding(nn.Module):
+    """A vector for each class, and before them one for NO_CLASS; they start standard normal."""
+
+    def __init__(self, num_classes: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.vectors = nn.Embedding(num_classes + 1, config.time_embedding_dim)
+
+    def forward(self, labels: Int64[Tensor, " batch"]) -> Embedding:
+        return self.vectors(labels - NO_CLASS)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):

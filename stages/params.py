@@ -76,6 +76,23 @@ class Params(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _classes_fit(self) -> Self:
+        classes, scale = self.sample.classes, self.sample.guidance_scale
+        if not self.train.class_conditional and classes is not None:
+            raise ValueError(
+                f"sample.classes must be null, since train.class_conditional is false, got {list(classes)}; set "
+                "train.class_conditional to true to train a model that can be asked for classes"
+            )
+        if not self.train.class_conditional and scale != 1.0:
+            raise ValueError(f"sample.guidance_scale must be 1, since train.class_conditional is false, got {scale}")
+        if self.train.label_dropout == 0.0 and scale != 1.0:
+            raise ValueError(
+                f"sample.guidance_scale={scale} needs train.label_dropout above 0: without it no image is learnt "
+                "without its class"
+            )
+        return self
+
     def section(self, stage: str) -> dict[str, Any]:
         """The parameters of one stage, nested, as plain values."""
         sections: dict[str, Any] = self.model_dump(mode="json", by_alias=True)

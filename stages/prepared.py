@@ -30,8 +30,9 @@ def dataset_digest() -> str:
 
 
 def image_index() -> pd.DataFrame:
-    """The table of the prepared images, in the order of the array."""
-    return pd.read_csv(DATASET / "index.csv", keep_default_na=False)
+    """A row for each image of the prepared array, in its order: number, class, split, size and digest of its source."""
+    # A class may be called "nan", or "01".
+    return pd.read_csv(DATASET / "index.csv", keep_default_na=False, dtype={"class_name": str})
 
 
 def positions_of(splits: Sequence[str]) -> Tensor:

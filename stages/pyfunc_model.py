@@ -23,18 +23,25 @@ class FlowerSampler(PythonModel):
 
     # MLflow reads type hints here as a schema, and the schema is the signature that it was logged with.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, ARG002
-        """A row of {n, seed} gives n images, as PNG in base64."""
+        """A row of {n, seed, class_name} gives n images, as PNG in base64.
+
+        The class, by name or number, may be left out: a model that knows classes then draws all of them in turn.
+        """
         from PIL import Image
 
         from ddpm.images import to_pixels
         from ddpm.samplers import ImageNoise, sample
 
-        steps = int((params or {}).get("num_sampling_steps", 50))
+        asked = {"num_sampling_steps": 50, "guidance_scale": 1.0} | (params or {})
+        steps = int(asked["num_sampling_steps"])
         size = self.model.image_size
         encoded = []
         for row in model_input.itertuples():
-            noise = ImageNoise(int(row.seed), range(int(row.n)), (3, size, size))
-            images = to_pixels(sample("ddim", self.model.unet, self.model.diffusion, noise, steps))
+            numbers, class_name = range(int(row.n)), getattr(row, "class_name", None)
+            classes = None if class_name is None or pd.isna(class_name) else [str(class_name)]
+            predict = self.model.asked(classes, numbers, float(asked["guidance_scale"]))
+            noise = ImageNoise(int(row.seed), numbers, (3, size, size))
+            images = to_pixels(sample("ddim", predict, self.model.diffusion, noise, steps))
             for image in images.permute(0, 2, 3, 1).numpy():
                 buffer = io.BytesIO()
                 Image.fromarray(image).save(buffer, format="PNG")

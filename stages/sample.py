@@ -1,50 +1,85 @@
-"""Draw images with the trained model: the arrays, a grid of them, and an animation of the reverse process."""
+"""Draw images with the trained model: the arrays, a grid of them, and the reverse process as animation and strip."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm.checkpoint import PublishedModel, load_model
+from ddpm.classes import ImageClass, labels_of
 from ddpm.devices import arithmetic, best_device, compiled, largest_batch_size
-from ddpm.diffusion import NoiseModel
 from ddpm.distributed import collected, is_first, share
 from ddpm.files import atomic_path, file_digest
-from ddpm.images import grid, save_animation, save_png, to_pixels
-from ddpm.samplers import ImageNoise, SamplerStep, sampler_steps
+from ddpm.images import class_grid, enlargement, grid, save_animation, save_png, to_pixels
+from ddpm.samplers import ImageNoise, InterpolatedNoise, SamplerStep, sample, sampler_steps
+from stages.errors import StageError
 from stages.params import Params
-from stages.paths import GRID, MODEL, REVERSE_PROCESS, SAMPLES, SAMPLES_RECORD
+from stages.paths import (
+    GRID,
+    INTERPOLATION,
+    MODEL,
+    REVERSE_PROCESS,
+    REVERSE_PROCESS_STRIP,
+    SAMPLES,
+    SAMPLES_CLASSES,
+    SAMPLES_RECORD,
+)
 from stages.prepared import recorded_run_id
 from stages.progress import progress_bar
 from stages.runner import run_stage
 from stages.sections import SampleParams
 from stages.tracking import reopened_run
 
+Item = TypeVar("Item")
+
 CPU_BATCH_SIZE = 32
 
 LARGEST_BATCH_SIZE = 1024
 """Beyond which a GPU gains nothing."""
 
-_SHOWN_PIXELS = 96
-"""Small images are enlarged, for the eye, to at least this size."""
+_STRIP_IMAGES, _STRIP_FRAMES = 5, 12
+"""Rows and columns of the strip of the reverse process, at most."""
 
 
 def main(params: Params) -> None:
-    """build/samples/: samples.npy, grid.png, reverse_process.webp, samples.json."""
+    """build/samples/: samples.npy, samples.json, the pictures, and classes.csv where the model knows classes."""
     wanted, device = params.sample, best_device()
     model = load_model(MODEL, wanted.weights, device)
+    cycle = asked_classes(model, wanted)
     with reopened_run(params, "sample", recorded_run_id(MODEL / "run.json")) as tracker:
         pixels, frames = draw(model, wanted, device)
         if not is_first():
             return
-        write(pixels, frames, wanted, model.image_size, tracker.run_id)
-        final_grid = np.asarray(grid(pixels[: wanted.num_grid_images]))
-        tracker.record_image("final_samples", final_grid)
-        tracker.record_file(GRID, "samples")
-        tracker.record_file(REVERSE_PROCESS, "samples")
+        names = [each.name for each in cycle]
+        files = write(pixels, frames, names, wanted)
+        if cycle:
+            files.append(write_classes(cycle, len(pixels)))
+        if wanted.num_interpolation_images:
+            row = interpolate(model, wanted, device)[None]
+            files.append(save_rows(row, in_turn(names, wanted.interpolation_ends[:1]), INTERPOLATION))
+        write_record(wanted, tracker.run_id)
+        tracker.record_image("final_samples", np.asarray(shown_grid(pixels[: wanted.num_grid_images], names)))
+        for path in files:
+            tracker.record_file(path, "samples")
     print(f"sample: {len(pixels)} images by {wanted.sampler} in {wanted.num_sampling_steps} steps", flush=True)
+
+
+def asked_classes(model: PublishedModel, wanted: SampleParams) -> list[ImageClass]:
+    """The classes that the images are of in turn; none where the model knows none.
+
+    Raises:
+        StageError: the model cannot be asked for them.
+    """
+    try:
+        model.asked(wanted.classes, [0], wanted.guidance_scale)
+        return [model.classes[label] for label in labels_of(wanted.classes, model.classes)]
+    except ValueError as error:
+        raise StageError(f"{MODEL} cannot be asked for this: {error}") from None
 
 
 @torch.no_grad()
@@ -57,7 +92,7 @@ def draw(model: PublishedModel, wanted: SampleParams, device: torch.device) -> t
     # Autocast keeps the cast weights from call to call, but only of weights that could be trained.
     network = compiled(model.unet.requires_grad_(True), wanted.compilation, device)
     with arithmetic(wanted.precision, device):
-        batch_size = wanted.batch_size or fitting_batch_size(model, len(numbers), device)
+        batch_size = wanted.batch_size or fitting_batch_size(model, wanted, len(numbers), device)
         batches: list[Tensor] = [torch.empty(0, 3, model.image_size, model.image_size, dtype=torch.uint8)]
         shown = {number: list(batches) for number in frame_steps(wanted.num_sampling_steps, wanted.num_frames)}
         with progress_bar("sample", len(numbers) * wanted.num_sampling_steps, "network calls") as bar:
@@ -73,24 +108,47 @@ def draw(model: PublishedModel, wanted: SampleParams, device: torch.device) -> t
 
 
 def steps_of(
-    network: NoiseModel, model: PublishedModel, wanted: SampleParams, numbers: range, device: torch.device
+    network: nn.Module, model: PublishedModel, wanted: SampleParams, numbers: range, device: torch.device
 ) -> Iterator[SamplerStep]:
     """The sampler's steps for the images of these numbers."""
-    noise = ImageNoise(wanted.seed, numbers, (3, model.image_size, model.image_size), device)
-    return sampler_steps(wanted.sampler, network, model.diffusion, noise, wanted.num_sampling_steps, wanted.eta)
+    noise = ImageNoise(wanted.seed, numbers, image_shape(model), device)
+    predict = model.asked(wanted.classes, numbers, wanted.guidance_scale, network)
+    return sampler_steps(wanted.sampler, predict, model.diffusion, noise, wanted.num_sampling_steps, wanted.eta)
 
 
-def fitting_batch_size(model: PublishedModel, num_images: int, device: torch.device) -> int:
+def image_shape(model: PublishedModel) -> tuple[int, int, int]:
+    """Channels, height and width of what the model draws."""
+    return 3, model.image_size, model.image_size
+
+
+def fitting_batch_size(model: PublishedModel, wanted: SampleParams, num_images: int, device: torch.device) -> int:
     """As many images as a GPU's memory holds, found by trial; on a CPU a size beyond which nothing is gained."""
     if device.type == "cpu":
         return CPU_BATCH_SIZE
-    size = model.image_size
 
     def attempt(batch_size: int) -> None:
         # Not compiled: each size tried would be compiled for.
-        model.unet(torch.zeros(batch_size, 3, size, size, device=device), torch.zeros(batch_size, device=device).long())
+        predict = model.asked(wanted.classes, range(batch_size), wanted.guidance_scale)
+        x_t = torch.zeros(batch_size, *image_shape(model), device=device)
+        predict(x_t, torch.zeros(batch_size, device=device).long())
 
     return largest_batch_size(attempt, max(1, min(LARGEST_BATCH_SIZE, num_images)))
+
+
+@torch.no_grad()
+def interpolate(model: PublishedModel, wanted: SampleParams, device: torch.device) -> Tensor:
+    """Images from one of the two ends to the other, as bytes; all of the class of the first end."""
+    ends = wanted.interpolation_ends[0], wanted.interpolation_ends[1]
+    parts = []
+    way = torch.linspace(0.0, 1.0, wanted.num_interpolation_images)
+    for fractions in torch.split(way, wanted.batch_size or CPU_BATCH_SIZE):
+        noise = InterpolatedNoise(wanted.seed, ends, fractions, image_shape(model), device)
+        # Not compiled: it would be compiled for this size.
+        predict = model.asked(wanted.classes, ends[:1] * len(fractions), wanted.guidance_scale)
+        with arithmetic(wanted.precision, device):
+            images = sample(wanted.sampler, predict, model.diffusion, noise, wanted.num_sampling_steps, wanted.eta)
+        parts.append(to_pixels(images).cpu())
+    return torch.cat(parts)
 
 
 def frame_steps(num_sampling_steps: int, num_frames: int) -> list[int]:
@@ -98,15 +156,59 @@ def frame_steps(num_sampling_steps: int, num_frames: int) -> list[int]:
     return [round(number) for number in np.linspace(1, num_sampling_steps, num_frames)]
 
 
-def write(pixels: Tensor, frames: list[Tensor], wanted: SampleParams, image_size: int, run_id: str) -> None:
-    """The arrays and the pictures."""
-    scale = max(1, -(-_SHOWN_PIXELS // image_size))
+def write(pixels: Tensor, frames: list[Tensor], names: Sequence[str], wanted: SampleParams) -> list[Path]:
+    """The arrays and the pictures; returns where the pictures are."""
+    scale = enlargement(pixels.shape[-1])
     with atomic_path(SAMPLES / "samples.npy") as temporary:
         np.save(temporary, pixels.permute(0, 2, 3, 1).numpy())
     with atomic_path(GRID) as temporary:
-        save_png(grid(pixels[: wanted.num_grid_images]), temporary, scale)
+        save_png(shown_grid(pixels[: wanted.num_grid_images], names), temporary, 1 if names else scale)
     with atomic_path(REVERSE_PROCESS) as temporary:
         save_animation([grid(frame) for frame in frames], temporary, scale=scale)
+    shown = [frames[number - 1] for number in frame_steps(len(frames), min(len(frames), _STRIP_FRAMES))]
+    rows = torch.stack(shown, dim=1)[:_STRIP_IMAGES]
+    save_rows(rows, in_turn(names, range(len(rows))), REVERSE_PROCESS_STRIP)
+    return [GRID, REVERSE_PROCESS, REVERSE_PROCESS_STRIP]
+
+
+def shown_grid(pixels: Tensor, names: Sequence[str]) -> Tensor:
+    """The images in a square; where they have classes, a row for each, enlarged so that its name can be read."""
+    return class_grid(pixels, names, enlargement(pixels.shape[-1])) if names else grid(pixels)
+
+
+def save_rows(rows: Tensor, names: Sequence[str], path: Path) -> Path:
+    """A picture of rows of images, shape (rows, columns, channels, height, width), and of their names if any."""
+    scale = enlargement(rows.shape[-1])
+    with atomic_path(path) as temporary:
+        if names:
+            save_png(class_grid(rows.transpose(0, 1).flatten(0, 1), names, scale), temporary)
+        else:
+            save_png(grid(rows.flatten(0, 1), columns=rows.shape[1]), temporary, scale)
+    return path
+
+
+def write_classes(cycle: Sequence[ImageClass], num_images: int) -> Path:
+    """Which class each image was asked to be of, a row an image."""
+    classes = in_turn(cycle, range(num_images))
+    table = pd.DataFrame(
+        {
+            "image": range(num_images),
+            "class_number": [each.number for each in classes],
+            "class_name": [each.name for each in classes],
+        }
+    )
+    with atomic_path(SAMPLES_CLASSES) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    return SAMPLES_CLASSES
+
+
+def in_turn(items: Sequence[Item], numbers: Sequence[int]) -> list[Item]:
+    """The item of each number, where number i has item i mod len(items); none where there are none."""
+    return [items[number % len(items)] for number in numbers] if items else []
+
+
+def write_record(wanted: SampleParams, run_id: str) -> None:
+    """What the images were made from and how."""
     model_sha256 = file_digest(MODEL / f"{wanted.weights}.safetensors", "sha256")
     source = {"model_sha256": model_sha256, "mlflow_run_id": run_id} | wanted.model_dump()
     source |= json.loads((MODEL / "trained_on.json").read_text())

@@ -124,6 +124,10 @@ class ReferenceParams(Section):
 class TrainParams(Section):
     splits: Annotated[tuple[Split, ...], Field(min_length=1)]
     """which splits to train on; the published setting takes "train" alone"""
+    class_conditional: bool
+    """tell the network the class of each image, so that images of a class can be asked for; published: false"""
+    label_dropout: Annotated[float, Field(ge=0.0, le=1.0)]
+    """share of images whose class is kept back, which sample.guidance_scale needs; without classes it does nothing"""
     unet: UNetParams
     """the network"""
     diffusion: DiffusionParams
@@ -232,10 +236,18 @@ class SampleParams(Section):
     weights: Annotated[str, Field(pattern=r"^(averaged|raw|best|averaged_0\.\d+)$")]
     """which of the trained weights to draw with: averaged, raw, averaged_DECAY for one of extra_ema_decays, or best,
     the averaged ones of the step that train.evaluate_every found best"""
+    classes: Annotated[tuple[str | int, ...], Field(min_length=1)] | None
+    """classes to draw, by name or number, in turn over the images; null draws all that the model knows in turn"""
+    guidance_scale: Annotated[float, Field(ge=0.0, le=100.0)]
+    """how much the class counts (Ho & Salimans 2022: 1 + w): 1 as trained, more exaggerates it, 0 leaves it out"""
     num_grid_images: Annotated[int, Field(ge=1, le=1024)]
     """images in grid.png and in the animation, at most num_images"""
     num_frames: Annotated[int, Field(ge=2, le=1000)]
     """frames of the animation of the reverse process, at most num_sampling_steps"""
+    num_interpolation_images: Annotated[int, Field(ge=0, le=64)]
+    """images in interpolation.png, from one image to another by way of their noise; 0 makes none"""
+    interpolation_ends: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=2, max_length=2)]
+    """the numbers of those two images; with classes, all are of the class of the first"""
 
     @model_validator(mode="after")
     def _counts_fit(self) -> Self:
@@ -245,6 +257,13 @@ class SampleParams(Section):
             raise ValueError(
                 f"num_frames={self.num_frames} must not exceed num_sampling_steps={self.num_sampling_steps}"
             )
+        if self.num_interpolation_images in (1, 2):
+            raise ValueError(
+                f"num_interpolation_images must be 0, or at least 3, since two are the ends, got "
+                f"{self.num_interpolation_images}"
+            )
+        if len(set(self.interpolation_ends)) < 2:
+            raise ValueError(f"interpolation_ends must be two images, got {list(self.interpolation_ends)}")
         return self
 
 

@@ -353,9 +353,20 @@ def _model_signature() -> Any:
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     return ModelSignature(
-        inputs=Schema([ColSpec(DataType.long, "n"), ColSpec(DataType.long, "seed")]),
+        inputs=Schema(
+            [
+                ColSpec(DataType.long, "n"),
+                ColSpec(DataType.long, "seed"),
+                ColSpec(DataType.string, "class_name", required=False),
+            ]
+        ),
         outputs=Schema([ColSpec(DataType.string, "png_base64")]),
-        params=ParamSchema([ParamSpec("num_sampling_steps", DataType.long, 50)]),
+        params=ParamSchema(
+            [
+                ParamSpec("num_sampling_steps", DataType.long, 50),
+                ParamSpec("guidance_scale", DataType.double, 1.0),
+            ]
+        ),
     )
 
 

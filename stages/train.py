@@ -25,11 +25,14 @@ from ddpm.checkpoint import (
     save_checkpoint,
     step_of,
 )
+from ddpm.classes import ImageClass, labels_in_turn
 from ddpm.data import TrainingImages
 from ddpm.devices import arithmetic, best_device
+from ddpm.diffusion import NoiseModel
 from ddpm.distributed import Vote, collected, is_first, share, wait_for_all, world_size
 from ddpm.files import atomic_path
-from ddpm.images import grid, to_pixels
+from ddpm.guidance import guided
+from ddpm.images import class_grid, enlargement, grid, to_pixels
 from ddpm.samplers import ImageNoise, sample
 from ddpm.training import (
     NUM_QUARTILES,
@@ -43,6 +46,7 @@ from ddpm.training import (
 from ddpm.unet import UNet, UNetConfig
 from stages import prepared
 from stages.errors import StageError
+from stages.labels import labelled, labels_digest
 from stages.lineage import code_digest
 from stages.params import Params
 from stages.paths import CHECKPOINTS, LOSSES, MODEL
@@ -103,6 +107,8 @@ class Experiment:
     device: torch.device
     state: TrainingState
     images: TrainingImages
+    classes: tuple[ImageClass, ...]
+    """by label; none, where the network is not told of any"""
     identity: dict[str, Any]
     """what another training must share to go on from this one's checkpoints"""
     recording: Recording
@@ -154,17 +160,26 @@ def prepare(wanted: TrainParams) -> Experiment:
     config = training_config(wanted)
     torch.manual_seed(wanted.seed)
     images, positions = all_images(), positions_of(wanted.splits)
+    labels, classes = labelled(positions) if wanted.class_conditional else (None, ())
+    unet_config = UNetConfig(**wanted.unet.model_dump(), num_classes=len(classes) or None)
     return Experiment(
         wanted=wanted,
         config=config,
         diffusion=DiffusionConfig(**wanted.diffusion.model_dump()),
         image_size=summary["image_size"],
         device=device,
-        state=TrainingState.start(UNet(UNetConfig(**wanted.unet.model_dump())).to(device), config),
+        state=TrainingState.start(UNet(unet_config).to(device), config),
         images=TrainingImages(
-            images, wanted.batch_size, wanted.seed, wanted.random_flips, device=device, positions=positions
+            images,
+            wanted.batch_size,
+            wanted.seed,
+            wanted.random_flips,
+            device=device,
+            positions=positions,
+            labels=labels,
         ),
-        identity=identity_of(wanted, images_digest(images, positions)),
+        classes=classes,
+        identity=identity_of(wanted, images_digest(images, positions), labels_digest(labels, positions)),
         recording=Recording(),
     )
 
@@ -183,7 +198,7 @@ def images_digest(images: Tensor, positions: Tensor) -> str:
     return digest.hexdigest()
 
 
-def identity_of(wanted: TrainParams, images_md5: str) -> dict[str, Any]:
+def identity_of(wanted: TrainParams, images_md5: str, labels_md5: str) -> dict[str, Any]:
     """What two trainings must share for one to go on from the other's checkpoint: parameters, data and code.
 
     A constant rate does not depend on the number of steps, so that a finished training can be carried further.
@@ -191,8 +206,9 @@ def identity_of(wanted: TrainParams, images_md5: str) -> dict[str, Any]:
     parameters = {name: value for name, value in wanted.model_dump(mode="json").items() if name not in _WATCHING}
     if wanted.rate_schedule == "constant":
         del parameters["num_steps"]
+    data = {"images_md5": images_md5, "labels_md5": labels_md5}
     code = code_digest(Path(__file__), Path(prepared.__file__), without=_WATCHING_MODULES)
-    return parameters | {"images_md5": images_md5, "code": code}
+    return parameters | data | {"code": code}
 
 
 def resume(experiment: Experiment) -> None:
@@ -349,20 +365,32 @@ def loss_row(experiment: Experiment, sums: list[float]) -> dict[str, float]:
 
 
 def drawn_grid(experiment: Experiment) -> NDArray[np.uint8]:
-    """Samples of the averaged weights as one picture."""
-    return np.asarray(grid(drawn(experiment, experiment.wanted.num_grid_images)))
+    """Samples of the averaged weights as one picture, with the names of their classes where the network knows any."""
+    pixels = drawn(experiment, experiment.wanted.num_grid_images)
+    if experiment.classes:
+        names = [each.name for each in experiment.classes]
+        return np.asarray(class_grid(pixels, names, enlargement(experiment.image_size)))
+    return np.asarray(grid(pixels))
 
 
 @torch.no_grad()
 def drawn(experiment: Experiment, count: int) -> Tensor:
-    """Samples of the averaged weights, from the same noise each time; each process draws its share, and gets all."""
+    """Samples of the averaged weights, from the same noise each time, of all classes in turn where it knows any.
+
+    Each process draws its share, and gets all.
+    """
     wanted, size, device = experiment.wanted, experiment.image_size, experiment.device
     numbers, batches = range(count)[share(count)], [torch.empty(0, 3, size, size, dtype=torch.uint8)]
     diffusion, batch_size = experiment.diffusion.build().to(device), max(wanted.batch_size, wanted.num_grid_images)
     for start in range(0, len(numbers), batch_size):
-        noise = ImageNoise(wanted.seed, numbers[start : start + batch_size], (3, size, size), device)
+        batch = numbers[start : start + batch_size]
+        noise = ImageNoise(wanted.seed, batch, (3, size, size), device)
+        network = experiment.state.ema.module
+        model: NoiseModel = network
+        if experiment.classes:
+            model = guided(network, labels_in_turn(range(len(experiment.classes)), batch).to(device))
         with arithmetic(wanted.precision, device):
-            images = sample("ddim", experiment.state.ema.module, diffusion, noise, wanted.grid_sampling_steps)
+            images = sample("ddim", model, diffusion, noise, wanted.grid_sampling_steps)
         batches.append(to_pixels(images).cpu())
     return collected(torch.cat(batches))
 
@@ -387,7 +415,7 @@ def save(experiment: Experiment) -> None:
 
 def publish(experiment: Experiment) -> None:
     """The weights with their configuration, the MLflow run's id, what they learnt from, and the table of losses."""
-    publish_model(MODEL, experiment.state, experiment.diffusion, experiment.image_size)
+    publish_model(MODEL, experiment.state, experiment.diffusion, experiment.image_size, experiment.classes)
     with atomic_path(MODEL / "run.json") as temporary:
         temporary.write_text(json.dumps(experiment.recording.mlflow) + "\n")
     with atomic_path(MODEL / "trained_on.json") as temporary:

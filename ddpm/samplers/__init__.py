@@ -9,13 +9,14 @@ from ddpm.diffusion import GaussianDiffusion, NoiseModel
 from ddpm.samplers.ancestral import sample_ancestral
 from ddpm.samplers.ddim import sample_ddim
 from ddpm.samplers.dpm_solver import sample_dpm_solver
-from ddpm.samplers.noise import ImageNoise
+from ddpm.samplers.noise import ImageNoise, InterpolatedNoise
 from ddpm.samplers.step import SamplerStep
 
 SamplerName = Literal["ddpm", "ddim", "dpm_solver++"]
 
 __all__ = [
     "ImageNoise",
+    "InterpolatedNoise",
     "SamplerName",
     "SamplerStep",
     "sample",

@@ -41,6 +41,66 @@ class ImageNoise:
         return torch.stack(draws)
 
 
+class InterpolatedNoise(ImageNoise):
+    """Noise on the way from one image to another.
+
+    Each draw is interpolated between the draws of the two images (see `slerp`). A sampler without noise of its own
+    then turns the first noises into a sequence of images (Song, Meng & Ermon 2021, section 5.3; compare Ho et al. 2020,
+    section 4.3); one with it takes the noise of each step from between, too. With either, fractions 0 and 1 are the two
+    images.
+
+    Args:
+        seed: of the whole set, at least 0.
+        ends: the numbers of the two images, which differ.
+        fractions: how far on the way each image of the batch is, in [0, 1].
+        image_shape: (channels, height, width).
+        device: where the noise is drawn.
+
+    Raises:
+        ValueError: the ends are the same, or the seed or a number is negative.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        ends: tuple[int, int],
+        fractions: Float[Tensor, " batch"],
+        image_shape: tuple[int, int, int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if ends[0] == ends[1]:
+            raise ValueError(f"the ends of an interpolation must be two images, got {ends[0]} twice")
+        super().__init__(seed, ends, image_shape, device)
+        self.fractions = fractions.to(self.device)
+
+    def draw(self) -> Float[Tensor, "batch channels height width"]:
+        """The next noise of each image."""
+        first, last = super().draw()
+        return slerp(first, last, self.fractions)
+
+
+def slerp(
+    first: Float[Tensor, "channels height width"],
+    last: Float[Tensor, "channels height width"],
+    fractions: Float[Tensor, " images"],
+) -> Float[Tensor, "images channels height width"]:
+    """Spherical linear interpolation, which keeps the norm that standard normal noise has.
+
+    Song, Meng & Ermon 2021, appendix D.5, after Shoemake 1985: (sin((1 - a) theta) first + sin(a theta) last) /
+    sin(theta), theta the angle between the two.
+
+    Args:
+        first: where the fraction is 0.
+        last: where the fraction is 1; not parallel to the first.
+        fractions: a, in [0, 1].
+    """
+    theta = torch.arccos((first * last).sum() / (first.norm() * last.norm()))
+    weights_first, weights_last = (
+        (torch.sin(share * theta) / torch.sin(theta)).reshape(-1, 1, 1, 1) for share in (1.0 - fractions, fractions)
+    )
+    return weights_first * first + weights_last * last
+
+
 def require_eta(eta: float) -> None:
     """Refuse a share of noise outside [0, 1].
 

@@ -142,6 +142,39 @@ def test_positions_give_the_batches_of_a_file_that_holds_only_those(resident):
         torch.testing.assert_close(chosen.batch(step), alone.batch(step), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("positions", [None, torch.tensor([8, 1, 4, 5])])
+def test_labels_are_those_of_the_images_of_a_batch(resident, positions):
+    pixels, labels = numbered_images(10), 100 + torch.arange(10)
+    images = TrainingImages(pixels, 3, seed=1, resident=resident, positions=positions, labels=labels)
+    for step in range(5):
+        # An image is its number everywhere, but for its bright column.
+        numbers = ((images.batch(step)[:, 0, 0, 1] + 1.0) * 127.5).round().long()
+        assert images.batch_labels(step).tolist() == (100 + numbers).tolist()
+
+
+def test_parts_make_up_the_labels_of_the_whole_batch(resident):
+    images = TrainingImages(numbered_images(10), 6, seed=3, resident=resident, labels=torch.arange(10))
+    for step in range(4):
+        parts = [images.batch_labels(step, part) for part in (slice(0, 2), slice(2, 3), slice(3, 6))]
+        torch.testing.assert_close(torch.cat(parts), images.batch_labels(step), rtol=0, atol=0)
+
+
+def test_labels_change_no_batch(resident):
+    pixels = numbered_images(10)
+    plain, labelled = (
+        TrainingImages(pixels, 4, 3, resident=resident, labels=each) for each in (None, torch.arange(10))
+    )
+    assert plain.batch_labels(0) is None
+    for step in [0, 1, 2, 5, 4]:
+        labelled.batch_labels(step)
+        torch.testing.assert_close(labelled.batch(step), plain.batch(step), rtol=0, atol=0)
+
+
+def test_labels_of_another_number_are_an_error():
+    with pytest.raises(ValueError, match="each image needs a label: 10 images, got 9 labels"):
+        TrainingImages(numbered_images(10), 4, seed=3, labels=torch.arange(9))
+
+
 def test_no_positions_are_no_images():
     with pytest.raises(ValueError, match="holds no images"):
         TrainingImages(numbered_images(3), batch_size=1, seed=0, positions=torch.tensor([], dtype=torch.int64))

@@ -42,6 +42,7 @@ RUNS = {
     "accumulated": dataclasses.replace(CONFIG, accumulation_steps=2),
     "checkpointed": dataclasses.replace(CONFIG, gradient_checkpointing=True),
     "streamed": CONFIG,
+    "conditional": dataclasses.replace(CONFIG, accumulation_steps=2, label_dropout=0.3),
 }
 VOTES = {0: [False, True, False, False, True, True], 1: [False, False, False, True, False, True]}
 
@@ -57,10 +58,12 @@ def train_by_name(name, dropout=0.0):
             time_embedding_dim=8,
             norm_groups=4,
             dropout=dropout,
+            num_classes=3 if name == "conditional" else None,
         )
     )
     pixels = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = TrainingImages(pixels, batch_size=4, seed=1, resident=name != "streamed")
+    labels = torch.arange(10) % 3 if name == "conditional" else None
+    images = TrainingImages(pixels, batch_size=4, seed=1, resident=name != "streamed", labels=labels)
     state = TrainingState.start(unet, RUNS[name])
     # The optimizer divides by the size of each gradient; of those that are all rounding this leaves more alone.
     state.optimizer.param_groups[0]["eps"] = 1e-3

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.images import grid, save_animation, save_png, to_model_range, to_pixels
+from ddpm.images import class_grid, enlargement, grid, save_animation, save_png, to_model_range, to_pixels
 
 
 def coloured_images(count, height=2, width=3):
@@ -45,6 +45,12 @@ def test_a_grid_holds_the_images_row_by_row_two_pixels_apart(columns, rows_and_c
     np.testing.assert_array_equal(drawn.numpy(), expected)
 
 
+def test_a_grid_of_one_image_has_a_border_too():
+    drawn = grid(coloured_images(1))
+    assert drawn.shape == (6, 7, 3)
+    assert (drawn[2:4, 2:5] == 10).all() and drawn.sum() == 6 * 3 * 10 + (42 - 6) * 3 * 255
+
+
 def test_a_grid_of_grey_images_is_grey_in_colour():
     drawn = grid(coloured_images(4)[:, :1])
     assert drawn.shape == (10, 12, 3)
@@ -54,6 +60,66 @@ def test_a_grid_of_grey_images_is_grey_in_colour():
 def test_a_grid_of_no_images_is_an_error():
     with pytest.raises(ValueError, match="at least one image"):
         grid(torch.zeros(0, 3, 2, 2, dtype=torch.uint8))
+
+
+def columns_of_ink(picture):
+    """Whether anything but white is in each column."""
+    return (picture != 255).any(axis=(0, 2))
+
+
+def test_a_grid_by_class_has_a_row_for_each_class_in_turn():
+    # Seven images of three classes: image 6 would make the first row longer.
+    drawn = class_grid(coloured_images(7, 30, 20), ["rose", "tulip", "lily"], scale=2).numpy()
+    assert drawn.shape[0] == 3 * 2 * 34
+    width = 2 * (2 + 2 * 22)
+    for row, shown in enumerate([(0, 3), (1, 4), (2, 5)]):
+        expected = grid(coloured_images(7, 30, 20)[list(shown)], columns=2).numpy()
+        line = drawn[row * 68 : (row + 1) * 68]
+        np.testing.assert_array_equal(line[::2, -width::2], expected)
+        np.testing.assert_array_equal(line[1::2, 1 - width :: 2], expected)
+
+
+def test_the_name_of_a_class_stands_to_the_left_of_its_row():
+    names = ["i", "a long name"]
+    drawn = class_grid(coloured_images(4, 30, 20), names).numpy()
+    captions = drawn[:, : -(2 + 2 * 22)]
+    short, long = (np.flatnonzero(columns_of_ink(line)) for line in np.split(captions, 2))
+    # Both begin at the same margin; of different names there is different ink.
+    assert abs(short[0] - long[0]) <= 2 and short[-1] - short[0] < 8 and long[-1] - long[0] > 50
+    swapped = class_grid(coloured_images(4, 30, 20), names[::-1]).numpy()[:, : -(2 + 2 * 22)]
+    np.testing.assert_array_equal(np.concatenate(np.split(swapped, 2)[::-1]), captions)
+
+
+def test_fewer_images_than_classes_show_the_first_classes():
+    drawn = class_grid(coloured_images(2, 30, 20), ["rose", "tulip", "lily"]).numpy()
+    assert drawn.shape[0] == 2 * 34
+    assert drawn[15, -10].tolist() == [10] * 3 and drawn[34 + 15, -10].tolist() == [20] * 3
+
+
+def test_many_short_rows_stand_in_blocks_side_by_side():
+    names = [f"class {number}" for number in range(25)]
+    drawn = class_grid(coloured_images(25, 30, 20), names).numpy()
+    height, width = drawn.shape[:2]
+    assert 0.5 < height / width < 2.0
+    num_rows = height // 34
+    num_blocks = -(-25 // num_rows)
+    block = width // num_blocks
+    for number in range(25):
+        left, top = number // num_rows * block, number % num_rows * 34
+        assert drawn[top + 15, left + block - 10].tolist() == [10 * (number + 1)] * 3
+    # What is left over is white.
+    assert (drawn[25 % num_rows * 34 :, -block:] == 255).all() and 25 % num_rows
+
+
+@pytest.mark.parametrize(("count", "names"), [(0, ["rose"]), (3, [])])
+def test_a_grid_by_class_of_nothing_is_an_error(count, names):
+    with pytest.raises(ValueError, match=f"needs images and names, got {count} and {len(names)}"):
+        class_grid(torch.zeros(count, 3, 30, 20, dtype=torch.uint8), names)
+
+
+@pytest.mark.parametrize(("image_size", "scale"), [(16, 6), (24, 4), (64, 2), (96, 1), (100, 1)])
+def test_small_images_are_enlarged_to_96_pixels(image_size, scale):
+    assert enlargement(image_size) == scale
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -10,6 +10,7 @@ from ddpm import (
     TrainingState,
     UNet,
     cosine_betas,
+    guided,
     linear_betas,
 )
 from ddpm.checkpoint import (
@@ -18,6 +19,7 @@ from ddpm.checkpoint import (
     load_model,
     publish_model,
 )
+from ddpm.classes import ImageClass
 from tests.ddpm.small_training import SHORT
 
 
@@ -88,6 +90,64 @@ def test_all_dimensions_of_the_network_are_published(tmp_path, tiny_config):
     assert load_model(tmp_path).unet.config == config
 
 
+CLASSES = (ImageClass(54, "sunflower"), ImageClass(77, "passion flower"))
+
+
+@pytest.fixture
+def conditional(tiny_config):
+    torch.manual_seed(0)
+    state = TrainingState.start(UNet(dataclasses.replace(tiny_config, num_classes=2)), SHORT)
+    with torch.no_grad():
+        for parameter in state.ema.module.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return state
+
+
+def test_classes_are_published_by_name_and_number(tmp_path, conditional, trained):
+    publish_model(tmp_path / "conditional", conditional, DiffusionConfig(num_timesteps=10), 8, CLASSES)
+    model = load_model(tmp_path / "conditional")
+    assert model.classes == CLASSES and model.unet.config.num_classes == 2
+    config = json.loads((tmp_path / "conditional" / "config.json").read_text())
+    assert config["unet"]["num_classes"] == 2
+    assert config["classes"] == [{"number": 54, "name": "sunflower"}, {"number": 77, "name": "passion flower"}]
+    publish_model(tmp_path / "plain", trained, DiffusionConfig(num_timesteps=10), 8)
+    assert load_model(tmp_path / "plain").classes == ()
+
+
+def test_a_published_model_is_asked_by_name(tmp_path, conditional):
+    publish_model(tmp_path, conditional, DiffusionConfig(num_timesteps=10), 8, CLASSES)
+    model = load_model(tmp_path)
+    x_t, t = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 5, 9])
+    cases = [(None, [0, 1, 0]), (["passion flower"], [1, 1, 1]), ([77, "Sunflower"], [1, 0, 1])]
+    for classes, labels in cases:
+        asked = model.asked(classes, [2, 3, 4], guidance_scale=2.5)
+        expected = guided(model.unet, torch.tensor(labels), 2.5)(x_t, t)
+        torch.testing.assert_close(asked(x_t, t), expected, rtol=0, atol=0)
+    calls = []
+    other = torch.nn.Identity()
+    other.forward = lambda x_t, _, labels: calls.append(labels.tolist()) or x_t
+    model.asked(None, [1, 2, 3], network=other)(x_t, t)
+    assert calls == [[1, 0, 1]]
+
+
+def test_a_model_without_classes_is_asked_for_none(tmp_path, trained):
+    publish_model(tmp_path, trained, DiffusionConfig(num_timesteps=10), image_size=8)
+    model = load_model(tmp_path)
+    assert model.asked(None, [0, 1]) is model.unet
+    with pytest.raises(ValueError, match="the model knows no classes, got"):
+        model.asked(["sunflower"], [0, 1])
+    with pytest.raises(ValueError, match=r"knows no classes, so guidance_scale must be 1, got 2\.0"):
+        model.asked(None, [0, 1], guidance_scale=2.0)
+
+
+def test_another_number_of_classes_than_the_network_knows_is_refused(tmp_path, conditional, trained):
+    with pytest.raises(ValueError, match="1 classes are named, and the network knows 2"):
+        publish_model(tmp_path, conditional, DiffusionConfig(num_timesteps=10), 8, CLASSES[:1])
+    with pytest.raises(ValueError, match="2 classes are named, and the network knows none"):
+        publish_model(tmp_path, trained, DiffusionConfig(num_timesteps=10), 8, CLASSES)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(CheckpointError, match="holds no usable model"):
@@ -127,6 +187,9 @@ def without(name):
         lambda config: config["diffusion"].update(schedule="sigmoid"),
         lambda config: config["diffusion"].update(prediction="score"),
         lambda config: config.update(unet=[]),
+        without("classes"),
+        lambda config: config.update(classes=[{"number": 1, "name": "rose"}]),  # which the network does not know
+        lambda config: config.update(classes=["rose"]),
     ],
 )
 def test_a_configuration_that_does_not_fit_the_weights_is_refused(tmp_path, trained, change):

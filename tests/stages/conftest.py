@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from ddpm import TrainingConfig, TrainingState, UNet, UNetConfig, distributed
 from ddpm.checkpoint import DiffusionConfig, publish_model
+from ddpm.classes import ImageClass
 from ddpm.features import FeatureExtractor
 from stages import extraction, training_evaluation
 from stages.params import Params
@@ -93,6 +94,12 @@ SMALL = {
     "evaluate.num_closest_pairs": 3,
 }
 """What makes the quickstart profile an experiment of a second, and what the tests below count on."""
+
+CLASS_NAMES = ((8, "rose"), (3, "01"), (5, "nan"))
+"""Of the prepared images in turn: numbers with gaps, names that could be taken for something else."""
+
+CLASSES = (ImageClass(3, "01"), ImageClass(5, "nan"), ImageClass(8, "rose"))
+"""The same as a conditional model counts them."""
 
 
 @pytest.fixture(scope="session")
@@ -227,7 +234,11 @@ def dataset():
         target.mkdir(parents=True)
         images = np.random.default_rng(0).integers(0, 256, (len(splits), size, size, 3), dtype=np.uint8)
         np.save(target / "images.npy", images)
-        rows = [{"number": 1 + i, "class_name": "", "split": split} for i, split in enumerate(splits)]
+        names = [CLASS_NAMES[i % 3] for i in range(len(splits))]
+        rows = [
+            {"number": 1 + i, "class_number": number, "class_name": name, "split": split}
+            for i, (split, (number, name)) in enumerate(zip(splits, names, strict=True))
+        ]
         pd.DataFrame(rows).to_csv(target / "index.csv", index=False)
         (target / "dataset.json").write_text(json.dumps({"image_size": size, "images_md5": "0" * 32}))
         return images
@@ -238,17 +249,25 @@ def dataset():
 @pytest.fixture(scope="session")
 def published(tmp_path_factory, make_params):
     """The folder of a tiny model whose averages and raw weights differ."""
-    wanted = make_params().train
+    return publish(tmp_path_factory.mktemp("published") / "model", make_params().train)
+
+
+@pytest.fixture(scope="session")
+def published_conditional(tmp_path_factory, make_params):
+    """The folder of such a model that knows the classes of the prepared images."""
+    return publish(tmp_path_factory.mktemp("published") / "model", make_params().train, CLASSES)
+
+
+def publish(target, wanted, classes=()):
     torch.manual_seed(0)
-    unet = UNet(UNetConfig(**wanted.unet.model_dump()))
+    unet = UNet(UNetConfig(**wanted.unet.model_dump(), num_classes=len(classes) or None))
     state = TrainingState.start(unet, TrainingConfig(num_steps=1, extra_ema_decays=(0.5,)))
     with torch.no_grad():
         # Layers that start at zero would hide differences; the sets of weights move apart.
         for module in (unet, state.ema.module, state.extra_emas[0].module):
             for parameter in module.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    target = tmp_path_factory.mktemp("published") / "model"
-    publish_model(target, state, DiffusionConfig(**wanted.diffusion.model_dump()), image_size=16)
+    publish_model(target, state, DiffusionConfig(**wanted.diffusion.model_dump()), 16, classes)
     (target / "run.json").write_text(json.dumps({"mlflow_run_id": "", "mlflow_experiment_id": ""}))
     (target / "trained_on.json").write_text(json.dumps({"train_splits": ["train"]}))
     return target
@@ -258,6 +277,13 @@ def published(tmp_path_factory, make_params):
 def model(folder, published):
     """A copy of that model as build/model."""
     shutil.copytree(published, "build/model")
+    return Path("build/model")
+
+
+@pytest.fixture
+def conditional_model(folder, published_conditional):
+    """A copy of the model that knows classes as build/model."""
+    shutil.copytree(published_conditional, "build/model")
     return Path("build/model")
 
 

@@ -155,6 +155,25 @@ def test_the_experiment_in_force_started_from_a_profile_that_exists():
         ),
         ({"train.grid_sampling_steps": 21}, "train: grid_sampling_steps=21 must not exceed num_timesteps=20"),
         ({"sample.num_grid_images": 13}, "sample: num_grid_images=13 must not exceed num_images=12"),
+        (
+            {"sample.num_interpolation_images": 2},
+            "sample: num_interpolation_images must be 0, or at least 3, since two are the ends, got 2",
+        ),
+        ({"sample.interpolation_ends": [4, 4]}, "sample: interpolation_ends must be two images, got [4, 4]"),
+        (
+            {"sample.classes": ["rose"]},
+            "sample.classes must be null, since train.class_conditional is false, got ['rose']; set "
+            "train.class_conditional to true to train a model that can be asked for classes",
+        ),
+        (
+            {"sample.guidance_scale": 2.0},
+            "sample.guidance_scale must be 1, since train.class_conditional is false, got 2.0",
+        ),
+        (
+            {"sample.guidance_scale": 0.0, "train.class_conditional": True, "train.label_dropout": 0.0},
+            "sample.guidance_scale=0.0 needs train.label_dropout above 0: without it no image is learnt without its "
+            "class",
+        ),
         ({"sample.num_frames": 7}, "sample: num_frames=7 must not exceed num_sampling_steps=6"),
         (
             {"preprocess.image_size": 17},
@@ -184,7 +203,7 @@ def test_a_refusal_names_the_parameter_what_was_got_and_what_is_allowed(written,
 def test_every_validator_has_a_case_above():
     # A new combination that is refused needs its message in the list.
     covered = {"_source_fits_dataset", "_dimensions_fit", "_betas_rise", "_steps_fit", "_counts_fit"}
-    covered |= {"_stages_fit"}
+    covered |= {"_stages_fit", "_classes_fit"}
     assert {name for section in sections() for name in section.__pydantic_decorators__.model_validators} == covered
 
 
@@ -223,6 +242,15 @@ def test_all_problems_are_told_at_once(written):
             {"download.dataset": "flowers102", "download.archive_md5": "0" * 32},
             lambda params: params.download.archive_md5 == "0" * 32,
         ),
+        (
+            {"train.class_conditional": True, "sample.classes": ["rose", 54], "sample.guidance_scale": 2},
+            lambda params: params.sample.classes == ("rose", 54),
+        ),
+        (
+            {"train.class_conditional": True, "train.label_dropout": 0.0, "sample.guidance_scale": 1},
+            lambda params: params.sample.classes is None,
+        ),
+        ({"sample.num_interpolation_images": 3}, lambda params: params.sample.interpolation_ends == (0, 1)),
         ({"train.seed": 2**63 - 1}, lambda params: params.train.seed == 2**63 - 1),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from stages.errors import StageError
 from stages.paths import MODEL
-from stages.prepared import dataset_digest, dataset_summary, images_of, recorded_run_id
+from stages.prepared import dataset_digest, dataset_summary, image_index, images_of, recorded_run_id
 
 
 def test_the_images_of_a_split_come_in_the_order_of_the_index(folder, dataset):
@@ -32,6 +32,12 @@ def test_a_class_may_be_called_nan(folder, dataset):
     table["split"] = ["train", "NA"]
     table.to_csv(index, index=False)
     assert len(images_of(["NA"])) == 1
+
+
+def test_names_of_classes_are_read_as_they_were_written(folder, dataset):
+    dataset(splits=("train",) * 4)
+    assert list(image_index()["class_name"]) == ["rose", "01", "nan", "rose"]
+    assert list(image_index()["class_number"]) == [8, 3, 5, 8]
 
 
 def test_a_split_without_images_is_an_error_that_counts_the_others(folder, dataset):

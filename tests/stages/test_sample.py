@@ -72,7 +72,7 @@ def test_a_batch_size_that_is_left_open_is_a_known_one_on_a_cpu(drawn, monkeypat
 
 
 @pytest.mark.parametrize(("num_images", "tried"), [(5000, [1024, 512, 256, 128, 64]), (150, [150, 75]), (0, [1])])
-def test_a_batch_size_that_is_left_open_is_what_the_memory_of_a_gpu_holds(published, num_images, tried):
+def test_a_batch_size_that_is_left_open_is_what_the_memory_of_a_gpu_holds(published, make_params, num_images, tried):
     # A device without memory of its own stands in for the GPU.
     def unet(x, t):
         assert x.shape == (len(t), 3, 16, 16)
@@ -82,7 +82,7 @@ def test_a_batch_size_that_is_left_open_is_what_the_memory_of_a_gpu_holds(publis
 
     sizes, model = [], dataclasses.replace(load_model(published))
     object.__setattr__(model, "unet", unet)  # the checks of types know networks alone
-    assert module.fitting_batch_size(model, num_images, torch.device("meta")) == tried[-1]
+    assert module.fitting_batch_size(model, make_params().sample, num_images, torch.device("meta")) == tried[-1]
     assert sizes == tried
 
 
@@ -163,7 +163,7 @@ def test_shown_steps_by_hand():
 def test_the_stage_writes_arrays_grid_animation_and_source(model, make_params, images):
     module.main(make_params())
     assert sorted(path.name for path in SAMPLES.iterdir()) == [
-        "grid.png", "reverse_process.webp", "samples.json", "samples.npy",
+        "grid.png", "reverse_process.png", "reverse_process.webp", "samples.json", "samples.npy",
     ]  # fmt: skip
     pixels = np.load(SAMPLES / "samples.npy")
     assert pixels.dtype == np.uint8 and pixels.shape == (12, 16, 16, 3)
@@ -175,12 +175,36 @@ def test_the_stage_writes_arrays_grid_animation_and_source(model, make_params, i
     assert animation.n_frames == 3 and animation.size == (shown.shape[1], shown.shape[0])
 
 
+def test_the_strip_shows_images_on_their_way_a_row_each(model, make_params):
+    params = make_params({"sample.num_sampling_steps": 16, "sample.num_frames": 16, "sample.num_grid_images": 7})
+    module.main(params)
+    pixels, frames = draw(load_model(model), params.sample, CPU)
+    strip = np.asarray(Image.open(SAMPLES / "reverse_process.png"))[::6, ::6]
+    # Five rows of twelve images of 16 pixels, from the first shown step to the finished image.
+    assert strip.shape == (2 + 5 * 18, 2 + 12 * 18, 3)
+    for row in range(5):
+        top = 2 + row * 18
+        np.testing.assert_array_equal(strip[top : top + 16, 2:18], frames[0][row].permute(1, 2, 0))
+        np.testing.assert_array_equal(strip[top : top + 16, -18:-2], pixels[row].permute(1, 2, 0))
+
+
+@pytest.mark.parametrize("changes", [{}, {"sample.batch_size": None}, {"sample.sampler": "ddpm"}])
+def test_an_interpolation_goes_from_one_image_to_another(model, make_params, changes):
+    params = make_params({"sample.num_interpolation_images": 7, "sample.interpolation_ends": [5, 2]} | changes)
+    module.main(params)
+    strip = torch.from_numpy(np.array(Image.open(SAMPLES / "interpolation.png"))[::6, ::6])
+    assert strip.shape == (20, 2 + 7 * 18, 3)
+    row = torch.stack([strip[2:18, 2 + i * 18 : 18 + i * 18] for i in range(7)])
+    pixels = torch.from_numpy(np.load(SAMPLES / "samples.npy"))
+    assert differ_by_rounding_alone(row[0], pixels[5]) and differ_by_rounding_alone(row[-1], pixels[2])
+    assert not any(differ_by_rounding_alone(one, other) for one, other in zip(row[1:], row[:-1], strict=True))
+
+
 def test_large_images_are_not_enlarged(folder, make_params):
     pixels = torch.zeros(4, 3, 100, 100, dtype=torch.uint8)
     Path("build/model").mkdir(parents=True)
     Path("build/model/averaged.safetensors").write_bytes(b"")
-    Path("build/model/trained_on.json").write_text("{}")
-    module.write(pixels, [pixels], make_params().sample, 100, "")
+    module.write(pixels, [pixels], [], make_params().sample)
     assert Image.open(SAMPLES / "grid.png").size == (206, 206)
 
 
@@ -212,6 +236,7 @@ def test_grid_and_files_go_to_the_run_of_the_model(model, make_params, notes, mo
     assert notes.files == [
         ("build/samples/grid.png", "samples"),
         ("build/samples/reverse_process.webp", "samples"),
+        ("build/samples/reverse_process.png", "samples"),
     ]
 
 

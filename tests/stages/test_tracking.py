@@ -391,6 +391,8 @@ print(json.dumps({
     told = json.loads(result.stdout.splitlines()[-1])
     assert told["sizes"] == [["PNG", 16, 16]] * 3 and told["distinct"] == 3
     assert Path(told["code"]).is_relative_to(folder / "mlartifacts")
-    assert [column["name"] for column in told["schema"][0]] == ["n", "seed"]
-    assert [(param["name"], param["default"]) for param in told["schema"][1]] == [("num_sampling_steps", 50)]
+    columns = [(column["name"], column["required"]) for column in told["schema"][0]]
+    assert columns == [("n", True), ("seed", True), ("class_name", False)]
+    defaults = [(param["name"], param["default"]) for param in told["schema"][1]]
+    assert defaults == [("num_sampling_steps", 50), ("guidance_scale", 1.0)]
     assert told["metadata"] == {"profile": params.profile, "image_size": 16}

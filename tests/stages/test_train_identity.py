@@ -17,7 +17,8 @@ LEARNING = {
     "diffusion.prediction": "v", "num_steps": 7, "batch_size": 5, "seed": 4, "random_flips": False, "loss": "l1",
     "learning_rate": 0.003, "rate_schedule": "constant", "warmup_steps": 3, "gradient_clip": None, "ema_decay": 0.8,
     "ema_warmup": False, "precision": "bfloat16", "min_snr_gamma": 5.0, "accumulation_steps": 2,
-    "gradient_checkpointing": True, "extra_ema_decays": [0.5], "compilation": "default",
+    "gradient_checkpointing": True, "extra_ema_decays": [0.5], "compilation": "default", "class_conditional": True,
+    "label_dropout": 0.2,
 }  # fmt: skip
 WATCHING = {
     "log_every": 3, "sample_every": 3, "num_grid_images": 3, "grid_sampling_steps": 2, "checkpoint_every": 3,
@@ -26,8 +27,8 @@ WATCHING = {
 }  # fmt: skip
 
 
-def fingerprint(make_params, changes=None, md5="0" * 32):
-    return fingerprint_of(module.identity_of(make_params(changes).train, md5))
+def fingerprint(make_params, changes=None, md5="0" * 32, labels_md5=""):
+    return fingerprint_of(module.identity_of(make_params(changes).train, md5, labels_md5))
 
 
 def test_every_parameter_is_either_learnt_from_or_watched_by(make_params):
@@ -50,6 +51,7 @@ def test_other_sections_leave_it_the_same_experiment(make_params):
 
 def test_other_data_makes_another_experiment(make_params):
     assert fingerprint(make_params, md5="1" * 32) != fingerprint(make_params)
+    assert fingerprint(make_params, labels_md5="1" * 32) != fingerprint(make_params)
 
 
 def test_other_code_makes_another_experiment(make_params, monkeypatch):

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from ddpm import ImageNoise
+from ddpm import GaussianDiffusion, ImageNoise, linear_betas, sample
+from ddpm.samplers import InterpolatedNoise
+from ddpm.samplers.noise import slerp
 
 SHAPE = (3, 4, 5)
 
@@ -56,3 +58,56 @@ def test_the_global_generator_is_left_alone():
 def test_negative_seeds_and_numbers_are_an_error(seed, numbers):
     with pytest.raises(ValueError, match="must be at least 0"):
         ImageNoise(seed, numbers, SHAPE)
+
+
+def test_slerp_equals_the_formula_by_hand():
+    # Two vectors at 60 degrees; half way lies at 30, with the same length.
+    first, last = torch.tensor([2.0, 0.0]), torch.tensor([1.0, 3.0**0.5])
+    first, last = (each.reshape(2, 1, 1) for each in (first, last))
+    half = slerp(first, last, torch.tensor([0.5]))
+    torch.testing.assert_close(half.flatten(), torch.tensor([3.0**0.5, 1.0]), rtol=0, atol=1e-6)
+
+
+def test_slerp_turns_evenly_and_keeps_the_length_on_the_way():
+    first, last = ImageNoise(0, [0, 1], SHAPE).draw()
+    first, last = first / first.norm(), last / last.norm()
+    on_the_way = slerp(first, last, torch.linspace(0.0, 1.0, 7))
+    assert on_the_way.shape == (7, *SHAPE)
+    torch.testing.assert_close(on_the_way.flatten(1).norm(dim=1), torch.ones(7), rtol=0, atol=1e-5)
+    cosines = (on_the_way[1:] * on_the_way[:-1]).sum(dim=(1, 2, 3))
+    angle = float(torch.arccos((first * last).sum()))
+    torch.testing.assert_close(torch.arccos(cosines), torch.full((6,), angle / 6), rtol=0, atol=2e-3)
+
+
+def test_interpolated_noise_has_its_ends_among_it_in_every_draw():
+    ends = ImageNoise(7, [5, 2], SHAPE)
+    between = InterpolatedNoise(7, (5, 2), torch.linspace(0.0, 1.0, 5), SHAPE)
+    for _ in range(3):
+        (first, last), drawn = ends.draw(), between.draw()
+        torch.testing.assert_close(drawn[0], first, rtol=0, atol=1e-6)
+        torch.testing.assert_close(drawn[-1], last, rtol=0, atol=1e-6)
+        torch.testing.assert_close(drawn, slerp(first, last, torch.linspace(0.0, 1.0, 5)), rtol=0, atol=0)
+
+
+def test_noise_on_the_way_does_not_depend_on_its_batch():
+    together = InterpolatedNoise(7, (5, 2), torch.tensor([0.0, 0.3, 0.8]), SHAPE)
+    alone = InterpolatedNoise(7, (5, 2), torch.tensor([0.3]), SHAPE)
+    for _ in range(2):
+        torch.testing.assert_close(alone.draw()[0], together.draw()[1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("dpm_solver++", 0.0)])
+def test_the_ends_of_an_interpolation_are_the_two_images(name, eta, bent_model):
+    diffusion = GaussianDiffusion(linear_betas(20, 1e-4, 0.3))
+    images = sample(name, bent_model, diffusion, ImageNoise(3, [4, 9], SHAPE), 10, eta)
+    between = InterpolatedNoise(3, (4, 9), torch.linspace(0.0, 1.0, 9), SHAPE)
+    drawn = sample(name, bent_model, diffusion, between, 10, eta)
+    torch.testing.assert_close(drawn[[0, -1]], images, rtol=0, atol=1e-4)
+    # Neighbours are closer to each other than the ends.
+    steps = (drawn[1:] - drawn[:-1]).square().mean(dim=(1, 2, 3))
+    assert steps.max() < (images[0] - images[1]).square().mean()
+
+
+def test_an_interpolation_from_an_image_to_itself_is_an_error():
+    with pytest.raises(ValueError, match="the ends of an interpolation must be two images, got 4 twice"):
+        InterpolatedNoise(3, (4, 4), torch.tensor([0.5]), SHAPE)

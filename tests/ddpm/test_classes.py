@@ -1,0 +1,73 @@
+"""Classes are asked for by name or number, and images have them in turn."""
+
+import pytest
+import torch
+
+from ddpm.classes import ImageClass, labels_in_turn, labels_of
+
+# In the order of their labels; numbers neither follow each other nor start at 0.
+CLASSES = (ImageClass(10, "globe thistle"), ImageClass(54, "sunflower"), ImageClass(77, "passion flower"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "labels"),
+    [
+        (["sunflower"], (1,)),
+        ([54], (1,)),
+        (["54"], (1,)),
+        (["Globe Thistle", 77, "sunflower"], (0, 2, 1)),
+        (["sunflower", 54], (1, 1)),
+        (None, (0, 1, 2)),
+    ],
+)
+def test_classes_are_found_by_name_or_number(asked, labels):
+    assert labels_of(asked, CLASSES) == labels
+
+
+def test_a_name_that_is_a_number_is_a_name_first():
+    # As of the sub-folders of a directory.
+    classes = (ImageClass(0, "1"), ImageClass(1, "2"), ImageClass(2, "0"))
+    assert labels_of(["1", 1, "0"], classes) == (0, 1, 2)
+
+
+def test_names_that_differ_by_capital_letters_alone_are_told_apart():
+    classes = (ImageClass(0, "Rose"), ImageClass(1, "rose"))
+    assert labels_of(["rose", "Rose"], classes) == (1, 0)
+
+
+def test_nothing_asked_of_a_model_without_classes_is_nothing():
+    assert labels_of(None, ()) == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["sunflwer"], r"unknown class 'sunflwer'; did you mean sunflower \(54\)\?"),
+        (["Sunflowers"], r"unknown class 'Sunflowers'; did you mean sunflower \(54\)"),
+        ([1], r"unknown class 1; the model knows globe thistle \(10\), sunflower \(54\), passion flower \(77\)$"),
+        (["1"], r"unknown class '1'; the model knows globe thistle \(10\)"),
+        (["zebra"], r"unknown class 'zebra'; the model knows globe thistle \(10\)"),
+        (["sunflower", "rose"], "unknown class 'rose'"),
+    ],
+)
+def test_an_unknown_class_is_an_error_that_suggests(asked, message):
+    with pytest.raises(ValueError, match=message):
+        labels_of(asked, CLASSES)
+
+
+def test_of_many_classes_an_error_lists_a_few():
+    classes = [ImageClass(number, f"flower {chr(65 + number)}") for number in range(20)]
+    with pytest.raises(ValueError, match=r"flower A \(0\), .*, flower H \(7\) and 12 more$"):
+        labels_of([99], classes)
+
+
+def test_asking_a_model_without_classes_is_an_error():
+    with pytest.raises(ValueError, match=r"the model knows no classes, got \['sunflower'\]; ask for none, or train"):
+        labels_of(["sunflower"], ())
+
+
+def test_images_have_the_labels_in_turn():
+    labels = labels_in_turn((5, 2, 7), range(2, 9))
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [7, 5, 2, 7, 5, 2, 7]
+    assert labels_in_turn((5, 2, 7), [4]).tolist() == [2]

@@ -1,0 +1,125 @@
+"""Classifier-free guidance: against its formula, for every prediction and sampler, and what it costs."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from ddpm import GaussianDiffusion, ImageNoise, UNet, guided, linear_betas, sample
+from ddpm.classes import NO_CLASS
+from ddpm.devices import arithmetic
+
+LABELS = torch.tensor([2, 0, 1])
+SAMPLERS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("dpm_solver++", 0.0)]
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def network(tiny_config):
+    """A tiny network that knows three classes, all of whose layers shape its output."""
+    torch.manual_seed(0)
+    unet = UNet(dataclasses.replace(tiny_config, num_classes=3)).eval()
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return unet.requires_grad_(False)
+
+
+@pytest.fixture
+def called(network):
+    """The sizes of the batches that the network is called with."""
+    sizes = []
+    network.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    return sizes
+
+
+@pytest.mark.parametrize("guidance_scale", [0.5, 1.5, 3.0])
+def test_guidance_equals_the_formula(network, guidance_scale):
+    x_t, t = noise(3, 3, 8, 8), torch.tensor([3, 700, 20])
+    w = guidance_scale - 1.0
+    # Ho & Salimans 2022, Eq. 6.
+    expected = (1.0 + w) * network(x_t, t, LABELS) - w * network(x_t, t)
+    torch.testing.assert_close(guided(network, LABELS, guidance_scale)(x_t, t), expected, rtol=0, atol=1e-4)
+
+
+def test_scale_one_is_the_conditional_and_zero_the_unconditional_prediction(network, called):
+    x_t, t = noise(3, 3, 8, 8), torch.tensor([3, 700, 20])
+    conditional, unconditional = network(x_t, t, LABELS), network(x_t, t)
+    assert (conditional - unconditional).abs().max() > 1e-2
+    called.clear()
+    torch.testing.assert_close(guided(network, LABELS)(x_t, t), conditional, rtol=0, atol=0)
+    torch.testing.assert_close(guided(network, LABELS, 0.0)(x_t, t), unconditional, rtol=0, atol=0)
+    assert called == [3, 3]  # not doubled
+
+
+def test_guidance_costs_one_call_on_a_doubled_batch(network, called):
+    guided(network, LABELS, 2.0)(noise(3, 3, 8, 8), torch.tensor([3, 700, 20]))
+    assert called == [6]
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
+def test_guiding_any_prediction_guides_the_eps_that_it_implies(network, prediction):
+    # The same network is taken to predict eps, v or x_0; unclipped, where eps follows it by an affine function.
+    diffusion = GaussianDiffusion(linear_betas(20, 1e-4, 0.3), prediction)
+    x_t, t = noise(3, 3, 8, 8), torch.tensor([3, 7, 19])
+
+    def eps_pred(model):
+        return diffusion.denoise(model, x_t, t, clip_x_0=False).eps_pred
+
+    expected = 3.0 * eps_pred(guided(network, LABELS)) - 2.0 * eps_pred(guided(network, LABELS, 0.0))
+    # At t = 3 the noise is a small difference of large numbers where x_0 is predicted.
+    torch.testing.assert_close(eps_pred(guided(network, LABELS, 3.0)), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
+@pytest.mark.parametrize(("name", "eta"), SAMPLERS)
+def test_every_sampler_draws_guided_images(network, name, eta, prediction):
+    diffusion = GaussianDiffusion(linear_betas(20, 1e-4, 0.3), prediction)
+
+    def drawn(numbers, guidance_scale):
+        model = guided(network, LABELS[torch.tensor(numbers)], guidance_scale)
+        return sample(name, model, diffusion, ImageNoise(3, numbers, (3, 8, 8)), 5, eta)
+
+    together = drawn([0, 1, 2], 2.0)
+    for number in range(3):
+        # Other sizes of a product are added up in another order.
+        torch.testing.assert_close(drawn([number], 2.0)[0], together[number], rtol=0, atol=5e-3)
+    assert (together - drawn([0, 1, 2], 1.0)).abs().max() > 1e-2
+
+
+def test_the_class_changes_the_image_and_nothing_else_of_the_batch(network):
+    x_t, t = noise(3, 3, 8, 8), torch.tensor([3, 700, 20])
+    out = guided(network, LABELS, 2.0)(x_t, t)
+    other = guided(network, torch.tensor([1, 0, 1]), 2.0)(x_t, t)
+    assert (other[0] - out[0]).abs().max() > 1e-2
+    torch.testing.assert_close(other[1:], out[1:], rtol=0, atol=1e-5)
+
+
+def test_in_bfloat16_the_difference_is_not_rounded_again():
+    def network(x_t, t, labels):
+        # Two numbers that bfloat16 holds; three times their difference, added, it does not.
+        is_known = (labels != NO_CLASS).reshape(-1, 1, 1, 1)
+        return torch.where(is_known, 1.0078125, 1.0).to(torch.bfloat16).expand(x_t.shape)
+
+    out = guided(network, LABELS, 3.5)(noise(3, 3, 8, 8), torch.zeros(3).long())
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, torch.full((3, 3, 8, 8), 1.0 + 3.5 * 0.0078125), rtol=0, atol=1e-7)
+
+
+def test_guidance_works_in_bfloat16(network):
+    x_t, t = noise(3, 3, 8, 8), torch.tensor([3, 700, 20])
+    exact = guided(network, LABELS, 2.0)(x_t, t)
+    with arithmetic("bfloat16", torch.device("cpu")):
+        rounded = guided(network, LABELS, 2.0)(x_t, t)
+    assert rounded.dtype == torch.float32
+    # Eight bits of each number, through a dozen layers.
+    assert 0 < (rounded - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+@pytest.mark.parametrize("guidance_scale", [-0.5, float("nan")])
+def test_a_negative_scale_is_an_error(network, guidance_scale):
+    with pytest.raises(ValueError, match="guidance_scale must be at least 0, got"):
+        guided(network, LABELS, guidance_scale)
