@@ -69,7 +69,7 @@ def main() -> None:
         f"{arguments.num_images} samples against {len(reference)} images of the valid split",
         flush=True,
     )
-    print(f"{'':24} {'fd':>8} {'kid':>9} {'± (std)':>9} {'loss':>8} {'seconds':>9}", flush=True)
+    print(f"{'':24} {'fd':>8} {'kid':>9} {'± (95 %)':>9} {'loss':>8} {'seconds':>9}", flush=True)
     for name in arguments.variants or variants:
         started = time.perf_counter()
         model, loss = trained(variants[name], arguments, device)
@@ -78,7 +78,7 @@ def main() -> None:
         kernel = kernel_distance(reference, features, num_subsets=100, subset_size=min(500, len(features)))
         distance = frechet_distance(reference, features)
         print(
-            f"{name:24} {distance:8.2f} {kernel.mean:9.5f} {kernel.std:9.5f} {loss:8.4f} "
+            f"{name:24} {distance:8.2f} {kernel.mean:9.5f} {(kernel.high - kernel.low) / 2:9.5f} {loss:8.4f} "
             f"{time.perf_counter() - started:9.1f}",
             flush=True,
         )
@@ -95,6 +95,7 @@ def trained(variant: Variant, arguments: argparse.Namespace, device: torch.devic
     state = TrainingState.start(unet, variant.training)
     diffusion = variant.diffusion.build()
     losses: list[Tensor] = [event.loss for event in train(state, images, diffusion, variant.training)]
+    assert isinstance(state.ema.module, UNet)
     model = PublishedModel(state.ema.module, diffusion.to(device), images.images.shape[-1])
     return model, float(torch.stack(losses[-max(1, len(losses) // 10) :]).mean())
 
