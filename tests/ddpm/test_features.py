@@ -161,7 +161,7 @@ def test_the_known_distances_of_real_flowers(extractor, flowers):
     assert frechet_distance(features["train"], others["test"]) == pytest.approx(17.3, abs=0.1)
     assert frechet_distance(halves[0], halves[1]) == pytest.approx(8.6, abs=0.3)
     assert frechet_distance(features["train"], others["flipped"]) == pytest.approx(5.4, abs=0.1)
-    assert frechet_distance(features["train"], others["noisy"]) == pytest.approx(76.2, abs=1.0)
+    assert frechet_distance(features["train"], others["noisy"]) == pytest.approx(76.2, abs=2.0)
     assert frechet_distance(features["train"], others["uniform"]) == pytest.approx(388.8, abs=2.0)
     for name, expected, tolerance in (("valid", -0.0002, 0.0003), ("test", 0.0009, 0.0003), ("noisy", 0.080, 0.002)):
         found = kernel_distance(features["train"], others[name])
