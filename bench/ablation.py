@@ -32,6 +32,7 @@ class Variant:
     training: TrainingConfig
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     splits: Sequence[str] = ("train",)
+    random_flips: bool = True
 
 
 def variants_of(published: Variant) -> dict[str, Variant]:
@@ -45,6 +46,8 @@ def variants_of(published: Variant) -> dict[str, Variant]:
         "cosine schedule": replace(published, diffusion=replace(diffusion, schedule="cosine")),
         "v prediction": replace(published, diffusion=replace(diffusion, prediction="v")),
         "min-SNR weights": replace(published, training=replace(training, min_snr_gamma=5.0)),
+        "without flips": replace(published, random_flips=False),
+        "EMA 0.99": replace(published, training=replace(training, ema_decay=0.99)),
         "EMA with warm-up": replace(published, training=replace(training, ema_warmup=True)),
         "rate 1e-3": replace(published, training=fast_rise),
         "rate 1e-3, falling": replace(published, training=replace(fast_rise, rate_schedule="cosine")),
@@ -90,7 +93,12 @@ def trained(variant: Variant, arguments: argparse.Namespace, device: torch.devic
     attention = tuple(level == len(arguments.widths) - 1 for level in range(len(arguments.widths)))
     unet = UNet(UNetConfig(widths=tuple(arguments.widths), attention=attention, num_res_blocks=1)).to(device)
     images = TrainingImages(
-        all_images(), arguments.batch_size, variant.training.seed, device=device, positions=positions_of(variant.splits)
+        all_images(),
+        arguments.batch_size,
+        variant.training.seed,
+        variant.random_flips,
+        device,
+        positions=positions_of(variant.splits),
     )
     state = TrainingState.start(unet, variant.training)
     diffusion = variant.diffusion.build()

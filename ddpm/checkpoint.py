@@ -61,6 +61,8 @@ class PublishedModel:
     image_size: int
     classes: tuple[ImageClass, ...] = ()
     """by label; none, where the network knows no classes"""
+    label_dropout: float = 0.0
+    """the share of images that it learnt without their class; above 0 it knows images of no class, too"""
 
     def asked(
         self,
@@ -87,6 +89,11 @@ class PublishedModel:
             if guidance_scale != 1.0:
                 raise ValueError(f"the model knows no classes, so guidance_scale must be 1, got {guidance_scale}")
             return network
+        if guidance_scale != 1.0 and self.label_dropout == 0.0:
+            raise ValueError(
+                "the model was trained without label dropout and knows no images without a class, so guidance_scale must "
+                f"be 1, got {guidance_scale}"
+            )
         on_device = labels_in_turn(labels, image_numbers).to(self.diffusion.betas.device)
         return guided(network, on_device, guidance_scale)
 
@@ -181,6 +188,7 @@ def publish_model(
     diffusion: DiffusionConfig,
     image_size: int,
     classes: Sequence[ImageClass] = (),
+    label_dropout: float = 0.0,
 ) -> None:
     """Write the averaged weights, the raw ones and their configuration, as `load_model` reads them.
 
@@ -202,6 +210,7 @@ def publish_model(
         "unet": dataclasses.asdict(unet.config),
         "diffusion": dataclasses.asdict(diffusion),
         "classes": [dataclasses.asdict(each) for each in classes],
+        "label_dropout": label_dropout if classes else 0.0,
     }
     with atomic_path(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n")
@@ -232,11 +241,12 @@ def load_model(folder: Path, weights: str = "averaged", device: torch.device | s
         diffusion = DiffusionConfig(**config["diffusion"]).build().to(device)
         image_size = int(config["image_size"])
         classes = tuple(ImageClass(**each) for each in config["classes"])
+        label_dropout = float(config["label_dropout"])
         _require_as_many(classes, unet)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder}/config.json does not describe the weights beside it: {error}") from error
     unet = unet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return PublishedModel(unet.eval().requires_grad_(False), diffusion, image_size, classes)
+    return PublishedModel(unet.eval().requires_grad_(False), diffusion, image_size, classes, label_dropout)
 
 
 def _require_as_many(classes: Sequence[ImageClass], unet: UNet) -> None:

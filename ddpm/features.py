@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm.devices import float32_products
 from ddpm.shapes import Float, UInt8
 
 ExtractorName = Literal["efficientnet_lite0", "inception"]
@@ -118,4 +119,7 @@ def extract_features(
 ) -> Iterator[Float[Tensor, "batch features"]]:
     """Feature vectors of many images, batch by batch, on the CPU."""
     for batch in torch.split(pixels, batch_size):
-        yield extractor(batch.to(device)).float().cpu()
+        # Not in TF32: features of a CPU and of a GPU are compared with each other.
+        with float32_products("float32", device):
+            features = extractor(batch.to(device)).float().cpu()
+        yield features

@@ -12,7 +12,7 @@ from ddpm.data import load_images
 from ddpm.devices import best_device
 from ddpm.distributed import is_first
 from ddpm.files import atomic_path
-from ddpm.images import save_png
+from ddpm.images import enlargement, save_png
 from ddpm.memorisation import nearest_images
 from ddpm.metrics import NEIGHBOURHOOD, frechet_distance, kernel_distance, precision_recall
 from stages.errors import StageError
@@ -24,14 +24,8 @@ from stages.prepared import all_images, dataset_digest, recorded_run_id
 from stages.progress import progress_bar
 from stages.real_features import RealFeatures, read_real_features, read_record
 from stages.runner import run_stage
-from stages.sections import EvaluateParams, ReferenceParams
+from stages.sections import LEAST_COMPARED_IMAGES, EvaluateParams, ReferenceParams
 from stages.tracking import Tracker, reopened_run
-
-LEAST_IMAGES = 10
-"""Of a set, for a distance to be worth its name."""
-
-_SHOWN_PIXELS = 96
-"""Small images are enlarged, for the eye, to at least this size."""
 
 
 def main(params: Params) -> None:
@@ -70,7 +64,7 @@ def evaluate(
     write_metrics(metrics | {"mlflow_run_id": tracker.run_id})
     write_nearest(table)
     with atomic_path(CLOSEST_PAIRS) as temporary:
-        save_png(torch.from_numpy(pairs), temporary, scale=max(1, -(-_SHOWN_PIXELS // samples.shape[-1])))
+        save_png(torch.from_numpy(pairs), temporary, scale=enlargement(samples.shape[-1]))
     # Figures make charts; counts, splits and versions are what to read beside them.
     figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
     tracker.record_metrics(figures, params.train.num_steps)
@@ -115,7 +109,7 @@ def _require_same(record: dict[str, Any], wanted: dict[str, Any]) -> None:
         if record.get(name) != value:
             raise StageError(
                 f"{REFERENCE} holds features whose {name} is {record.get(name)}, and {value} is wanted: "
-                "`dvc repro reference` makes them anew"
+                "`dvc repro --force --single-item reference` makes them anew"
             )
 
 
@@ -129,16 +123,16 @@ def compared_sets(real: RealFeatures, samples: Tensor, wanted: EvaluateParams) -
     """
     sets = {"reference": real.features.get(wanted.reference_split, samples[:0]), "samples": samples}
     for name, features in sets.items():
-        if len(features) < LEAST_IMAGES:
+        if len(features) < LEAST_COMPARED_IMAGES:
             of_split = f" (split {wanted.reference_split})" if name == "reference" else ""
             raise StageError(
-                f"{name}{of_split} holds {len(features)} images, and a distance needs {LEAST_IMAGES}: sample more, "
+                f"{name}{of_split} holds {len(features)} images, and a distance needs {LEAST_COMPARED_IMAGES}: sample more, "
                 "prepare more, or set evaluate.enabled to false"
             )
     for split, features in real.features.items():
         if split == wanted.reference_split:
             continue
-        if len(features) < LEAST_IMAGES:
+        if len(features) < LEAST_COMPARED_IMAGES:
             print(f"evaluate: no floor of split {split}, since it holds {len(features)} images", flush=True)
             continue
         sets[f"floor_{split}"] = features[: len(samples)]  # they stand in random order

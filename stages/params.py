@@ -18,6 +18,7 @@ from ruamel.yaml.error import YAMLError
 
 from stages.errors import StageError
 from stages.sections import (
+    LEAST_COMPARED_IMAGES,
     DownloadParams,
     EvaluateParams,
     PreprocessParams,
@@ -73,6 +74,11 @@ class Params(Section):
             raise ValueError(
                 f"sample.num_sampling_steps={self.sample.num_sampling_steps} must not exceed "
                 f"train.diffusion.num_timesteps={self.train.diffusion.num_timesteps}"
+            )
+        if self.evaluate.enabled and self.sample.num_images < LEAST_COMPARED_IMAGES:
+            raise ValueError(
+                f"sample.num_images={self.sample.num_images} must be at least {LEAST_COMPARED_IMAGES}, since "
+                "evaluate.enabled is true"
             )
         return self
 

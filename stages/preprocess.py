@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -215,7 +216,7 @@ def decode(image: SourceImage, size: int) -> Picture:
         upright = rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError as error:  # whose words hold an address in memory
         raise DamagedImageError(image, "of no format that Pillow knows") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise DamagedImageError(image, str(error)) from error
     if orientation in _TURNED_SIDEWAYS:
         width, height = height, width
@@ -279,11 +280,11 @@ def write_table(name: str, table: pd.DataFrame) -> None:
 
 
 def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results in order, computed on all cores; only a few items wait in memory.
+    """Results in order, computed on all cores that this process may use; only a few items wait in memory.
 
     Threads are enough: Pillow decodes and resizes without Python's lock.
     """
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(cores) as pool:
         for item in items:

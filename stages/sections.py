@@ -5,6 +5,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+LEAST_COMPARED_IMAGES = 10
+"""Of a set, for a distance to be worth its name."""
+
 Positive = Annotated[int, Field(ge=1)]
 Split = Literal["train", "valid", "test"]
 

@@ -92,7 +92,7 @@ class Recording:
     sums: list[float] = field(default_factory=lambda: [0.0] * (1 + 2 * NUM_QUARTILES))
     """over the steps since the last row: of the losses, and by quartile of t of the images' losses and their counts"""
     num_summed: int = 0
-    evaluations: list[dict[str, float]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
     """a row at each evaluated step"""
 
 
@@ -206,6 +206,8 @@ def identity_of(wanted: TrainParams, images_md5: str, labels_md5: str) -> dict[s
     parameters = {name: value for name, value in wanted.model_dump(mode="json").items() if name not in _WATCHING}
     if wanted.rate_schedule == "constant":
         del parameters["num_steps"]
+    if not wanted.class_conditional:  # there are no labels to drop
+        del parameters["label_dropout"]
     data = {"images_md5": images_md5, "labels_md5": labels_md5}
     code = code_digest(Path(__file__), Path(prepared.__file__), without=_WATCHING_MODULES)
     return parameters | data | {"code": code}
@@ -271,6 +273,8 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
     )
     total, done, vote = num_steps * wanted.batch_size, state.step * wanted.batch_size, Vote()
     with progress_bar("train", total, "images", initial=done) as bar, interruption_deferred() as interruption:
+        if done and evaluation.is_due(state.step):  # cut between checkpoint and evaluation
+            evaluation.add(state.step, state.ema.module)
         losses = LossLog(experiment, tracker, bar)
         for event in train(state, experiment.images, experiment.diffusion.build(), experiment.config):
             is_last = event.step == num_steps
@@ -280,12 +284,10 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
             if is_last or event.step % wanted.sample_every == 0:
                 ensure_finite(experiment)
                 tracker.record_image("samples", drawn_grid(experiment), event.step)
-            if evaluation.is_due(event.step, is_last):
-                ensure_finite(experiment)
-                evaluation.add(event.step, state.ema.module)
             signal_name = interruption()
             is_interrupted = vote.any(signal_name is not None)
-            if is_last or is_interrupted or event.step % wanted.checkpoint_every == 0:
+            is_evaluated = evaluation.is_due(event.step, is_last)
+            if is_last or is_interrupted or is_evaluated or event.step % wanted.checkpoint_every == 0:
                 losses.keep()
                 save(experiment)
             if is_interrupted and not is_last:
@@ -293,6 +295,8 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
                 how = signal_name or "a signal to another process"
                 kept_in = checkpoint_path(experiment.folder, event.step)
                 raise Interrupted(f"{how} at step {event.step}, kept in {kept_in}; run it again to go on")
+            if is_evaluated:  # after the checkpoint: it may take longer than an interruption may
+                evaluation.add(event.step, state.ema.module)
         if evaluation.is_due(state.step, is_last=True):  # finished before it was to be evaluated
             evaluation.add(state.step, state.ema.module)
 
@@ -415,7 +419,14 @@ def save(experiment: Experiment) -> None:
 
 def publish(experiment: Experiment) -> None:
     """The weights with their configuration, the MLflow run's id, what they learnt from, and the table of losses."""
-    publish_model(MODEL, experiment.state, experiment.diffusion, experiment.image_size, experiment.classes)
+    publish_model(
+        MODEL,
+        experiment.state,
+        experiment.diffusion,
+        experiment.image_size,
+        experiment.classes,
+        experiment.config.label_dropout,
+    )
     with atomic_path(MODEL / "run.json") as temporary:
         temporary.write_text(json.dumps(experiment.recording.mlflow) + "\n")
     with atomic_path(MODEL / "trained_on.json") as temporary:

@@ -12,7 +12,7 @@ NETWORK_FAILURE = "cannot be downloaded"
 
 
 def network_failed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether to try again: a wrong path or wrong bytes stay wrong."""
+    """Whether to try again: a wrong path, a refusal (404) and wrong bytes stay wrong."""
     return isinstance(state.data, StageFailedError) and NETWORK_FAILURE in str(state.data)
 
 

@@ -148,7 +148,7 @@ def _attempt(session: requests.Session, address: str, partial: PartialFile) -> E
         _receive(session, address, partial)
     except (_BrokenError, requests.RequestException, TransportError) as error:
         if not _may_pass(error):
-            raise TransferError(f"{address} cannot be downloaded: {_cause(error)}") from error
+            raise TransferError(f"{address} is refused: {_cause(error)}") from error
         return error
     return None
 

@@ -114,8 +114,17 @@ def test_classes_are_published_by_name_and_number(tmp_path, conditional, trained
     assert load_model(tmp_path / "plain").classes == ()
 
 
-def test_a_published_model_is_asked_by_name(tmp_path, conditional):
+def test_guidance_needs_a_model_that_learnt_images_without_a_class(tmp_path, conditional):
     publish_model(tmp_path, conditional, DiffusionConfig(num_timesteps=10), 8, CLASSES)
+    model = load_model(tmp_path)
+    model.asked(None, [0, 1])
+    for scale in (0.0, 2.0):
+        with pytest.raises(ValueError, match=rf"without label dropout .* must be 1, got {scale}"):
+            model.asked(None, [0, 1], guidance_scale=scale)
+
+
+def test_a_published_model_is_asked_by_name(tmp_path, conditional):
+    publish_model(tmp_path, conditional, DiffusionConfig(num_timesteps=10), 8, CLASSES, label_dropout=0.1)
     model = load_model(tmp_path)
     x_t, t = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 5, 9])
     cases = [(None, [0, 1, 0]), (["passion flower"], [1, 1, 1]), ([77, "Sunflower"], [1, 0, 1])]

@@ -267,7 +267,7 @@ def publish(target, wanted, classes=()):
         for module in (unet, state.ema.module, state.extra_emas[0].module):
             for parameter in module.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    publish_model(target, state, DiffusionConfig(**wanted.diffusion.model_dump()), 16, classes)
+    publish_model(target, state, DiffusionConfig(**wanted.diffusion.model_dump()), 16, classes, 0.1)
     (target / "run.json").write_text(json.dumps({"mlflow_run_id": "", "mlflow_experiment_id": ""}))
     (target / "trained_on.json").write_text(json.dumps({"train_splits": ["train"]}))
     return target

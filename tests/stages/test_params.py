@@ -174,6 +174,10 @@ def test_the_experiment_in_force_started_from_a_profile_that_exists():
             "sample.guidance_scale=0.0 needs train.label_dropout above 0: without it no image is learnt without its "
             "class",
         ),
+        (
+            {"sample.num_images": 9, "sample.num_grid_images": 4},
+            "sample.num_images=9 must be at least 10, since evaluate.enabled is true",
+        ),
         ({"sample.num_frames": 7}, "sample: num_frames=7 must not exceed num_sampling_steps=6"),
         (
             {"preprocess.image_size": 17},

@@ -18,7 +18,6 @@ LEARNING = {
     "learning_rate": 0.003, "rate_schedule": "constant", "warmup_steps": 3, "gradient_clip": None, "ema_decay": 0.8,
     "ema_warmup": False, "precision": "bfloat16", "min_snr_gamma": 5.0, "accumulation_steps": 2,
     "gradient_checkpointing": True, "extra_ema_decays": [0.5], "compilation": "default", "class_conditional": True,
-    "label_dropout": 0.2,
 }  # fmt: skip
 WATCHING = {
     "log_every": 3, "sample_every": 3, "num_grid_images": 3, "grid_sampling_steps": 2, "checkpoint_every": 3,
@@ -32,7 +31,16 @@ def fingerprint(make_params, changes=None, md5="0" * 32, labels_md5=""):
 
 
 def test_every_parameter_is_either_learnt_from_or_watched_by(make_params):
-    assert set(flat(make_params().section("train"))) == {*LEARNING, *WATCHING}
+    assert set(flat(make_params().section("train"))) == {*LEARNING, *WATCHING, "label_dropout"}
+
+
+@pytest.mark.parametrize("is_conditional", [False, True])
+def test_label_dropout_counts_where_there_are_labels(make_params, is_conditional):
+    prints = {
+        fingerprint(make_params, {"train.class_conditional": is_conditional, "train.label_dropout": share})
+        for share in (0.1, 0.2)
+    }
+    assert len(prints) == (2 if is_conditional else 1)
 
 
 @pytest.mark.parametrize("name", LEARNING)

@@ -73,7 +73,7 @@ def test_a_row_at_each_evaluated_step_and_the_last(train, notes, monkeypatch):
     )
     monkeypatch.setattr(train_stage, "opened_run", lambda *_: _closing(notes))
     table = train(EVERY_TWO | {"train.evaluate_every": 4})
-    assert table["step"].tolist() == [4, 6] and list(table.columns) == ["step", *FIGURES]
+    assert table["step"].tolist() == [4, 6] and list(table.columns) == ["step", *FIGURES, "split", "num_images"]
     assert (table[FIGURES[1]] < table[FIGURES[0]]).all() and (table[FIGURES[0]] < table[FIGURES[2]]).all()
     for _, row in table.iterrows():
         assert [curve[row["step"]][f"training_{name}"] for name in FIGURES] == pytest.approx(row[FIGURES].tolist())
@@ -149,21 +149,44 @@ def test_a_finished_training_that_was_not_evaluated_is_evaluated_at_its_end(trai
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (Path.unlink, r"the best weights, of step \d, cannot be read: .*; delete the training's checkpoints"),
-        (
-            lambda path: save_file({}, path, {"step": "99"}),
-            r"best\.safetensors holds step 99, and the best of this training is \d; delete the training's checkpoints",
-        ),
-    ],
+    ("spoil", "found"),
+    [(Path.unlink, "nothing readable"), (lambda path: save_file({}, path, {"step": "99"}), "step 99")],
 )
-def test_best_weights_that_are_no_longer_kept_are_one_clear_error(train, spoil, message):
+def test_best_weights_that_are_no_longer_kept_stay_away_with_a_message(train, capsys, spoil, found):
     train()
     (kept,) = CHECKPOINTS.glob("*/best.safetensors")
     spoil(kept)
-    with pytest.raises(StageError, match=message):
-        train()
+    shutil.rmtree(MODEL)
+    module.publish_best(kept.parent, [{"step": 2, FIGURES[0]: 0.5}, {"step": 4, FIGURES[0]: 0.4}], MODEL)
+    assert f"the best weights, of step 4, are no longer kept: {kept} holds {found}" in capsys.readouterr().out
+    assert [path.name for path in MODEL.iterdir()] == ["evaluations.csv"]
+
+
+@pytest.mark.parametrize("change", [{"train.evaluate_split": "train"}, {"train.evaluate_num_images": 11}])
+def test_figures_on_other_images_are_dropped_and_the_end_is_evaluated_anew(train, change):
+    before = train(EVERY_TWO | {"train.evaluate_num_images": 10})
+    assert before["step"].tolist() == [2, 4, 6]
+    after = train(EVERY_TWO | {"train.evaluate_num_images": 10, "train.evaluate_split": "train"} | change)
+    assert after["step"].tolist() == [6]
+    assert after["split"].tolist() == ["train"]
+    assert (MODEL / "best.safetensors").is_file()
+
+
+def test_a_training_killed_during_its_evaluation_has_lost_nothing(train, monkeypatch):
+    expected, expected_weights = train(), weights()
+    shutil.rmtree("build/checkpoints")
+    with monkeypatch.context() as patch:
+        patch.setattr(module.TrainingEvaluation, "add", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    assert [path.name for path in CHECKPOINTS.glob("*/step_*")] == ["step_000000002.safetensors"]
+    pd.testing.assert_frame_equal(train(), expected)
+    assert weights() == expected_weights
+
+
+def test_no_more_samples_are_compared_than_there_are_real_images(train):
+    table = train(EVERY_TWO | {"train.evaluate_split": "train", "train.evaluate_num_images": 50})
+    assert table["num_images"].tolist() == [20, 20, 20]
 
 
 def test_a_split_of_too_few_images_is_one_clear_error(train):

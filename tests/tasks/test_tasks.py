@@ -4,11 +4,14 @@ import base64
 import json
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tasks.download import network_failed
 from tasks.evaluate import metrics_table
 from tasks.sample import embedded
+from tasks.stage import StageFailedError
 from tasks.train import mlflow_link
 
 STAGES = ("download", "preprocess", "reference", "train", "sample", "evaluate", "register")
@@ -116,3 +119,16 @@ def test_without_tracking_no_link_is_made(shown, trained):
 def test_only_the_network_is_tried_again():
     retries = {name: getattr(import_module(f"tasks.{name}"), name).retries for name in STAGES}
     assert retries["download"] > 0 and set(retries.values()) == {0, retries["download"]}
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("download: https://host/a.tgz cannot be downloaded: timed out. What has arrived stays", True),
+        ("download: https://host/a.tgz is refused: 404 Client Error. What has arrived stays", False),
+        ("download: https://host/a.tgz is not the expected file: its md5 should be a, got b", False),
+    ],
+)
+def test_a_download_is_tried_again_where_the_network_failed(said, expected):
+    state = SimpleNamespace(data=StageFailedError(f"stage download failed:\n{said}"))
+    assert network_failed(None, None, state) is expected

@@ -79,7 +79,7 @@ def test_the_next_run_goes_on_where_the_last_one_failed(mirror, fetch):
 
 def test_a_file_that_the_mirror_lacks_is_named(mirror, fetch):
     (mirror.root / SPLITS).unlink()
-    with pytest.raises(DatasetError, match=rf"{mirror.address}/{SPLITS} cannot be downloaded: 404 .*Not Found"):
+    with pytest.raises(DatasetError, match=rf"{mirror.address}/{SPLITS} is refused: 404 .*Not Found"):
         fetch(mirror.address)
     assert ARCHIVE not in mirror.names
 

@@ -226,7 +226,7 @@ def test_a_server_says_at_which_time_to_come_back(serve, mirror, waits):
 
 @pytest.mark.parametrize("status", [400, 403, 404, 410, 501])
 def test_a_lasting_refusal_is_not_asked_again(serve, mirror, waits, status):
-    with pytest.raises(TransferError, match=rf"{NAME} cannot be downloaded: {status} "):
+    with pytest.raises(TransferError, match=rf"{NAME} is refused: {status} "):
         serve(status)
     assert len(mirror.requests) == 1 and waits == []
 
