@@ -91,8 +91,8 @@ class PublishedModel:
             return network
         if guidance_scale != 1.0 and self.label_dropout == 0.0:
             raise ValueError(
-                "the model was trained without label dropout and knows no images without a class, so guidance_scale must "
-                f"be 1, got {guidance_scale}"
+                "the model was trained without label dropout and knows no images without a class, so guidance_scale "
+                f"must be 1, got {guidance_scale}"
             )
         on_device = labels_in_turn(labels, image_numbers).to(self.diffusion.betas.device)
         return guided(network, on_device, guidance_scale)

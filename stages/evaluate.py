@@ -126,8 +126,8 @@ def compared_sets(real: RealFeatures, samples: Tensor, wanted: EvaluateParams) -
         if len(features) < LEAST_COMPARED_IMAGES:
             of_split = f" (split {wanted.reference_split})" if name == "reference" else ""
             raise StageError(
-                f"{name}{of_split} holds {len(features)} images, and a distance needs {LEAST_COMPARED_IMAGES}: sample more, "
-                "prepare more, or set evaluate.enabled to false"
+                f"{name}{of_split} holds {len(features)} images, and a distance needs {LEAST_COMPARED_IMAGES}: "
+                "sample more, prepare more, or set evaluate.enabled to false"
             )
     for split, features in real.features.items():
         if split == wanted.reference_split:

@@ -118,8 +118,8 @@ def best_of(rows: list[dict[str, Any]]) -> int:
 def publish_best(folder: Path, rows: list[dict[str, Any]], target: Path) -> None:
     """Put the best weights, and the table of all evaluations, into the model's folder.
 
-    The weights stay away, with a message, where those kept are of another step: a longer training of the same experiment
-    went on from here, or other steps were evaluated before an interruption.
+    The weights stay away, with a message, where those kept are of another step: a longer training of the same
+    experiment went on from here, or other steps were evaluated before an interruption.
     """
     with atomic_path(target / "evaluations.csv") as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
