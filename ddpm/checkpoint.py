@@ -216,7 +216,7 @@ def publish_model(
         temporary.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def load_model(folder: Path, weights: str = "averaged", device: torch.device | str = "cpu") -> PublishedModel:
+def load_model(folder: Path | str, weights: str = "averaged", device: torch.device | str = "cpu") -> PublishedModel:
     """Load what `publish_model` wrote, ready to draw from.
 
     Args:
@@ -227,6 +227,7 @@ def load_model(folder: Path, weights: str = "averaged", device: torch.device | s
     Raises:
         CheckpointError: a file is missing or damaged.
     """
+    folder = Path(folder)
     try:
         config = json.loads((folder / "config.json").read_text())
         tensors = load_file(folder / f"{weights}.safetensors")

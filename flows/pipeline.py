@@ -100,7 +100,7 @@ def results_summary() -> str:
     figures = [
         f"    {name:42} {value:10.4f}{interval(metrics, name)}"
         for name, value in metrics.items()
-        if isinstance(value, float) and not name.endswith(("_std", "_low", "_high"))
+        if isinstance(value, float) and not name.endswith(("_std", "_low", "_high", "_expected"))
     ]
     return "\n".join(
         [
