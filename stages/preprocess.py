@@ -8,7 +8,6 @@ import io
 import json
 import math
 import os
-import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -216,7 +215,7 @@ def decode(image: SourceImage, size: int) -> Picture:
         upright = rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError as error:  # whose words hold an address in memory
         raise DamagedImageError(image, "of no format that Pillow knows") from error
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DamagedImageError(image, str(error)) from error
     if orientation in _TURNED_SIDEWAYS:
         width, height = height, width

@@ -68,7 +68,9 @@ def test_the_model_version_of_the_server_can_be_loaded_from_its_artifacts(servic
     (version,) = service.tracking("/model-versions/search", filter="name='flowers-ddpm'")["model_versions"]
     assert version["run_id"] == mlflow_run_of(service, deployed_run)
     listed = service.tracking("/artifacts/list", run_id=version["run_id"], path="samples")
-    assert {file["path"] for file in listed["files"]} == {"samples/grid.png", "samples/reverse_process.webp"}
+    assert {file["path"] for file in listed["files"]} == {
+        f"samples/{name}" for name in ("grid.png", "reverse_process.png", "reverse_process.webp")
+    }
 
 
 def test_the_form_explains_and_bounds_every_parameter(service, deployed_run):

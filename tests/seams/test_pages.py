@@ -88,7 +88,7 @@ def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, se
 
 def test_the_prefect_page_shows_the_grid_of_samples(service, deployed_run, browser, keep):
     browser.open(f"{service.prefect}/runs/flow-run/{deployed_run['id']}")
-    browser.wait_for("document.body.innerText.includes('register')")
+    browser.wait_for(f"document.body.innerText.includes('{len(STAGES)} Task runs')")
     assert deployed_run["name"] in browser.text()
     keep("prefect_run")
     (artifact,) = service.api(

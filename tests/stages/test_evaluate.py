@@ -188,7 +188,9 @@ def test_features_of_another_dataset_or_extractor_are_refused(evaluated, make_pa
     if name == "weights_sha256":
         mean_colours.scale.fill_(2.0)
     changes = {"reference.extractor": "inception"} if name == "extractor" else {}
-    with pytest.raises(StageError, match=rf"build/reference holds features whose {name} is .* wanted: `dvc repro ref"):
+    with pytest.raises(
+        StageError, match=rf"build/reference holds features whose {name} is .* wanted: `dvc repro --force"
+    ):
         module.main(make_params(changes))
 
 
