@@ -1,9 +1,9 @@
 """What each change to the published setting is worth at the same number of images seen: `python -m bench.ablation`.
 
 A small network learns the prepared dataset (`preprocess.image_size` decides its size) from the published choices, from
-them with one change each, and from four changes together; always the same seed, number of steps and
-batch size, and a warmed-up moving average. Samples are compared with the valid split, which none of them learns from,
-on EfficientNet-Lite0's features.
+them with one change each, and from four changes together; always the same seed, number of steps and batch size, and a
+warmed-up moving average. Samples are compared with the valid split, which none of them learns from, on
+EfficientNet-Lite0's features.
 """
 
 import argparse
