@@ -4,11 +4,12 @@ A loop written out by hand makes every choice as the project does, and then all 
 """
 
 import argparse
-import statistics
 from dataclasses import replace
+from functools import partial
 
-from bench.machine import described, median_ratio, timed_in_turn
+from bench.machine import described
 from bench.networks import Choices, Setting, by_hand, repeated
+from bench.turns import timed_in_turn
 from ddpm.devices import best_device
 
 ALL = "all of them"
@@ -36,16 +37,18 @@ def main() -> None:
     if compiled:
         others["without torch.compile"] = replace(chosen, compilation="")
         others["with CUDA graphs"] = replace(chosen, compilation="reduce-overhead")
-    elif arguments.compile:
-        others["with torch.compile"] = replace(chosen, compilation="default")
+    else:
+        others["without keeping freed memory"] = replace(chosen, kept_memory=False)
+        if arguments.compile:
+            others["with torch.compile"] = replace(chosen, compilation="default")
     print(f"{described(device)}; batch {setting.batch_size} of 64x64", flush=True)
     num_steps = 1 if device.type == "cpu" else 20
-    steps = {name: repeated(by_hand(setting, choices), num_steps) for name, choices in others.items()}
-    seconds = timed_in_turn(steps, arguments.rounds, device)
+    steps = {name: partial(repeated, partial(by_hand, setting, choices), num_steps) for name, choices in others.items()}
+    timings = timed_in_turn(steps, arguments.rounds, device)
     print(f"{'':30} {'images/s':>10} {'time against all':>17}")
-    for name, values in seconds.items():
-        rate = num_steps * setting.batch_size / statistics.median(values)
-        print(f"{name:30} {rate:10.2f} {median_ratio(values, seconds[ALL]):15.2f} x")
+    for name in timings.seconds:
+        rate = num_steps * setting.batch_size / timings.median(name)
+        print(f"{name:30} {rate:10.2f} {timings.ratio(name, ALL):15.2f} x")
 
 
 if __name__ == "__main__":

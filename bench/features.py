@@ -6,15 +6,16 @@ own is named.
 """
 
 import argparse
-import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import torch
 from torch import Tensor
 
-from bench.machine import described, timed_in_turn
+from bench.machine import described
+from bench.turns import timed_in_turn
 from ddpm.devices import best_device
 from ddpm.features import FeatureExtractor, build_extractor, extract_features
 
@@ -24,29 +25,29 @@ def main() -> None:
     device = best_device()
     pixels = torch.randint(0, 256, (arguments.num_images, 3, arguments.image_size, arguments.image_size)).byte()
     print(f"{described(device)}; {len(pixels)} images of {arguments.image_size}x{arguments.image_size}", flush=True)
-    extractors = {
-        "efficientnet_lite0": build_extractor("efficientnet_lite0", device),
-        "inception" if arguments.inception_weights else "inception, random": _inception(
-            arguments.inception_weights, device
-        ),
+    inception = "inception" if arguments.inception_weights else "inception, random"
+    builders = {
+        "efficientnet_lite0": partial(build_extractor, "efficientnet_lite0", device),
+        inception: partial(_inception, arguments.inception_weights, device),
     }
     variants = {
-        (name, size): _extraction(extractor, pixels, size, device)
-        for name, extractor in extractors.items()
+        (name, size): partial(_extraction, build, pixels, size, device)
+        for name, build in builders.items()
         for size in arguments.batch_sizes
     }
-    seconds = timed_in_turn(
-        {f"{name} {size}": extraction for (name, size), extraction in variants.items()}, arguments.rounds, device
+    timings = timed_in_turn(
+        {f"{name} {size}": build for (name, size), build in variants.items()}, arguments.rounds, device
     )
     print(f"{'extractor':24} {'batch':>6} {'images/s':>10}")
     for name, size in variants:
-        rate = len(pixels) / statistics.median(seconds[f"{name} {size}"])
-        print(f"{name:24} {size:6} {rate:10.1f}")
+        print(f"{name:24} {size:6} {len(pixels) / timings.median(f'{name} {size}'):10.1f}")
 
 
 def _extraction(
-    extractor: FeatureExtractor, pixels: Tensor, batch_size: int, device: torch.device
+    build: Callable[[], FeatureExtractor], pixels: Tensor, batch_size: int, device: torch.device
 ) -> Callable[[], object]:
+    best_device()  # sets the process up
+    extractor = build()
     return lambda: list(extract_features(extractor, pixels, batch_size, device))
 
 

@@ -1,11 +1,9 @@
-"""What the measurements share: the machine's own limits, and variants timed in turn."""
+"""The machine that a measurement runs on, and its limits."""
 
 import os
 import platform
 import resource
-import statistics
 import time
-from collections.abc import Callable, Mapping
 
 import torch
 
@@ -52,27 +50,3 @@ def peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def timed_in_turn(
-    variants: Mapping[str, Callable[[], object]], num_rounds: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of each variant in each round; in turn, so that a drift of the machine's speed touches all alike.
-
-    The first round warms up, and is left out.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for round_number in range(num_rounds + 1):
-        for name, variant in variants.items():
-            synchronize(device)
-            started = time.perf_counter()
-            variant()
-            synchronize(device)
-            if round_number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def median_ratio(numerators: list[float], denominators: list[float]) -> float:
-    """The median of the rounds' ratios."""
-    return statistics.median(one / other for one, other in zip(numerators, denominators, strict=True))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, UNetConfig, linear_betas, train
-from ddpm.devices import Compilation
+from ddpm.devices import Compilation, best_device
 
 NUM_IMAGES = 1020
 NUM_TIMESTEPS = 1000
@@ -48,8 +48,9 @@ def flops_per_image(setting: Setting) -> float:
     return float(counter.get_total_flops())
 
 
-def repeated(step: Step, num_steps: int) -> Step:
-    """So many steps at once, and then all the device's work done."""
+def repeated(build: Callable[[], Step], num_steps: int) -> Step:
+    """Builds a step, and does so many at once, and then all the device's work."""
+    step = build()
 
     def run() -> None:
         for _ in range(num_steps):
@@ -62,6 +63,7 @@ def repeated(step: Step, num_steps: int) -> Step:
 
 def ours(setting: Setting, compilation: Compilation = "auto") -> Step:
     """The training loop of this project, with its defaults."""
+    best_device()  # sets the process up
     torch.manual_seed(0)
     config = TrainingConfig(num_steps=10**9, compilation=compilation)
     state = TrainingState.start(UNet(setting.unet).to(setting.device), config)
@@ -79,16 +81,27 @@ class Choices:
     fused_adam: bool = True
     foreach_ema: bool = True
     fused_attention: bool = True
+    kept_memory: bool = True
+    """see `ddpm.devices.keep_freed_memory`; of a CPU alone"""
     compilation: str = ""
     """a mode of torch.compile"""
     gradient_checkpointing: bool = False
 
 
-PLAIN = Choices(channels_last=False, bfloat16=False, fused_adam=False, foreach_ema=False, fused_attention=False)
+PLAIN = Choices(
+    channels_last=False,
+    bfloat16=False,
+    fused_adam=False,
+    foreach_ema=False,
+    fused_attention=False,
+    kept_memory=False,
+)
 
 
 def by_hand(setting: Setting, choices: Choices) -> Step:
     """The same network in a plain loop."""
+    if choices.kept_memory:
+        best_device()  # sets the process up
     torch.manual_seed(0)
     device = setting.device
     unet = UNet(setting.unet).to(device).train()

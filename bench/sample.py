@@ -5,13 +5,14 @@ widths; in one run, in turn; figures are medians over the rounds.
 """
 
 import argparse
-import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from bench.machine import described, median_ratio, timed_in_turn
+from bench.machine import described
 from bench.networks import NUM_TIMESTEPS, Setting, diffusers_unet
+from bench.turns import timed_in_turn
 from ddpm import GaussianDiffusion, ImageNoise, UNet, linear_betas, sample
 from ddpm.devices import Compilation, Precision, arithmetic, best_device, compiled
 from ddpm.images import to_pixels
@@ -25,27 +26,30 @@ def main() -> None:
     device = best_device()
     setting = Setting(arguments.batch_size, arguments.image_size, tuple(arguments.widths), device)
     print(f"{described(device)}; {setting.batch_size} images of {setting.image_size}x{setting.image_size}", flush=True)
-    variants: dict[tuple[str, int], Draw] = {}
-    for num_steps in arguments.steps:
-        for name in ("ddpm", "ddim", "dpm_solver++"):
-            variants[name, num_steps] = ours(setting, name, num_steps)
-        variants["ddim, float32", num_steps] = ours(setting, "ddim", num_steps, precision="float32")
-        if device.type == "cuda":
-            variants["ddim, not compiled", num_steps] = ours(setting, "ddim", num_steps, compilation="off")
-        try:
-            variants["diffusers DDIM, fp32", num_steps] = diffusers_pipeline(setting, num_steps, bfloat16=False)
-            variants["diffusers DDIM, bf16", num_steps] = diffusers_pipeline(setting, num_steps, bfloat16=True)
-        except ImportError as error:
-            print(f"left out: diffusers ({error})")
-    seconds = timed_in_turn(
-        {f"{name} {steps}": draw for (name, steps), draw in variants.items()}, arguments.rounds, device
+    variants = {(name, steps): build for steps in arguments.steps for name, build in _variants(setting, steps).items()}
+    timings = timed_in_turn(
+        {f"{name} {steps}": build for (name, steps), build in variants.items()}, arguments.rounds, device
     )
+    for name, missing in timings.left_out.items():
+        print(f"left out: {name} ({missing})")
     print(f"{'':24} {'steps':>6} {'images/s':>10} {'calls/s':>10} {'time against ddim':>18}")
-    for name, num_steps in variants:
-        values = seconds[f"{name} {num_steps}"]
-        rate = setting.batch_size / statistics.median(values)
-        ratio = median_ratio(values, seconds[f"ddim {num_steps}"])
-        print(f"{name:24} {num_steps:6} {rate:10.3f} {rate * num_steps:10.1f} {ratio:16.2f} x")
+    for name, steps in variants:
+        key = f"{name} {steps}"
+        if key not in timings.left_out:
+            rate = setting.batch_size / timings.median(key)
+            ratio = timings.ratio(key, f"ddim {steps}")
+            print(f"{name:24} {steps:6} {rate:10.3f} {rate * steps:10.1f} {ratio:16.2f} x")
+
+
+def _variants(setting: Setting, num_steps: int) -> dict[str, Callable[[], Draw]]:
+    samplers: tuple[SamplerName, ...] = ("ddpm", "ddim", "dpm_solver++")
+    variants: dict[str, Callable[[], Draw]] = {name: partial(ours, setting, name, num_steps) for name in samplers}
+    variants["ddim, float32"] = partial(ours, setting, "ddim", num_steps, precision="float32")
+    if setting.device.type == "cuda":
+        variants["ddim, not compiled"] = partial(ours, setting, "ddim", num_steps, compilation="off")
+    variants["diffusers DDIM, fp32"] = partial(diffusers_pipeline, setting, num_steps, bfloat16=False)
+    variants["diffusers DDIM, bf16"] = partial(diffusers_pipeline, setting, num_steps, bfloat16=True)
+    return variants
 
 
 def ours(
@@ -56,6 +60,7 @@ def ours(
     compilation: Compilation = "auto",
 ) -> Draw:
     """A batch by this project's sampler."""
+    best_device()  # sets the process up
     torch.manual_seed(0)
     unet = UNet(setting.unet).to(device=setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = compiled(unet.eval(), compilation, setting.device)

@@ -4,13 +4,16 @@ All variants train the same network on this machine in one run, in turn; figures
 """
 
 import argparse
-import statistics
 from collections.abc import Callable
+from functools import partial
 
 from bench.keras_network import keras_loop
-from bench.machine import described, matrix_ceiling, median_ratio, peak_memory_gib, timed_in_turn
+from bench.machine import described, matrix_ceiling
 from bench.networks import PLAIN, Setting, Step, by_hand, diffusers_loop, flops_per_image, ours, repeated
+from bench.turns import timed_in_turn
 from ddpm.devices import best_device
+
+OURS = "this project"
 
 
 def main() -> None:
@@ -20,38 +23,35 @@ def main() -> None:
     num_steps = arguments.steps or (2 if device.type == "cpu" else 20)
     print(f"{described(device)}; batch {setting.batch_size} of {setting.image_size}x{setting.image_size}", flush=True)
 
-    steps: dict[str, Step] = {"this project": ours(setting)}
-    repeated(steps["this project"], 3)()
-    memory_gib = peak_memory_gib(device)
-    steps["the same, plain eager fp32"] = by_hand(setting, PLAIN)
-    for name, build in _peers(setting).items():
-        if name in arguments.leave_out:
-            continue
-        try:
-            steps[name] = build()
-        except ImportError as error:
-            print(f"left out: {name} ({error})")
-    variants = {name: repeated(step, num_steps) for name, step in steps.items()}
-    seconds = timed_in_turn(variants, arguments.rounds, device)
+    steps: dict[str, Callable[[], Step]] = {
+        OURS: partial(ours, setting),
+        "the same, plain eager fp32": partial(by_hand, setting, PLAIN),
+    }
+    steps |= {name: build for name, build in _peers(setting).items() if name not in arguments.leave_out}
+    timings = timed_in_turn(
+        {name: partial(repeated, build, num_steps) for name, build in steps.items()}, arguments.rounds, device
+    )
+    for name, missing in timings.left_out.items():
+        print(f"left out: {name} ({missing})")
     ceiling, flops = matrix_ceiling(device), flops_per_image(setting)
 
     print(f"{flops / 1e9:.1f} GFLOP an image; a matrix product reaches {ceiling / 1e12:.2f} TFLOP/s")
-    print(f"{'':28} {'images/s':>10} {'TFLOP/s':>9} {'of ceiling':>11} {'this project is':>16}")
-    for name, values in seconds.items():
-        rate = setting.batch_size * num_steps / statistics.median(values)
-        ratio = median_ratio(values, seconds["this project"])
+    print(f"{'':28} {'images/s':>10} {'TFLOP/s':>9} {'of ceiling':>11} {'peak GiB':>9} {'this project is':>16}")
+    for name in timings.seconds:
+        rate = setting.batch_size * num_steps / timings.median(name)
         print(
-            f"{name:28} {rate:10.2f} {rate * flops / 1e12:9.3f} {100 * rate * flops / ceiling:10.1f}% {ratio:14.2f} x"
+            f"{name:28} {rate:10.2f} {rate * flops / 1e12:9.3f} {100 * rate * flops / ceiling:10.1f}% "
+            f"{timings.peak_memory_gib[name]:9.2f} {timings.ratio(name, OURS):14.2f} x"
         )
-    print(f"peak memory of this project: {memory_gib:.2f} GiB; {arguments.rounds} rounds of {num_steps} steps")
+    print(f"{arguments.rounds} rounds of {num_steps} steps, each variant in its own process")
 
 
 def _peers(setting: Setting) -> dict[str, Callable[[], Step]]:
     return {
-        "diffusers' example, fp32": lambda: diffusers_loop(setting, bfloat16=False),
-        "diffusers' example, bf16": lambda: diffusers_loop(setting, bfloat16=True),
-        "Keras": lambda: keras_loop(setting, xla=False),
-        "Keras, XLA": lambda: keras_loop(setting, xla=True),
+        "diffusers' example, fp32": partial(diffusers_loop, setting, bfloat16=False),
+        "diffusers' example, bf16": partial(diffusers_loop, setting, bfloat16=True),
+        "Keras": partial(keras_loop, setting, xla=False),
+        "Keras, XLA": partial(keras_loop, setting, xla=True),
     }
 
 

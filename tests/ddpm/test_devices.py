@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib.util
+import platform
+import subprocess
 import sys
 
 import pytest
@@ -46,6 +48,26 @@ def test_auto_is_bfloat16_where_the_processor_has_it(monkeypatch, bf16, amx):
 def test_auto_is_bfloat16_on_gpus_from_ampere_on(monkeypatch, capability, precision):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert resolve_precision("auto", GPU) == precision
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is of glibc")
+def test_freed_memory_is_kept_for_the_next_tensors():
+    """Asked in a process of its own, because the setting is the whole process's."""
+    program = """
+import resource, sys, torch
+from ddpm.devices import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+torch.ones(50_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(50_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {
+        name: int(subprocess.run([sys.executable, "-c", program, name], capture_output=True, check=True).stdout)
+        for name in ("kept", "given back")
+    }
+    assert faults["kept"] < 100 < faults["given back"]
 
 
 def test_auto_is_float32_on_devices_of_other_kinds():
