@@ -19,7 +19,8 @@ from stages.tracking import _closing
 
 SAMPLES = Path("build/samples")
 CPU = torch.device("cpu")
-CONDITIONAL = {"train.class_conditional": True}
+# Of a dataset that does not tell its classes beforehand.
+CONDITIONAL = {"train.class_conditional": True, "download.dataset": "folder", "download.source": "flowers"}
 
 
 @pytest.fixture
