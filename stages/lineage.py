@@ -13,6 +13,9 @@ from ruamel.yaml import YAML
 PREFECT_RUN_VARIABLE = "DDPM_PREFECT_FLOW_RUN"
 """Name of the Prefect flow run, set by the flow that started the stage."""
 
+SWEEP_VARIABLE = "DDPM_SWEEP"
+"""Name of the sweep that the flow run belongs to, set likewise."""
+
 
 def lineage_tags() -> dict[str, str]:
     """Git commit, DVC digests of the data and the dataset, and the Prefect run if there is one."""

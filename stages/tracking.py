@@ -11,9 +11,10 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from ddpm.distributed import is_first
 from stages.errors import StageError
-from stages.lineage import lineage_tags
+from stages.lineage import SWEEP_VARIABLE, lineage_tags
 from stages.params import Params, flat
 
 EXPERIMENT = "flowers-ddpm"
@@ -30,9 +31,14 @@ TRACKING_VARIABLE = "DDPM_TRACKING"
 """Set to "off", nothing is logged."""
 MODEL_RUN_TAG = "ddpm.trained_in"
 CONTINUES_TAG = "ddpm.continues"
+SWEEP_TAG = "ddpm.sweep"
+"""The sweeps that a run belongs to, between spaces: what an earlier one has trained is not trained again."""
 STAGES = ("download", "preprocess", "train", "sample", "reference", "evaluate", "register")
 """Each with those that its results rest on before it. Reference runs before train, to fail before it, and shapes no
 model and no sample."""
+
+_PAGE_RUNS = 1000
+"""What one request may ask for."""
 
 Scalars: TypeAlias = Mapping[str, float]
 
@@ -160,7 +166,7 @@ class MlflowTracker:
         try:
             action()
         except Exception as error:
-            print(f"tracking: MLflow did not take a record ({error})", file=sys.stderr, flush=True)
+            print(f"tracking: warning: MLflow did not take a record ({error})", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -185,7 +191,9 @@ def opened_run(params: Params, run_id: str | None = None) -> Iterator[Tracker]:
         if run_id is None or run is None or not _agree(run.data.params, wanted):
             run_id = _created_run(client, params, {CONTINUES_TAG: run_id} if run_id else {})
         _resume(client, run_id, "train", wanted)
-    with _closing(MlflowTracker(client, run_id)) as tracker:
+        tracker = MlflowTracker(client, run_id)
+    _announce(tracker, "train")
+    with _closing(tracker):
         yield tracker
 
 
@@ -212,8 +220,74 @@ def reopened_run(params: Params, stage: str, earlier_run_id: str) -> Iterator[Tr
         if run_id is None:
             run_id = _created_run(client, params, {MODEL_RUN_TAG: trained_in})
         _resume(client, run_id, stage, wanted)
-    with _closing(MlflowTracker(client, run_id)) as tracker:
+        tracker = MlflowTracker(client, run_id)
+    if run_id != earlier_run_id:
+        _announce(tracker, stage)
+    with _closing(tracker):
         yield tracker
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """What MLflow has of a run."""
+
+    run_id: str
+    experiment_id: str
+    name: str
+    status: str
+    started_ms: int
+    """since 1970"""
+    params: dict[str, str]
+    metrics: dict[str, float]
+    """the last value of each"""
+    tags: dict[str, str]
+
+
+def recorded_runs(filter_text: str = "", max_runs: int | None = None) -> list[RecordedRun]:
+    """The runs of the project, newest first.
+
+    Args:
+        filter_text: in MLflow's language, such as "tags.profile = 'quickstart'".
+        max_runs: the newest alone.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
+    client, found, token = _client(), list[Any](), None
+    with _explained():
+        experiment_id = client.get_experiment_by_name(EXPERIMENT).experiment_id
+        while max_runs is None or len(found) < max_runs:
+            wanted = _PAGE_RUNS if max_runs is None else min(_PAGE_RUNS, max_runs - len(found))
+            page = client.search_runs([experiment_id], filter_text, max_results=wanted, page_token=token)
+            found, token = [*found, *page], page.token
+            if not token:
+                break
+    return [_recorded(run) for run in found]
+
+
+def _recorded(run: Any) -> RecordedRun:
+    return RecordedRun(
+        run_id=run.info.run_id,
+        experiment_id=run.info.experiment_id,
+        name=run.info.run_name,
+        status=run.info.status,
+        started_ms=run.info.start_time,
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        tags=dict(run.data.tags),
+    )
+
+
+def join_sweep(run_ids: Iterable[str], sweep: str) -> None:
+    """Tag runs as parts of a sweep: those, too, that were made before it, and serve it as they are.
+
+    Raises:
+        TrackingError: MLflow cannot be reached, or has no such run.
+    """
+    client = _client()
+    with _explained():
+        for run_id in run_ids:
+            _join_sweep(client, client.get_run(run_id), sweep)
 
 
 def tracking_uri() -> str:
@@ -222,11 +296,16 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
 
 
+def _announce(tracker: Tracker, stage: str) -> None:
+    """Say which run it is, as the flow's page expects it, which links to it from now on."""
+    print(f"{stage}: MLflow run {tracker.run_id} of experiment {tracker.experiment_id}", flush=True)
+
+
 @contextmanager
-def _closing(tracker: Tracker) -> Iterator[Tracker]:
+def _closing(tracker: Tracker) -> Iterator[None]:
     status = "FAILED"
     try:
-        yield tracker
+        yield
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
@@ -308,6 +387,14 @@ def _resume(client: Any, run_id: str, stage: str, wanted: Mapping[str, str]) -> 
     for name, value in lineage_tags().items():
         if name in {"git_commit", "git_has_local_changes", "prefect_flow_run"}:
             client.set_tag(run_id, f"{stage}.{name}", value)
+    if sweep := os.environ.get(SWEEP_VARIABLE):
+        _join_sweep(client, client.get_run(run_id), sweep)
+
+
+def _join_sweep(client: Any, run: Any, sweep: str) -> None:
+    joined = run.data.tags.get(SWEEP_TAG, "").split()
+    if sweep not in joined:
+        client.set_tag(run.info.run_id, SWEEP_TAG, " ".join([*joined, sweep]))
 
 
 @contextmanager

@@ -6,7 +6,9 @@ from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_table_artifact
+from prefect.logging import get_run_logger
 
+from tasks.run_page import show
 from tasks.stage import run_stage
 
 METRICS = Path("build/metrics.json")
@@ -16,6 +18,11 @@ METRICS = Path("build/metrics.json")
 def evaluate() -> None:
     """Compute the distances, and show them on the run page."""
     run_stage("evaluate")
+    show("the metrics", show_metrics, get_run_logger())
+
+
+def show_metrics() -> None:
+    """The figures as a table."""
     create_table_artifact(metrics_table(METRICS), key="metrics", description="Distances to real images")
 
 
