@@ -8,6 +8,7 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
+from tasks.gpu import gpu_slot
 from tasks.run_page import show
 from tasks.stage import run_stage
 
@@ -17,7 +18,8 @@ METRICS = Path("build/metrics.json")
 @task(name="evaluate")
 def evaluate() -> None:
     """Compute the distances, and show them on the run page."""
-    run_stage("evaluate")
+    with gpu_slot():
+        run_stage("evaluate")
     show("the metrics", show_metrics, get_run_logger())
 
 

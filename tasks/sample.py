@@ -6,6 +6,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 
+from tasks.gpu import gpu_slot
 from tasks.run_page import embedded, show
 from tasks.stage import run_stage
 
@@ -15,7 +16,8 @@ GRID = Path("build/samples/grid.png")
 @task(name="sample")
 def sample() -> None:
     """Draw images, and show their grid on the run page."""
-    run_stage("sample")
+    with gpu_slot():
+        run_stage("sample")
     show("the samples", show_samples, get_run_logger())
 
 
