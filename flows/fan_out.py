@@ -37,8 +37,8 @@ class Outcome:
     """How a child ended."""
 
     child: Child
-    flow_run_id: str
-    """empty where it was not even started"""
+    flow_run_id: UUID | None
+    """None where it was not even started"""
     state: str
     """as Prefect names it: Completed, Failed, Crashed, Cancelled, ..."""
     why: str
@@ -67,7 +67,9 @@ def why_in_process() -> str | None:
             return f"no worker of the work pool {name} is online"
         if pool.concurrency_limit is not None and pool.concurrency_limit - _own_places(name) < 1:
             # The sweep waits for its children, and they would wait for its end.
-            return f"the work pool {name} runs {pool.concurrency_limit} at a time, and the sweep itself takes that place"
+            return (
+                f"the work pool {name} runs {pool.concurrency_limit} at a time, and the sweep itself takes that place"
+            )
     return None
 
 
@@ -87,7 +89,7 @@ def in_process(sweep: str, profile: str | None, children: Sequence[Child]) -> li
             state = pipeline.with_options(flow_run_name=child.name)(
                 profile, Overrides(**child.overrides), workspace="isolated", return_state=True
             )
-        outcomes.append(_outcome(child, str(state.state_details.flow_run_id), state))
+        outcomes.append(_outcome(child, state.state_details.flow_run_id, state))
     return outcomes
 
 
@@ -131,7 +133,7 @@ class _FanOut:
             try:
                 run = self._started(child)
             except (httpx.HTTPError, PrefectException) as error:
-                self._end(Outcome(child, "", "Not started", str(error)))
+                self._end(Outcome(child, None, "Not started", str(error)))
             else:
                 self.running[run.id] = child
                 get_run_logger().info(f"{child.described} is queued")
@@ -159,9 +161,9 @@ class _FanOut:
         for run_id, child in list(self.running.items()):
             state = found.get(run_id)
             if run_id not in found:
-                self._end(Outcome(child, str(run_id), "Deleted", "its flow run has been deleted"))
+                self._end(Outcome(child, run_id, "Deleted", "its flow run has been deleted"))
             elif state and state.is_final():
-                self._end(_outcome(child, str(run_id), state))
+                self._end(_outcome(child, run_id, state))
             else:
                 continue
             del self.running[run_id]
@@ -194,7 +196,7 @@ def _cancel(client: SyncPrefectClient, run_id: UUID) -> None:
         client.set_flow_run_state(run_id, Cancelling(message="The sweep that it belongs to has been ended."))
 
 
-def _outcome(child: Child, flow_run_id: str, state: State[Any]) -> Outcome:
+def _outcome(child: Child, flow_run_id: UUID | None, state: State[Any]) -> Outcome:
     name = state.name or state.type.value.capitalize()
     if state.is_completed():
         return Outcome(child, flow_run_id, "Completed", "")

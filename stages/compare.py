@@ -1,14 +1,15 @@
-"""Print runs that MLflow has recorded, as JSON: what flows compare and rank, which do not speak to MLflow themselves."""
+"""Print runs that MLflow has recorded, as JSON, for the flows that compare and rank them."""
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from stages.errors import StageError
 from stages.runner import EXIT_ERROR
-from stages.tracking import SWEEP_TAG, RecordedRun, join_sweep, recorded_runs, tracking_uri
+from stages.tracking import SWEEP_TAG, join_sweep, recorded_runs, tracking_uri
 
 LEAST_PREFIX = 4
 """Characters of a run's id that name it, where no other begins with them."""
@@ -18,17 +19,43 @@ class UnknownRunError(StageError):
     """MLflow has no such run; the message says what was looked for, and where."""
 
 
-def main() -> None:
-    """Print a JSON list with an object a run; an error is one line, and status 1."""
-    arguments = _parse_arguments()
-    try:
-        runs = chosen_runs(arguments.runs, arguments.sweep, arguments.last)
-        if arguments.join:
-            join_sweep([run.run_id for run in runs], arguments.join)
-    except StageError as error:
-        sys.stderr.write(f"compare: error: {error}\n")
-        sys.exit(EXIT_ERROR)
-    json.dump([asdict(run) for run in runs], sys.stdout)
+@dataclass(frozen=True)
+class RecordedRun:
+    """What MLflow has of a run."""
+
+    run_id: str
+    experiment_id: str
+    name: str
+    status: str
+    started_ms: int
+    """since 1970"""
+    params: dict[str, str]
+    metrics: dict[str, float]
+    """the last value of each"""
+    tags: dict[str, str]
+
+    @classmethod
+    def of(cls, run: Any) -> "RecordedRun":
+        """From MLflow's own description."""
+        return cls(
+            run_id=run.info.run_id,
+            experiment_id=run.info.experiment_id,
+            name=run.info.run_name,
+            status=run.info.status,
+            started_ms=run.info.start_time,
+            params=dict(run.data.params),
+            metrics=dict(run.data.metrics),
+            tags=dict(run.data.tags),
+        )
+
+
+def found_runs(filter_text: str = "", max_runs: int | None = None) -> list[RecordedRun]:
+    """The runs of the project that a filter of MLflow lets through, newest first.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
+    return [RecordedRun.of(run) for run in recorded_runs(filter_text, max_runs)]
 
 
 def chosen_runs(names: Sequence[str], sweep: str | None, last: int | None) -> list[RecordedRun]:
@@ -40,14 +67,14 @@ def chosen_runs(names: Sequence[str], sweep: str | None, last: int | None) -> li
     """
     runs: list[RecordedRun] = []
     if names:
-        recorded = recorded_runs()
+        recorded = found_runs()
         runs += [named_run(name, recorded) for name in names]
     if sweep is not None:
         runs += runs_of_sweep(sweep)
     if last is not None:
-        runs += recorded_runs(max_runs=last)
+        runs += found_runs(max_runs=last)
     if not names and sweep is None and last is None:
-        runs += recorded_runs()
+        runs += found_runs()
     return list({run.run_id: run for run in runs}.values())
 
 
@@ -77,13 +104,26 @@ def runs_of_sweep(sweep: str) -> list[RecordedRun]:
     """
     quoted = sweep.replace("'", "")  # which no sweep has in its name
     # MLflow knows no words within a tag: the filter finds names, too, that this one is a part of.
-    similar = recorded_runs(f"tags.`{SWEEP_TAG}` LIKE '%{quoted}%'")
+    similar = found_runs(f"tags.`{SWEEP_TAG}` LIKE '%{quoted}%'")
     runs = [run for run in similar if sweep in run.tags[SWEEP_TAG].split()]
     if not runs:
-        others = {name for run in recorded_runs() for name in run.tags.get(SWEEP_TAG, "").split()}
+        others = {name for run in found_runs() for name in run.tags.get(SWEEP_TAG, "").split()}
         known = f"there are {', '.join(sorted(others))}" if others else "there are none yet"
         raise UnknownRunError(f"MLflow at {tracking_uri()} has no sweep {sweep!r}; {known}")
     return runs
+
+
+def main() -> None:
+    """Print a JSON list with an object a run; an error is one line, and status 1."""
+    arguments = _parse_arguments()
+    try:
+        runs = chosen_runs(arguments.runs, arguments.sweep, arguments.last)
+        if arguments.join:
+            join_sweep([run.run_id for run in runs], arguments.join)
+    except StageError as error:
+        sys.stderr.write(f"compare: error: {error}\n")
+        sys.exit(EXIT_ERROR)
+    json.dump([asdict(run) for run in runs], sys.stdout)
 
 
 def _parse_arguments() -> argparse.Namespace:

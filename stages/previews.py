@@ -1,4 +1,4 @@
-"""Samples drawn during a training, as files beside DVC's outputs: what the run page shows while the training goes on."""
+"""Samples drawn during a training, as files beside DVC's outputs: what the run page shows meanwhile."""
 
 from pathlib import Path
 

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -227,24 +226,8 @@ def reopened_run(params: Params, stage: str, earlier_run_id: str) -> Iterator[Tr
         yield tracker
 
 
-@dataclass(frozen=True)
-class RecordedRun:
-    """What MLflow has of a run."""
-
-    run_id: str
-    experiment_id: str
-    name: str
-    status: str
-    started_ms: int
-    """since 1970"""
-    params: dict[str, str]
-    metrics: dict[str, float]
-    """the last value of each"""
-    tags: dict[str, str]
-
-
-def recorded_runs(filter_text: str = "", max_runs: int | None = None) -> list[RecordedRun]:
-    """The runs of the project, newest first.
+def recorded_runs(filter_text: str = "", max_runs: int | None = None) -> list[Any]:
+    """The runs of the project as MLflow gives them, newest first.
 
     Args:
         filter_text: in MLflow's language, such as "tags.profile = 'quickstart'".
@@ -262,20 +245,7 @@ def recorded_runs(filter_text: str = "", max_runs: int | None = None) -> list[Re
             found, token = [*found, *page], page.token
             if not token:
                 break
-    return [_recorded(run) for run in found]
-
-
-def _recorded(run: Any) -> RecordedRun:
-    return RecordedRun(
-        run_id=run.info.run_id,
-        experiment_id=run.info.experiment_id,
-        name=run.info.run_name,
-        status=run.info.status,
-        started_ms=run.info.start_time,
-        params=dict(run.data.params),
-        metrics=dict(run.data.metrics),
-        tags=dict(run.data.tags),
-    )
+    return found
 
 
 def join_sweep(run_ids: Iterable[str], sweep: str) -> None:
