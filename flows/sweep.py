@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,7 +50,8 @@ TABLES = Path("build/sweeps")
 _PREPARATION = ("download", "preprocess", "reference")
 """What children share that do not vary it."""
 
-SweepName = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]{0,39}$")]
+NAME_PATTERN = "^[a-z0-9][a-z0-9-]{0,39}$"
+MOST_CONCURRENT = 64
 
 
 @flow(name="sweep")
@@ -58,8 +60,8 @@ def sweep(
     grid: dict[str, list[Any]] = {},  # noqa: B006 (Prefect copies it)
     overrides: list[dict[str, Any]] = [],  # noqa: B006 (likewise)
     params: Overrides = Overrides(),  # noqa: B008
-    name: SweepName | None = None,
-    max_concurrent: Annotated[int, Field(ge=1, le=64)] = 2,
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None,
+    max_concurrent: Annotated[int, Field(ge=1, le=MOST_CONCURRENT)] = 2,
 ) -> State[Any]:
     """Many experiments side by side, each the whole pipeline in a workspace of its own; a table ranks them in the end.
 
@@ -256,11 +258,23 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of all experiments; repeatable"
     )
-    parser.add_argument("--name", help="of the sweep; left out, that of its flow run")
+    parser.add_argument("--name", type=_name, help="of the sweep; left out, that of its flow run")
     parser.add_argument(
-        "--max-concurrent", type=int, default=2, metavar="N", help="experiments at once, under a worker"
+        "--max-concurrent", type=_count, default=2, metavar="N", help="experiments at once, under a worker"
     )
     return parser.parse_args()
+
+
+def _name(word: str) -> str:
+    if not re.match(NAME_PATTERN, word):
+        raise argparse.ArgumentTypeError(f"{word!r} is no name of a sweep: up to 40 small letters, digits and hyphens")
+    return word
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or not 1 <= int(word) <= MOST_CONCURRENT:
+        raise argparse.ArgumentTypeError(f"{word!r} is no number of experiments: 1 to {MOST_CONCURRENT}")
+    return int(word)
 
 
 if __name__ == "__main__":

@@ -272,10 +272,10 @@ def _announce(tracker: Tracker, stage: str) -> None:
 
 
 @contextmanager
-def _closing(tracker: Tracker) -> Iterator[None]:
+def _closing(tracker: Tracker) -> Iterator[Tracker]:
     status = "FAILED"
     try:
-        yield
+        yield tracker
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"

@@ -22,7 +22,7 @@ _HINTS = ("To track the changes with git", "git add", "To enable auto staging", 
 _DVC_REPEATS = "failed to reproduce"
 
 # As stages.progress lets tqdm write it: "train:  50%|█████     | 12.0k/24.0k [00:10<00:10, 1.20k images/s, loss=0.1]".
-_BAR = re.compile(r"(?P<name>[\w ]+): +(?P<percent>\d+)%\|[^|]*\| *(?P<rest>.*)")
+_BAR = re.compile(r"(?P<name>[^:|]+): +(?P<percent>\d+)%\|[^|]*\| *(?P<rest>.*)")
 
 
 @dataclass(frozen=True)
