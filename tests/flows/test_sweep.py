@@ -34,14 +34,14 @@ def mlflow(monkeypatch):
         return known.runs
 
     monkeypatch.setattr(module, "read_runs", read)
-    monkeypatch.setattr(module, "recorded_run", lambda flow_run_id: known.made.get(flow_run_id))
+    monkeypatch.setattr(module, "recorded_run", known.made.get)
     return known
 
 
 def test_each_child_has_the_run_that_its_own_metrics_name(mlflow):
     # The first was served by the run of an earlier sweep, which joins this one.
     mlflow.runs = [run(8, 0.5), run(9, 0.25)]
-    mlflow.made = {UUID(int=1): f"{9:032x}", UUID(int=2): f"{8:032x}"}
+    mlflow.made.update({UUID(int=1): f"{9:032x}", UUID(int=2): f"{8:032x}"})
     found = runs_of("owls", [outcome(1), outcome(2)])
     assert {child: one["name"] for child, one in found.items()} == {"owls-1": "run-9", "owls-2": "run-8"}
     assert mlflow.asked == [[f"{9:032x}", f"{8:032x}", "--join", "owls"], ["--sweep", "owls"]]
@@ -59,7 +59,7 @@ def test_where_none_came_to_its_training_there_are_no_runs(mlflow):
 
 
 def test_without_mlflow_the_figures_are_missed(mlflow):
-    mlflow.made = {UUID(int=1): "a"}
+    mlflow.made[UUID(int=1)] = "a"
     with pytest.raises(CompareError):
         runs_of("owls", [outcome(1)])
 
@@ -125,7 +125,7 @@ def test_a_sweep_without_any_success_has_failed(concluded):
 
 
 def test_an_mlflow_that_is_gone_costs_the_figures_alone(concluded, mlflow, tmp_path):
-    mlflow.made = {UUID(int=1): "a"}
+    mlflow.made[UUID(int=1)] = "a"
     state, _, log = concluded(outcome(1))
     assert state.is_completed() and "MLflow cannot be asked for the figures: no sweep" in log.text
     assert (tmp_path / "build/sweeps/owls.csv").is_file()

@@ -185,7 +185,7 @@ def test_bad_children_are_refused_before_any_is_started(service, owls):
 @in_the_service
 @pytest.mark.slow
 def test_a_cancelled_sweep_cancels_its_children(service, owls):
-    endless = {name: 10_000_000 for name in ("num_steps", "sample_every", "checkpoint_every")}
+    endless = dict.fromkeys(("num_steps", "sample_every", "checkpoint_every"), 10_000_000)
     started = service.api(
         "POST", f"/deployments/{deployment(service, 'sweep')['id']}/create_flow_run",
         parameters={"grid": {"train.seed": [11, 12, 13]}, "params": {"train": endless}, "name": "cut"},
