@@ -9,8 +9,14 @@ import pytest
 from tests.seams.checkout import wait_until
 
 KID = "kid_efficientnet_lite0"
-RUNS_AWAY = 1e30
-"""A learning rate that is allowed, and under which no loss stays finite."""
+DROWNED = {
+    "train.min_snr_gamma": 5.0,
+    "train.diffusion.schedule": "linear",
+    "train.diffusion.prediction": "eps",
+    "train.diffusion.beta_start": 0.999999999999,
+    "train.diffusion.beta_end": 0.999999999999,
+}
+"""Allowed, and so much noise that the losses' weights are 0 / 0: the training fails at its first losses."""
 
 in_the_service = pytest.mark.xdist_group("service")
 by_hand = pytest.mark.xdist_group("checkouts")
@@ -21,8 +27,9 @@ def flow_runs(service, **chosen):
 
 
 def artifacts_of(service, run):
+    """The newest of each key."""
     found = service.api("POST", "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
-    return {artifact["key"]: artifact for artifact in found}
+    return {artifact["key"]: artifact for artifact in sorted(found, key=lambda artifact: artifact["created"])}
 
 
 def logs_of(service, run):
@@ -45,7 +52,7 @@ def owls(service):
     before = (service.checkout.folder / "params.yaml").read_text()
     overrides = [
         {"train.learning_rate": 0.001},
-        {"train": {"learning_rate": RUNS_AWAY}},
+        DROWNED,
         {"train.seed": 5},
         {"sample.seed": 5},
     ]
@@ -71,7 +78,7 @@ def deployment(service, flow):
 def test_a_failed_child_does_not_sink_the_sweep_and_is_named(service, owls):
     sweep, children = owls
     assert sweep["state"]["type"] == "COMPLETED"
-    assert sweep["state"]["message"] == f"3 of 4 children completed; not so owls-2 (train.learning_rate={RUNS_AWAY})"
+    assert sweep["state"]["message"].startswith("3 of 4 children completed; not so owls-2 (train.min_snr_gamma=5.0, ")
     assert {name: run["state"]["type"] for name, run in children.items()} == {
         "owls-1": "COMPLETED", "owls-2": "FAILED", "owls-3": "COMPLETED", "owls-4": "COMPLETED",
     }  # fmt: skip
@@ -93,7 +100,7 @@ def test_the_ranked_table_stands_on_the_page_and_in_a_file(service, owls):
     assert all(row[f"{KID}_low"] <= row[KID] <= row[f"{KID}_high"] for row in rows[:3])
     assert {row["child"] for row in rows[:3]} == {"owls-1", "owls-3", "owls-4"}
     assert rows[3]["child"] == "owls-2" and rows[3]["state"] == "Failed"
-    assert "is not finite" in rows[3]["why"] and rows[3]["train.learning_rate"] == str(RUNS_AWAY)
+    assert "is not finite" in rows[3]["why"] and rows[3]["train.min_snr_gamma"] == "5.0"
     table = pd.read_csv(service.checkout.folder / "build/sweeps/owls.csv")
     assert table["child"].tolist() == [row["child"] for row in rows]
     assert table[KID].tolist()[:3] == pytest.approx(figures[:3])
@@ -117,7 +124,7 @@ def test_mlflow_has_the_children_under_one_tag(service, owls):
 def test_children_share_what_was_prepared_once(service, owls):
     sweep, children = owls
     told = [record["message"] for record in logs_of(service, sweep)]
-    assert "Running stage 'preprocess':" in told, "by the sweep itself, before its children"
+    assert any("'preprocess'" in message for message in told), "by the sweep itself, before its children"
     for run in children.values():
         messages = [record["message"] for record in logs_of(service, run)]
         assert "Running stage 'preprocess':" not in messages
@@ -206,9 +213,8 @@ def test_a_cancelled_sweep_cancels_its_children(service, owls):
 def rooks(reproduced, tmp_path_factory):
     """A sweep by hand, without a pool: one child that DVC has already, one that fails."""
     checkout = reproduced.checkout.copy(tmp_path_factory.mktemp("rooks") / "flowers")
-    output = checkout.run(
-        sys.executable, "-m", "flows.sweep", "--grid", f"train.learning_rate=[0.002, {RUNS_AWAY}]", "--name", "rooks",
-    )  # fmt: skip
+    overrides = json.dumps([{"train.learning_rate": 0.002}, DROWNED])
+    output = checkout.run(sys.executable, "-m", "flows.sweep", "--overrides", overrides, "--name", "rooks")
     yield checkout, output
     checkout.end_processes()
 
@@ -217,7 +223,7 @@ def rooks(reproduced, tmp_path_factory):
 def test_without_a_pool_children_run_in_process_one_by_one(rooks):
     checkout, output = rooks
     assert "one after the other in this process, since there is no deployment pipeline/quickstart" in output
-    assert output.splitlines()[-1].startswith("1 of 2 children completed; not so rooks-2 (train.learning_rate=")
+    assert output.splitlines()[-1].startswith("1 of 2 children completed; not so rooks-2 (train.min_snr_gamma=")
     table = pd.read_csv(checkout.folder / "build/sweeps/rooks.csv")
     assert table["child"].tolist() == ["rooks-1", "rooks-2"] and table["state"].tolist() == ["Completed", "Failed"]
     assert table[KID].notna().tolist() == [True, False]
