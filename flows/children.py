@@ -95,17 +95,23 @@ def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
         ParamsError: a parameter is set twice, or a section is set to a value.
     """
     result: dict[str, Any] = {}
-    for name, value in flat(overrides).items():
-        *sections, leaf = name.split(".")
-        place = result
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise ParamsError(f"{name} is a part of what is set whole")
-        if leaf in place:
-            raise ParamsError(f"{name} is set twice")
-        place[leaf] = value
+    for name, value in overrides.items():
+        leaves = flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        for leaf, leaf_value in leaves.items():
+            _put(result, leaf, leaf_value)
     return result
+
+
+def _put(result: dict[str, Any], name: str, value: Any) -> None:
+    *sections, leaf = name.split(".")
+    place = result
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise ParamsError(f"{name} is a part of what is set whole")
+    if leaf in place:
+        raise ParamsError(f"{name} is set twice")
+    place[leaf] = value
 
 
 def _child(name: str, profile: str | None, shared: Mapping[str, Any], choice: Mapping[str, Any]) -> Child:
