@@ -9,6 +9,7 @@ from PIL import Image
 from ddpm.distributed import is_first
 from ddpm.files import atomic_path
 from stages.paths import PREVIEWS
+from stages.progress import print_beside_bar
 from stages.tracking import Tracker
 
 NUM_KEPT = 3
@@ -21,7 +22,7 @@ def show_samples(tracker: Tracker, picture: NDArray[np.uint8], step: int) -> Non
     """To MLflow, and as a file whose place is told, by the first of several processes."""
     tracker.record_image("samples", picture, step)
     if is_first():
-        print(f"train: samples of step {step} in {leave_preview(picture, step)}", flush=True)
+        print_beside_bar(f"train: samples of step {step} in {leave_preview(picture, step)}")
 
 
 def leave_preview(picture: NDArray[np.uint8], step: int, folder: Path = PREVIEWS) -> Path:

@@ -24,6 +24,10 @@ _DVC_REPEATS = "failed to reproduce"
 # As stages.progress lets tqdm write it: "train:  50%|█████     | 12.0k/24.0k [00:10<00:10, 1.20k images/s, loss=0.1]".
 _BAR = re.compile(r"(?P<name>[^:|]+): +(?P<percent>\d+)%\|[^|]*\| *(?P<rest>.*)")
 
+# Any state of a bar, also of one without an end. The next one begins with a return; what a program says in between
+# stands right behind it.
+_STATE = re.compile(r"[^:|]+: +(?:\d+%\|[^|]*\| *)?\S+ \[[\d:]+[<,][^\]]*\](?=.)")
+
 
 @dataclass(frozen=True)
 class Said:
@@ -52,10 +56,16 @@ def streamed(output: IO[bytes]) -> Iterator[Said]:
             parts.append(pending)
             pending = b""
         for part in parts:
-            if text := part.decode(errors="replace").rstrip():
-                yield Said(text, is_passing=part.endswith(b"\r"))
-    if text := pending.decode(errors="replace").strip():
-        yield Said(text, is_passing=False)
+            yield from _said(part.decode(errors="replace").rstrip(), is_passing=part.endswith(b"\r"))
+    yield from _said(pending.decode(errors="replace").strip(), is_passing=False)
+
+
+def _said(text: str, is_passing: bool) -> Iterator[Said]:
+    if state := _STATE.match(text):
+        yield Said(state[0], is_passing=True)
+        text = text[state.end() :]
+    if text:
+        yield Said(text, is_passing)
 
 
 def is_advice(line: str) -> bool:

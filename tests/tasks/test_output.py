@@ -60,6 +60,38 @@ def test_a_line_between_two_states_of_a_bar_is_a_line(pieces):
     assert lines == ["20%", "warning", "40%"] and passing == ["10%", "30%"]
 
 
+STATE = "train:  67%|██████▋   | 16.0/24.0 [00:01<00:00, 9.59 images/s, loss=0.5926]"
+ENDLESS_STATE = "a.tgz: 12.0MB [00:03, 4.0MB/s]"
+
+
+@pytest.mark.parametrize("state", [STATE, ENDLESS_STATE])
+def test_what_is_said_right_behind_a_state_of_a_bar_is_a_line(pieces, state):
+    given = f"\r{state}tracking: warning: no\n\r{state}\r{state}\n".encode()
+    assert pieces(given) == (["tracking: warning: no", state], [state, state])
+
+
+def test_a_bar_and_a_line_of_a_stage_stay_apart():
+    # As both really come through one pipe.
+    program = """
+from stages.progress import print_beside_bar, progress_bar
+with progress_bar("train", 24, "images") as bar:
+    bar.mininterval = bar.miniters = 0
+    for step in range(3):
+        bar.update(8)
+        print_beside_bar(f"train: samples of step {step} in there.png")
+        print(f"tracking: warning: no {step}", flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+        said = list(streamed(child.stdout))
+    lines = [one.text for one in said if not one.is_passing and not progress_of(one.text)]
+    assert lines == [
+        line
+        for step in range(3)
+        for line in (f"train: samples of step {step} in there.png", f"tracking: warning: no {step}")
+    ]  # fmt: skip
+    assert [one.text for one in said if one.is_passing and not progress_of(one.text)] == []
+
+
 def test_lines_come_as_soon_as_they_are_written():
     read_end, write_end = os.pipe()
     with os.fdopen(read_end, "rb") as readable:
