@@ -118,13 +118,14 @@ def conclude(name: str, outcomes: Sequence[Outcome]) -> State[Any]:
     write_csv(table, path)
     addresses = mlflow_addresses(name, list(runs.values()))
     show("the ranking", lambda: show_ranking(name, table, addresses), logger)
-    logger.info("Sweep %s, also in %s:\n%s", name, path, in_columns(table))
+    shown = table.drop(columns="why", errors="ignore")
+    logger.info("Sweep %s, whole in %s:\n%s", name, path, in_columns(shown))
     for what, address in addresses.items():
         logger.info("MLflow, %s: %s", what, address)
     failed = [outcome for outcome in outcomes if not outcome.is_completed]
     said = f"{len(outcomes) - len(failed)} of {len(outcomes)} children completed"
     if failed:
-        said += f"; not so {', '.join(outcome.child.described for outcome in failed)}"
+        said += f"; not so {', '.join(outcome.child.name for outcome in failed)}"
     return Failed(message=said) if len(failed) == len(outcomes) else Completed(message=said)
 
 
@@ -141,14 +142,13 @@ def runs_of(name: str, outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]
         for outcome in outcomes
         if outcome.is_completed and outcome.flow_run_id
     }
-    if known := [run_id for run_id in made.values() if run_id]:
-        read_runs([*known, "--join", name])
+    known = [run_id for run_id in made.values() if run_id]
     try:
-        runs = {run["run_id"]: run for run in read_runs(["--sweep", name])}
-    except CompareError:  # none has got to its training, or MLflow is gone
+        runs = {run["run_id"]: run for run in read_runs([*known, "--join", name])}
+    except CompareError:
         if known:
             raise
-        return {}
+        return {}  # none has got to its training
     by_flow_run = {run["tags"].get("prefect_flow_run", "").rpartition("(")[2].rstrip(")"): run for run in runs.values()}
     found = {
         outcome.child.name: runs.get(made.get(outcome.child.name) or "") or by_flow_run.get(str(outcome.flow_run_id))

@@ -117,9 +117,10 @@ def main() -> None:
     """Print a JSON list with an object a run; an error is one line, and status 1."""
     arguments = _parse_arguments()
     try:
-        runs = chosen_runs(arguments.runs, arguments.sweep, arguments.last)
         if arguments.join:
-            join_sweep([run.run_id for run in runs], arguments.join)
+            joining = chosen_runs(arguments.runs, None, None) if arguments.runs else []
+            join_sweep([run.run_id for run in joining], arguments.join)
+        runs = chosen_runs(arguments.runs, arguments.sweep or arguments.join, arguments.last)
     except StageError as error:
         sys.stderr.write(f"compare: error: {error}\n")
         sys.exit(EXIT_ERROR)
@@ -131,7 +132,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="the id of an MLflow run, its beginning, or its name")
     parser.add_argument("--sweep", help="the runs of this sweep")
     parser.add_argument("--last", type=int, help="so many of the newest runs")
-    parser.add_argument("--join", metavar="SWEEP", help="tag the runs as parts of this sweep, too")
+    parser.add_argument("--join", metavar="SWEEP", help="tag these runs as parts of a sweep, and print all its runs")
     return parser.parse_args()
 
 

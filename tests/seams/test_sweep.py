@@ -78,7 +78,7 @@ def deployment(service, flow):
 def test_a_failed_child_does_not_sink_the_sweep_and_is_named(service, owls):
     sweep, children = owls
     assert sweep["state"]["type"] == "COMPLETED"
-    assert sweep["state"]["message"].startswith("3 of 4 children completed; not so owls-2 (train.min_snr_gamma=5.0, ")
+    assert sweep["state"]["message"] == "3 of 4 children completed; not so owls-2"
     assert {name: run["state"]["type"] for name, run in children.items()} == {
         "owls-1": "COMPLETED", "owls-2": "FAILED", "owls-3": "COMPLETED", "owls-4": "COMPLETED",
     }  # fmt: skip
@@ -223,7 +223,7 @@ def rooks(reproduced, tmp_path_factory):
 def test_without_a_pool_children_run_in_process_one_by_one(rooks):
     checkout, output = rooks
     assert "one after the other in this process, since there is no deployment pipeline/quickstart" in output
-    assert output.splitlines()[-1].startswith("1 of 2 children completed; not so rooks-2 (train.min_snr_gamma=")
+    assert "1 of 2 children completed; not so rooks-2" in output.splitlines()
     table = pd.read_csv(checkout.folder / "build/sweeps/rooks.csv")
     assert table["child"].tolist() == ["rooks-1", "rooks-2"] and table["state"].tolist() == ["Completed", "Failed"]
     assert table[KID].notna().tolist() == [True, False]

@@ -108,8 +108,9 @@ def test_a_name_of_several_runs_asks_for_an_id():
 def test_the_program_prints_json_and_joins(three, client, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["compare", three[0], "--join", "owls"])
     compare.main()
-    (told,) = json.loads(capsys.readouterr().out)
-    assert told["run_id"] == three[0] and told["metrics"] == {"loss": 1.0}
+    first, *others = json.loads(capsys.readouterr().out)
+    assert first["run_id"] == three[0] and first["metrics"] == {"loss": 1.0}
+    assert [run["run_id"] for run in others] == [three[2], three[1]]
     assert client.get_run(three[0]).data.tags[SWEEP_TAG] == "owls"
 
 
