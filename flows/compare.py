@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -106,9 +107,10 @@ def ranked(table: pd.DataFrame, by: str | None) -> pd.DataFrame:
 
 
 def in_columns(table: pd.DataFrame) -> str:
-    """For the terminal."""
+    """For the terminal: a column a run, side by side as far as its width goes."""
     shown = table.assign(run=table["run"].str[:8]) if "run" in table else table
-    return shown.to_string(float_format=lambda value: f"{value:.4g}", na_rep="–")
+    width = shutil.get_terminal_size().columns
+    return shown.T.to_string(line_width=width, float_format=lambda value: f"{value:.4g}", na_rep="–")
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

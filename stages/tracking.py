@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ddpm.distributed import is_first
 from stages.errors import StageError
-from stages.lineage import SWEEP_VARIABLE, lineage_tags
+from stages.lineage import SWEEP_VARIABLE, flow_run_name, lineage_tags
 from stages.params import Params, flat
 
 EXPERIMENT = "flowers-ddpm"
@@ -329,7 +329,7 @@ def _created_run(client: Any, params: Params, tags: Mapping[str, str]) -> str:
     all_tags |= lineage_tags() | dict(tags)
     if "git_commit" in all_tags:
         all_tags["mlflow.source.git.commit"] = all_tags["git_commit"]
-    run = client.create_run(experiment.experiment_id, tags=all_tags)
+    run = client.create_run(experiment.experiment_id, tags=all_tags, run_name=flow_run_name())
     return str(run.info.run_id)
 
 

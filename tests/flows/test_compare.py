@@ -86,8 +86,16 @@ def test_equal_figures_keep_their_order():
 
 
 def test_the_terminal_shows_short_ids_and_rounded_figures():
-    shown = in_columns(compared([run(1, 0.123456), run(2)]))
-    assert "0.1235" in shown and "–" in shown and "00000000 " in shown and f"{1:032x}" not in shown
+    lines = in_columns(compared([run(1, 0.123456), run(2)])).splitlines()
+    cells = {line.split()[0]: line.split()[1:] for line in lines}
+    assert cells["rank"] == ["1", "2"] and cells["run"] == ["00000000", "00000000"]
+    assert cells["kid_efficientnet_lite0"] == ["0.1235", "–"] and cells["loss"] == ["0.25", "0.25"]
+
+
+def test_many_runs_are_laid_out_below_each_other(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = in_columns(compared([run(number, 0.5) for number in range(30)])).splitlines()
+    assert max(map(len, lines)) <= 100 and sum(line.split()[:1] == ["name"] for line in lines) > 1
 
 
 def test_the_file_has_all_of_it_or_is_not_there(tmp_path, monkeypatch):

@@ -105,6 +105,17 @@ def test_a_run_names_code_and_data(client, runs, make_params, monkeypatch):
     assert run.data.tags["mlflow.source.git.commit"] == "a" * 40  # which the pages of MLflow link
 
 
+def test_a_run_bears_the_name_of_its_flow_run(client, make_params, monkeypatch):
+    monkeypatch.setenv("DDPM_PREFECT_FLOW_RUN", "wise-owl (0a1b)")
+    with opened_run(make_params()) as tracker:
+        pass
+    assert client.get_run(tracker.run_id).info.run_name == "wise-owl"
+    monkeypatch.delenv("DDPM_PREFECT_FLOW_RUN")
+    with opened_run(make_params()) as tracker:
+        pass
+    assert client.get_run(tracker.run_id).info.run_name  # MLflow's own choice
+
+
 def test_a_run_is_told_as_soon_as_it_is_open(client, make_params, capsys):
     with opened_run(make_params()) as tracker:
         told = f"MLflow run {tracker.run_id} of experiment {tracker.experiment_id}\n"
