@@ -139,7 +139,8 @@ def _give_up(checkout: Path, folder: Path) -> None:
 
 def _remove(checkout: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # also what git did not finish making
-    git(checkout, "worktree", "prune")
+    with contextlib.suppress(GitError):  # where there is no repository
+        git(checkout, "worktree", "prune")
     _lock_of(folder).unlink(missing_ok=True)
 
 
