@@ -18,6 +18,8 @@ DROWNED = {
 }
 """Allowed, and so much noise that the losses' weights are 0 / 0: the training fails at its first losses."""
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for a whole sweep, on a machine that runs others, too
+
 in_the_service = pytest.mark.xdist_group("service")
 by_hand = pytest.mark.xdist_group("checkouts")
 
@@ -61,7 +63,7 @@ def owls(service):
         "--param", f"overrides={json.dumps(overrides)}",
         "--param", 'params={"register": {"enabled": false}}',
         "--param", 'name="owls"',
-        timeout=280,
+        timeout=550,
     )  # fmt: skip
     print(output)
     (sweep,) = flow_runs(service, deployment_id={"any_": [deployment(service, "sweep")["id"]]})
