@@ -11,7 +11,10 @@ from typing import Any
 from ruamel.yaml import YAML
 
 PREFECT_RUN_VARIABLE = "DDPM_PREFECT_FLOW_RUN"
-"""Name of the Prefect flow run, set by the flow that started the stage."""
+"""Name and id of the Prefect flow run, "wise-owl (0a1b…)", set by the flow that started the stage."""
+
+SWEEP_VARIABLE = "DDPM_SWEEP"
+"""Name of the sweep that the flow run belongs to, set likewise."""
 
 
 def lineage_tags() -> dict[str, str]:
@@ -26,6 +29,11 @@ def lineage_tags() -> dict[str, str]:
         "prefect_flow_run": os.environ.get(PREFECT_RUN_VARIABLE, ""),
     }
     return {name: value for name, value in tags.items() if value}
+
+
+def flow_run_name() -> str | None:
+    """The name of the Prefect flow run, if there is one."""
+    return os.environ.get(PREFECT_RUN_VARIABLE, "").partition(" (")[0] or None
 
 
 def code_digest(*stage_sources: Path, without: Collection[str] = ()) -> str:

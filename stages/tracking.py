@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ddpm.distributed import is_first
 from stages.errors import StageError
-from stages.lineage import lineage_tags
+from stages.lineage import SWEEP_VARIABLE, flow_run_name, lineage_tags
 from stages.params import Params, flat
 
 EXPERIMENT = "flowers-ddpm"
@@ -30,9 +30,14 @@ TRACKING_VARIABLE = "DDPM_TRACKING"
 """Set to "off", nothing is logged."""
 MODEL_RUN_TAG = "ddpm.trained_in"
 CONTINUES_TAG = "ddpm.continues"
+SWEEP_TAG = "ddpm.sweep"
+"""The sweeps that a run belongs to, between spaces: what an earlier one has trained is not trained again."""
 STAGES = ("download", "preprocess", "train", "sample", "reference", "evaluate", "register")
 """Each with those that its results rest on before it. Reference runs before train, to fail before it, and shapes no
 model and no sample."""
+
+_PAGE_RUNS = 1000
+"""What one request may ask for."""
 
 Scalars: TypeAlias = Mapping[str, float]
 
@@ -160,7 +165,7 @@ class MlflowTracker:
         try:
             action()
         except Exception as error:
-            print(f"tracking: MLflow did not take a record ({error})", file=sys.stderr, flush=True)
+            print(f"tracking: warning: MLflow did not take a record ({error})", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -185,7 +190,9 @@ def opened_run(params: Params, run_id: str | None = None) -> Iterator[Tracker]:
         if run_id is None or run is None or not _agree(run.data.params, wanted):
             run_id = _created_run(client, params, {CONTINUES_TAG: run_id} if run_id else {})
         _resume(client, run_id, "train", wanted)
-    with _closing(MlflowTracker(client, run_id)) as tracker:
+        tracker = MlflowTracker(client, run_id)
+    _announce(tracker, "train")
+    with _closing(tracker):
         yield tracker
 
 
@@ -212,14 +219,56 @@ def reopened_run(params: Params, stage: str, earlier_run_id: str) -> Iterator[Tr
         if run_id is None:
             run_id = _created_run(client, params, {MODEL_RUN_TAG: trained_in})
         _resume(client, run_id, stage, wanted)
-    with _closing(MlflowTracker(client, run_id)) as tracker:
+        tracker = MlflowTracker(client, run_id)
+    if run_id != earlier_run_id:
+        _announce(tracker, stage)
+    with _closing(tracker):
         yield tracker
+
+
+def recorded_runs(filter_text: str = "", max_runs: int | None = None) -> list[Any]:
+    """The runs of the project as MLflow gives them, newest first.
+
+    Args:
+        filter_text: in MLflow's language, such as "tags.profile = 'quickstart'".
+        max_runs: the newest alone.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
+    client, found, token = _client(), list[Any](), None
+    with _explained():
+        experiment_id = client.get_experiment_by_name(EXPERIMENT).experiment_id
+        while max_runs is None or len(found) < max_runs:
+            wanted = _PAGE_RUNS if max_runs is None else min(_PAGE_RUNS, max_runs - len(found))
+            page = client.search_runs([experiment_id], filter_text, max_results=wanted, page_token=token)
+            found, token = [*found, *page], page.token
+            if not token:
+                break
+    return found
+
+
+def join_sweep(run_ids: Iterable[str], sweep: str) -> None:
+    """Tag runs as parts of a sweep: those, too, that were made before it, and serve it as they are.
+
+    Raises:
+        TrackingError: MLflow cannot be reached, or has no such run.
+    """
+    client = _client()
+    with _explained():
+        for run_id in run_ids:
+            _join_sweep(client, client.get_run(run_id), sweep)
 
 
 def tracking_uri() -> str:
     """Where MLflow keeps its runs: MLFLOW_TRACKING_URI, or mlflow.db in the project, also from DVC's copies of it."""
     root = Path(os.environ.get("DVC_ROOT", ".")).absolute()
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+
+
+def _announce(tracker: Tracker, stage: str) -> None:
+    """Say which run it is, as the flow's page expects it, which links to it from now on."""
+    print(f"{stage}: MLflow run {tracker.run_id} of experiment {tracker.experiment_id}", flush=True)
 
 
 @contextmanager
@@ -242,6 +291,7 @@ def _client() -> Any:
     # MLflow greets, warns and reports home by default; the terminal belongs to the stage.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # which stages say themselves, once
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     import mlflow
@@ -280,7 +330,7 @@ def _created_run(client: Any, params: Params, tags: Mapping[str, str]) -> str:
     all_tags |= lineage_tags() | dict(tags)
     if "git_commit" in all_tags:
         all_tags["mlflow.source.git.commit"] = all_tags["git_commit"]
-    run = client.create_run(experiment.experiment_id, tags=all_tags)
+    run = client.create_run(experiment.experiment_id, tags=all_tags, run_name=flow_run_name())
     return str(run.info.run_id)
 
 
@@ -308,6 +358,14 @@ def _resume(client: Any, run_id: str, stage: str, wanted: Mapping[str, str]) -> 
     for name, value in lineage_tags().items():
         if name in {"git_commit", "git_has_local_changes", "prefect_flow_run"}:
             client.set_tag(run_id, f"{stage}.{name}", value)
+    if sweep := os.environ.get(SWEEP_VARIABLE):
+        _join_sweep(client, client.get_run(run_id), sweep)
+
+
+def _join_sweep(client: Any, run: Any, sweep: str) -> None:
+    joined = run.data.tags.get(SWEEP_TAG, "").split()
+    if sweep not in joined:
+        client.set_tag(run.info.run_id, SWEEP_TAG, " ".join([*joined, sweep]))
 
 
 @contextmanager

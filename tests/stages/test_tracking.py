@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
@@ -20,6 +18,7 @@ from stages.params import flat
 from stages.runner import Interrupted
 from stages.tracking import (
     EXPERIMENT,
+    SWEEP_TAG,
     NoTracker,
     TrackingError,
     _evaluated_weights,
@@ -30,27 +29,6 @@ from stages.tracking import (
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # in MLflow's own tables
 PICTURE = np.full((8, 8, 3), 200, np.uint8)
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    """The tables of MLflow, which take seconds to make, without an experiment."""
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def client(folder, empty_database, monkeypatch):
-    """The current folder's database, as a reader of it sees it."""
-    shutil.copy(empty_database, "mlflow.db")
-    monkeypatch.setenv("DDPM_TRACKING", "on")
-    for name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
-        # Set and then deleted, so that what a test leaves there is taken away after it.
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
 
 
 @pytest.fixture
@@ -125,6 +103,44 @@ def test_a_run_names_code_and_data(client, runs, make_params, monkeypatch):
     (run,) = runs()
     assert tags.items() <= run.data.tags.items()
     assert run.data.tags["mlflow.source.git.commit"] == "a" * 40  # which the pages of MLflow link
+
+
+def test_a_run_bears_the_name_of_its_flow_run(client, make_params, monkeypatch):
+    monkeypatch.setenv("DDPM_PREFECT_FLOW_RUN", "wise-owl (0a1b)")
+    with opened_run(make_params()) as tracker:
+        pass
+    assert client.get_run(tracker.run_id).info.run_name == "wise-owl"
+    monkeypatch.delenv("DDPM_PREFECT_FLOW_RUN")
+    with opened_run(make_params()) as tracker:
+        pass
+    assert client.get_run(tracker.run_id).info.run_name  # MLflow's own choice
+
+
+def test_a_run_is_told_as_soon_as_it_is_open(client, make_params, capsys):
+    with opened_run(make_params()) as tracker:
+        told = f"MLflow run {tracker.run_id} of experiment {tracker.experiment_id}\n"
+        assert capsys.readouterr().out == f"train: {told}"
+    with reopened_run(make_params(), "sample", tracker.run_id):
+        assert capsys.readouterr().out == ""  # it has been told
+    with reopened_run(make_params({"sample.seed": 7}), "sample", tracker.run_id) as another:
+        assert another.run_id != tracker.run_id
+        assert capsys.readouterr().out.startswith(f"sample: MLflow run {another.run_id} of experiment ")
+
+
+def test_a_run_of_a_sweep_bears_its_name_and_keeps_those_of_earlier_ones(client, make_params, monkeypatch):
+    monkeypatch.setenv("DDPM_SWEEP", "owls")
+    with opened_run(make_params()) as tracker:
+        pass
+    assert client.get_run(tracker.run_id).data.tags[SWEEP_TAG] == "owls"
+    monkeypatch.setenv("DDPM_SWEEP", "rooks")
+    for _ in range(2):
+        with reopened_run(make_params(), "sample", tracker.run_id):
+            pass
+    assert client.get_run(tracker.run_id).data.tags[SWEEP_TAG] == "owls rooks"
+    monkeypatch.delenv("DDPM_SWEEP")
+    with opened_run(make_params()) as alone:
+        pass
+    assert SWEEP_TAG not in client.get_run(alone.run_id).data.tags
 
 
 def test_figures_that_wait_are_sent_before_the_run_ends(client, make_params, monkeypatch):
@@ -293,7 +309,7 @@ def test_failing_records_are_told_and_stop_nothing(client, make_params, capsys):
         tracker.record_file(Path("missing"), "training")
     said = capsys.readouterr().err.splitlines()
     # The four records, and the end of the run.
-    assert said == ["tracking: MLflow did not take a record (the server is gone)"] * 5
+    assert said == ["tracking: warning: MLflow did not take a record (the server is gone)"] * 5
 
 
 def test_a_server_that_does_not_answer_is_a_quick_and_clear_error(client, make_params, monkeypatch):
