@@ -12,7 +12,8 @@ from typing import Any
 from prefect import flow
 from prefect.client.orchestration import get_client
 
-from stages.params import Overrides, ParamsError, activate, list_profiles, parse_overrides
+from flows.workspace import WorkspaceKind, opened
+from stages.params import Overrides, ParamsError, activate, composed, list_profiles, parse_overrides
 from tasks.download import download
 from tasks.evaluate import evaluate
 from tasks.preprocess import preprocess
@@ -26,45 +27,60 @@ EXIT_TERMINATED = 143  # as a shell counts SIGTERM
 
 
 @flow(name="pipeline")
-def pipeline(profile: str | None = None, params: Overrides = Overrides()) -> None:  # noqa: B008
+def pipeline(
+    profile: str | None = None,
+    params: Overrides = Overrides(),  # noqa: B008
+    workspace: WorkspaceKind = "checkout",
+) -> None:
     """From raw images to a registered model of flowers.
 
     Args:
         profile: a saved experiment of profiles/; left out, params.yaml as it is.
         params: what differs from it.
+        workspace: checkout runs in the project's folder, and leaves the results there; isolated runs the last commit in
+            a worktree of its own, and saves the results as a DVC experiment under the flow run's name.
     """
-    activate(profile, params.model_dump(by_alias=True, exclude_unset=True))
-    download()
-    preprocess()
-    reference()
-    train()
-    sample()
-    evaluate()
-    register()
+    with opened(workspace) as place:
+        place.put_in_force(profile, params.model_dump(by_alias=True, exclude_unset=True))
+        download()
+        preprocess()
+        reference()
+        train()
+        sample()
+        evaluate()
+        register()
 
 
 def main() -> None:
     """`python -m flows.pipeline`: nothing where everything is up to date; else the flow, on a temporary server."""
     arguments = _parse_arguments()
+    workspace: WorkspaceKind = "isolated" if arguments.isolated else "checkout"
     try:
         overrides = parse_overrides(arguments.set)
-        params = activate(arguments.profile, overrides)
+        # An isolated run leaves the checkout's params.yaml alone, and must hear of bad parameters as soon.
+        params = (composed if arguments.isolated else activate)(arguments.profile, overrides)
     except ParamsError as error:
         sys.exit(f"pipeline: {error}")
-    if is_up_to_date():
+    if workspace == "checkout" and is_up_to_date():
         print(f"Everything is up to date with params.yaml (profile {params.profile}).")
     else:
         print(f"Running the pipeline on profile {params.profile}.", flush=True)
-        signal.signal(signal.SIGTERM, _terminate)
-        try:
-            start_server()
-            state = pipeline(arguments.profile, Overrides(**overrides), return_state=True)
-        except KeyboardInterrupt:
-            print("pipeline: interrupted; what is done is kept, and the same command goes on", file=sys.stderr)
-            sys.exit(EXIT_INTERRUPTED)
-        if not state.is_completed():
-            sys.exit(f"pipeline: {state.message}")
-    print(results_summary())
+        run(arguments.profile, Overrides(**overrides), workspace)
+    if workspace == "checkout":
+        print(results_summary())
+
+
+def run(profile: str | None, params: Overrides, workspace: WorkspaceKind) -> None:
+    """The flow in this process; where it does not complete, this process ends."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        start_server()
+        state = pipeline(profile, params, workspace, return_state=True)
+    except KeyboardInterrupt:
+        print("pipeline: interrupted; what is done is kept, and the same command goes on", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    if not state.is_completed():
+        sys.exit(f"pipeline: {state.message}")
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
@@ -128,6 +144,11 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--profile", help=f"put a saved experiment in force: {', '.join(list_profiles())}")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change a parameter, as train.num_steps=100"
+    )
+    parser.add_argument(
+        "--isolated",
+        action="store_true",
+        help="run the last commit in a worktree of its own, and save the results as a DVC experiment",
     )
     return parser.parse_args()
 

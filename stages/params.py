@@ -37,6 +37,10 @@ OF_OTHER_SECTIONS = {"reference": ("evaluate.enabled",), "evaluate": ("reference
 images' are, and those only where figures are wanted."""
 
 
+EVALUATION = ("reference", "sample", "evaluate")
+"""The sections that change neither the dataset nor the model: those of an evaluation without training."""
+
+
 class ParamsError(StageError):
     """Parameters cannot be used; the message names what was got and what is allowed."""
 
@@ -139,14 +143,8 @@ def activate(profile: str | None, overrides: Mapping[str, Any], path: Path = PAR
     Raises:
         ParamsError: the profile is unknown, or the result cannot be used. The file is then as it was.
     """
-    source = path if profile is None else path.parent / PROFILES_FOLDER / f"{profile}.yaml"
-    if profile is not None and not source.is_file():
-        known = ", ".join(list_profiles(source.parent)) or "none"
-        raise ParamsError(f"unknown profile {profile!r}; choose one of: {known}")
-    document = _read_yaml(source)
-    _merge(document, overrides)
-    params = _validated(document, f"{source} with what was set" if overrides else str(source))
-    if source == path and document == _read_yaml(path):
+    document, params = _composed(profile, overrides, path)
+    if profile is None and document == _read_yaml(path):
         return params  # dumping it would only lay it out anew
     buffer = io.StringIO()
     _yaml().dump(document, buffer)
@@ -155,6 +153,15 @@ def activate(profile: str | None, overrides: Mapping[str, Any], path: Path = PAR
         temporary.write_text(buffer.getvalue())
         temporary.replace(path)
     return params
+
+
+def composed(profile: str | None, overrides: Mapping[str, Any], path: Path = PARAMS_FILE) -> Params:
+    """What `activate` would put in force; nothing is written.
+
+    Raises:
+        ParamsError: as there.
+    """
+    return _composed(profile, overrides, path)[1]
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
@@ -210,8 +217,26 @@ if TYPE_CHECKING:
 
     class Overrides(BaseModel):
         """Parameters that differ from the profile: the bounds and help of `Params`, every field optional."""
+
+    class EvaluationOverrides(BaseModel):
+        """The sections of `Overrides` that a trained model leaves open."""
 else:
     Overrides = _partial(Params)
+    EvaluationOverrides = create_model(
+        "EvaluationOverride",
+        __config__=ConfigDict(extra="forbid"),
+        **{name: (Overrides.model_fields[name].annotation, Overrides.model_fields[name]) for name in EVALUATION},
+    )
+
+
+def _composed(profile: str | None, overrides: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], Params]:
+    source = path if profile is None else path.parent / PROFILES_FOLDER / f"{profile}.yaml"
+    if profile is not None and not source.is_file():
+        known = ", ".join(list_profiles(source.parent)) or "none"
+        raise ParamsError(f"unknown profile {profile!r}; choose one of: {known}")
+    document = _read_yaml(source)
+    _merge(document, overrides)
+    return document, _validated(document, f"{source} with what was set" if overrides else str(source))
 
 
 def _validated(document: Mapping[str, Any], source: str) -> Params:

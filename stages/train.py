@@ -45,6 +45,7 @@ from ddpm.training import (
 )
 from ddpm.unet import UNet, UNetConfig
 from stages import prepared
+from stages.alone import alone_in
 from stages.errors import StageError
 from stages.labels import labelled, labels_digest
 from stages.lineage import code_digest
@@ -124,17 +125,18 @@ class Experiment:
 def main(params: Params) -> None:
     """build/model/ and build/losses.csv."""
     experiment = prepare(params.train)
-    resume(experiment)
-    say(started_line(experiment))
-    with opened_run(params, experiment.recording.mlflow.get("mlflow_run_id")) as tracker:
-        experiment.recording.mlflow = {
-            "mlflow_run_id": tracker.run_id,
-            "mlflow_experiment_id": tracker.experiment_id,
-        }
-        learn(experiment, tracker)
-        if is_first():
-            publish(experiment)
-            tracker.record_file(LOSSES, "training")
+    with alone_in(experiment.folder, "train"):
+        resume(experiment)
+        say(started_line(experiment))
+        with opened_run(params, experiment.recording.mlflow.get("mlflow_run_id")) as tracker:
+            experiment.recording.mlflow = {
+                "mlflow_run_id": tracker.run_id,
+                "mlflow_experiment_id": tracker.experiment_id,
+            }
+            learn(experiment, tracker)
+            if is_first():
+                publish(experiment)
+                tracker.record_file(LOSSES, "training")
 
 
 def say(text: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_table_artifact
 
+from tasks.gpu import gpu_slot
 from tasks.stage import run_stage
 
 METRICS = Path("build/metrics.json")
@@ -15,7 +16,8 @@ METRICS = Path("build/metrics.json")
 @task(name="evaluate")
 def evaluate() -> None:
     """Compute the distances, and show them on the run page."""
-    run_stage("evaluate")
+    with gpu_slot():
+        run_stage("evaluate")
     create_table_artifact(metrics_table(METRICS), key="metrics", description="Distances to real images")
 
 

@@ -2,10 +2,12 @@
 
 from prefect import task
 
+from tasks.gpu import gpu_slot
 from tasks.stage import run_stage
 
 
 @task(name="reference")
 def reference() -> None:
     """Extract the features of real images, which samples will be compared with."""
-    run_stage("reference")
+    with gpu_slot():
+        run_stage("reference")

@@ -6,6 +6,7 @@ from pathlib import Path
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
+from tasks.gpu import gpu_slot
 from tasks.stage import run_stage
 
 GRID = Path("build/samples/grid.png")
@@ -14,7 +15,8 @@ GRID = Path("build/samples/grid.png")
 @task(name="sample")
 def sample() -> None:
     """Draw images, and show their grid on the run page."""
-    run_stage("sample")
+    with gpu_slot():
+        run_stage("sample")
     create_markdown_artifact(embedded(GRID), key="samples", description="Samples of the trained model")
 
 

@@ -16,7 +16,10 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 GRACE_SECONDS = 60.0
-"""How long a stage may take to save its work when it is told to stop."""
+"""How long a stage may take to save its work when it is told to stop.
+
+A Prefect worker kills the flow of a cancelled run after half of it. The stage, in a group of its own, is then not
+killed: it has been told to stop, and goes when its work is saved."""
 
 LOGGED_BAR_SECONDS = 30.0
 
@@ -46,6 +49,7 @@ def run_stage(name: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        close_fds=False,  # a lock made inheritable, as a workspace's is, lasts as long as the stage
         env=stage_environment(),
     )
     last_lines: deque[str] = deque(maxlen=_KEPT_LINES)

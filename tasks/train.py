@@ -7,6 +7,7 @@ from pathlib import Path
 from prefect import task
 from prefect.artifacts import create_link_artifact
 
+from tasks.gpu import gpu_slot
 from tasks.stage import run_stage
 
 RUN_FILE = Path("build/model/run.json")
@@ -16,7 +17,8 @@ LOCAL_MLFLOW = "http://127.0.0.1:5000"
 @task(name="train")
 def train() -> None:
     """Train the network, and link its MLflow run."""
-    run_stage("train")
+    with gpu_slot():
+        run_stage("train")
     if link := mlflow_link():
         create_link_artifact(link=link, link_text="MLflow run", key="mlflow-run", description="`make mlflow` serves it")
 

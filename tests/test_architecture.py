@@ -9,6 +9,7 @@ import grimp
 import pytest
 from ruamel.yaml import YAML
 
+from flows import workspace
 from stages import paths
 from stages.params import OF_OTHER_SECTIONS, Params
 from tasks import evaluate, sample, train
@@ -25,6 +26,7 @@ SHAPE_NO_RESULT = {
     "stages.errors": "what a failed stage says is no result",
     "stages.runner": "it starts and ends a stage",
     "stages.progress": "a bar on the terminal",
+    "stages.alone": "it lets one run after another at the same checkpoints",
     "stages.tracking": "it tells MLflow of results that DVC has without it",
     "stages.lineage": "it names code and data, to MLflow and in the fingerprint of checkpoints",
     "ddpm.files": "it writes what it is given whole or not at all; a digest is what its name says",
@@ -67,9 +69,11 @@ def flow():
 
 
 def test_the_flow_runs_the_stages_of_dvc_in_their_order():
-    # A docstring, the parameters put in force, and one call a stage: nothing else.
-    docstring, first, *calls = flow().body
-    assert isinstance(docstring.value, ast.Constant) and first.value.func.id == "activate"
+    # A docstring, and in the workspace the parameters put in force and one call a stage: nothing else.
+    docstring, block = flow().body
+    first, *calls = block.body
+    assert isinstance(docstring.value, ast.Constant) and ast.unparse(block.items[0]) == "opened(workspace) as place"
+    assert first.value.func.attr == "put_in_force"
     assert [call.value.func.id for call in calls] == STAGES
     assert all(not call.value.args and not call.value.keywords for call in calls)
 
@@ -84,9 +88,14 @@ def test_the_flow_takes_each_task_from_the_module_of_its_name():
     assert {name: imported[name] for name in STAGES} == {name: f"tasks.{name}" for name in STAGES}
 
 
+def test_what_computes_on_a_gpu_holds_a_slot_of_it():
+    holding = {stage for stage in STAGES if "with gpu_slot():" in (PROJECT / f"tasks/{stage}.py").read_text()}
+    assert holding == {"reference", "train", "sample", "evaluate"}
+
+
 def test_each_stage_has_a_task_and_a_program():
     tasks = {path.stem for path in (PROJECT / "tasks").glob("*.py")}
-    assert tasks == {*STAGES, "stage", "__init__"}
+    assert tasks == {*STAGES, "stage", "gpu", "__init__"}
     assert {path.stem for path in (PROJECT / "stages").glob("*.py")} > set(STAGES)
 
 
@@ -243,6 +252,10 @@ def test_tasks_show_the_files_that_the_stages_write():
     assert paths.METRICS == evaluate.METRICS
 
 
+def test_the_checkpoints_that_worktrees_share_are_those_of_the_stages():
+    assert paths.CHECKPOINTS == workspace.CHECKPOINTS
+
+
 def test_places_that_flows_and_tasks_name_are_outputs():
     words = {
         word
@@ -254,7 +267,7 @@ def test_places_that_flows_and_tasks_name_are_outputs():
         if word.startswith("build/")
     }
     assert len(words) > 3
-    assert {word for word in words if output_of(word) is None} == set()
+    assert {word for word in words if output_of(word) is None} == {PLACES["CHECKPOINTS"]}
 
 
 def project_files():

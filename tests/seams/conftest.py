@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stages.params import activate, parse_overrides
-from tests.seams.checkout import Checkout, clean_environment
+from tests.seams.checkout import Checkout, clean_environment, wait_until
 from tests.seams.servers import free_port, running, wait_for_server, web
 
 PROJECT = Path(__file__).parents[2]
@@ -145,6 +145,36 @@ class Service:
         """What the MLflow server answers to a body."""
         return self._tracked(web.post(f"{self.mlflow}/api/2.0/mlflow{method}", json=body, timeout=30))
 
+    def start(self, deployment, /, name=None, **parameters):
+        """A new run of a deployment of the flow `pipeline`, as the server tells it."""
+        found = self.api("GET", f"/deployments/name/pipeline/{deployment}")
+        body = {"parameters": parameters, "name": name} if name else {"parameters": parameters}
+        return self.api("POST", f"/deployments/{found['id']}/create_flow_run", **body)
+
+    def cancel(self, run):
+        """As the button of the page does."""
+        self.api("POST", f"/flow_runs/{run['id']}/set_state", state={"type": "CANCELLING"})
+
+    def ended(self, run, seconds=120.0):
+        """The run once it has ended, however it has."""
+        return wait_until(lambda: self.has_ended(run), f"the end of {run['name']}", seconds)
+
+    def has_ended(self, run):
+        """The run as it is, or None while it has not ended."""
+        found = self.api("GET", f"/flow_runs/{run['id']}")
+        return found if found["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"} else None
+
+    def log_of(self, run):
+        """What the page of a run shows as its log."""
+        wanted = {"flow_run_id": {"any_": [run["id"]]}}
+        return "\n".join(
+            line["message"] for line in self.api("POST", "/logs/filter", logs=wanted, sort="TIMESTAMP_ASC")
+        )
+
+    def workspace(self, run):
+        """The worktree that a run has while it lasts."""
+        return Checkout(self.checkout.folder / "workspaces" / run["name"], self.checkout.environment)
+
     @staticmethod
     def _tracked(answer):
         answer.raise_for_status()
@@ -153,7 +183,7 @@ class Service:
 
 @pytest.fixture(scope="session")
 def service(project, tmp_path_factory):
-    """The service as the README sets it up, on free ports, with `pipeline/quickstart` deployed."""
+    """The service as the README sets it up, on free ports, with all deployments and one slot of GPUs."""
     folder = tmp_path_factory.mktemp("service")
     prefect_port, mlflow_port = free_port(), free_port()
     prefect, mlflow = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
@@ -185,6 +215,7 @@ def service(project, tmp_path_factory):
         tracker = start("mlflow", folder / "tracking", at_home)
         wait_for_server(tracker, f"{mlflow}/health", folder / "mlflow.log")
         checkout.run("prefect", "work-pool", "create", "local", "--type", "process")
+        checkout.run("prefect", "gcl", "create", "gpu", "--limit", "1")
         checkout.run("prefect", "--no-prompt", "deploy", "--all")
         start("worker", checkout.folder, checkout.environment)
         yield Service(prefect, mlflow, checkout, folder / "worker.log")
@@ -194,9 +225,14 @@ def service(project, tmp_path_factory):
 @pytest.fixture(scope="session")
 def deployed_run(service):
     """The flow run that the deployment made of the whole small experiment, as the server tells it."""
-    output = service.checkout.run(
-        "prefect", "deployment", "run", "pipeline/quickstart", "--param", 'params={"train": {"seed": 1}}', "--watch"
-    )
-    print(output)
-    (run,) = service.api("POST", "/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["COMPLETED"]}}})
+    run = service.ended(service.start("quickstart", params={"train": {"learning_rate": 0.001}}), seconds=200)
+    assert run["state"]["type"] == "COMPLETED", service.log_of(run)
     return run
+
+
+@pytest.fixture(scope="session")
+def applied(service, deployed_run, tmp_path_factory):
+    """A copy of the checkout into which the experiment of that run has been brought."""
+    made = service.checkout.copy(tmp_path_factory.mktemp("applied") / "flowers")
+    made.dvc("exp", "apply", deployed_run["name"])
+    return made

@@ -1,10 +1,13 @@
 """The third door: a deployment, run by a worker, with MLflow behind a server of its own."""
 
 import base64
+import csv
 import io
+import json
 import re
 
 import pytest
+import requests
 from PIL import Image
 
 from stages.params import flat
@@ -28,20 +31,45 @@ def num_flow_runs(service):
     return service.api("POST", "/flow_runs/count")
 
 
-def test_the_deployed_flow_completes_and_dvc_has_nothing_to_do(service, deployed_run):
-    assert deployed_run["parameters"]["profile"] == "quickstart"
-    assert service.checkout.read_yaml("params.yaml")["train"]["seed"] == 1
-    assert "up to date" in service.checkout.dvc("status")
-    assert stages_run(service.checkout.dvc("repro")) == []
+def figures_of(checkout, name):
+    """The row of an experiment in DVC's table."""
+    rows = csv.DictReader(io.StringIO(checkout.dvc("exp", "show", "--csv")))
+    (row,) = [row for row in rows if row["Experiment"] == name]
+    return row
 
 
-def test_the_run_page_shows_the_samples_themselves(service, deployed_run):
+def test_the_run_is_an_experiment_of_dvc_with_its_parameters_and_figures(service, deployed_run):
+    row = figures_of(service.checkout, deployed_run["name"])
+    assert row["train.learning_rate"] == "0.001"
+    assert float(row["fd_efficientnet_lite0"]) > 0
+
+
+def test_the_checkout_is_as_it_was_before(service, deployed_run):
+    checkout = service.checkout
+    assert checkout.git("status", "--porcelain") == ""
+    assert checkout.read_yaml("params.yaml")["train"]["learning_rate"] == 0.002
+    assert [path.name for path in (checkout.folder / "build").iterdir()] == ["checkpoints"]
+    assert not (checkout.folder / "data").exists() and not (checkout.folder / "dvc.lock").exists()
+    assert str(service.workspace(deployed_run).folder) not in checkout.git("worktree", "list")
+
+
+def test_the_experiment_can_be_applied_and_dvc_has_nothing_to_do(applied, deployed_run):
+    assert applied.read_yaml("params.yaml")["train"]["learning_rate"] == 0.001
+    measured = json.loads((applied.folder / "build/metrics.json").read_text())
+    row = figures_of(applied, deployed_run["name"])
+    assert measured["fd_efficientnet_lite0"] == pytest.approx(float(row["fd_efficientnet_lite0"]), rel=1e-3)
+    assert (applied.folder / "build/model/averaged.safetensors").is_file()
+    assert "up to date" in applied.dvc("status")
+    assert stages_run(applied.dvc("repro")) == []
+
+
+def test_the_run_page_shows_the_samples_themselves(service, deployed_run, applied):
     shown = artifacts_of(service, deployed_run)["samples"]
     assert shown["type"] == "markdown"
     encoded = re.search(r"data:image/png;base64,([^)]+)\)", shown["data"])[1]
     with (
         Image.open(io.BytesIO(base64.b64decode(encoded))) as picture,
-        Image.open(service.checkout.folder / "build/samples/grid.png") as grid,
+        Image.open(applied.folder / "build/samples/grid.png") as grid,
     ):
         assert picture.tobytes() == grid.tobytes()
 
@@ -60,6 +88,8 @@ def test_the_run_page_links_to_the_mlflow_run_which_names_the_flow_run(service, 
     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
     assert tags["prefect_flow_run"] == f"{deployed_run['name']} ({deployed_run['id']})"
     assert run["info"]["status"] == "FINISHED"
+    parameters = {parameter["key"]: parameter["value"] for parameter in run["data"]["params"]}
+    assert parameters["train.learning_rate"] == "0.001"
     names = {metric["key"] for metric in run["data"]["metrics"]}
     assert {"loss", "fd_efficientnet_lite0"} <= names
 
@@ -88,22 +118,31 @@ def test_the_form_explains_and_bounds_every_parameter(service, deployed_run):
     assert flat(deployment["parameters"])["profile"] == "quickstart"
 
 
-def test_a_parameter_out_of_bounds_is_refused_before_a_run_is_made(service, deployed_run):
+@pytest.mark.parametrize(
+    ("deployment", "parameters", "named"),
+    [
+        ("quickstart", {"params": {"train": {"num_steps": 0}}}, "num_steps"),
+        ("quickstart", {"params": {"train": {"num_step": 5}}}, "num_step"),
+        ("quickstart", {"params": {"trian": {"num_steps": 5}}}, "trian"),
+        ("quickstart", {"parms": {}}, "parms"),
+        ("flowers102", {"workspace": "elsewhere"}, "workspace"),
+        ("evaluate-only", {"params": {"train": {"num_steps": 5}}}, "train"),
+        ("evaluate-only", {"params": {"sample": {"sampler": "euler"}}}, "sampler"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_a_run_is_made(service, deployed_run, deployment, parameters, named):
     before = num_flow_runs(service)
-    output = service.checkout.run(
-        "prefect", "deployment", "run", "pipeline/quickstart", "--param", 'params={"train": {"num_steps": 0}}', status=1
-    )
-    assert "num_steps" in output
+    with pytest.raises(requests.HTTPError) as refusal:
+        service.start(deployment, **parameters)
+    assert 400 <= refusal.value.response.status_code < 500
+    assert named in refusal.value.response.text
     assert num_flow_runs(service) == before
 
 
 def test_parameters_that_do_not_fit_together_fail_the_run_before_its_first_stage(service, deployed_run):
-    before = (service.checkout.folder / "params.yaml").read_text()
-    output = service.checkout.run(
-        "prefect", "deployment", "run", "pipeline/quickstart", "--watch",
-        "--param", 'params={"train": {"warmup_steps": 1000000}}', status=1,
-    )  # fmt: skip
-    (run,) = service.api("POST", "/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["FAILED"]}}})
-    assert "warmup_steps=1000000 must not exceed num_steps" in run["state"]["message"], output
+    run = service.ended(service.start("quickstart", params={"train": {"warmup_steps": 1000000}}))
+    assert run["state"]["type"] == "FAILED"
+    assert "warmup_steps=1000000 must not exceed num_steps" in run["state"]["message"]
     assert service.api("POST", "/task_runs/count", task_runs={"flow_run_id": {"any_": [run["id"]]}}) == 0
-    assert (service.checkout.folder / "params.yaml").read_text() == before
+    assert service.checkout.git("status", "--porcelain") == ""
+    assert not service.workspace(run).folder.exists()

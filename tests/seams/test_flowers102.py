@@ -32,31 +32,36 @@ def settings(wanted, prefix=""):
     return words
 
 
-def by_hand(checkout):
+def by_hand(checkout, tmp_path):
     words = [word for setting in settings(WANTED) for word in ("--set", setting)]
     output = checkout.run(sys.executable, "-m", "flows.pipeline", *words, timeout=LONG_SECONDS)
     assert stages_run(output) == STAGES
+    return checkout
 
 
-def by_dvc(checkout):
+def by_dvc(checkout, tmp_path):
     checkout.run("python", "-c", f"from stages.params import activate; activate(None, {WANTED!r})")
     assert stages_run(checkout.run(sys.executable, "-m", "dvc", "repro", timeout=LONG_SECONDS)) == STAGES
+    return checkout
 
 
-def by_deployment(checkout):
+def by_deployment(checkout, tmp_path):
     parameter = f"params={json.dumps(WANTED)}"
     command = ["prefect", "deployment", "run", "pipeline/quickstart", "--param", parameter, "--watch"]
-    output = checkout.run(*command, timeout=LONG_SECONDS)
+    output = checkout.run(*command, "--flow-run-name", "whole-dataset", timeout=LONG_SECONDS)
     assert "Flow run finished successfully" in output
+    applied = checkout.copy(tmp_path / "applied")
+    applied.dvc("exp", "apply", "whole-dataset")
+    return applied
 
 
 @pytest.mark.parametrize("door", [by_hand, by_dvc, by_deployment])
 def test_the_whole_dataset_goes_through_every_stage(door, request, tmp_path):
     if door is by_deployment:
-        checkout = request.getfixturevalue("service").checkout
+        start = request.getfixturevalue("service").checkout
     else:
-        checkout = request.getfixturevalue("project").copy(tmp_path / "flowers")
-    door(checkout)
+        start = request.getfixturevalue("project").copy(tmp_path / "flowers")
+    checkout = door(start, tmp_path)
     summary = json.loads((checkout.folder / "build/dataset/dataset.json").read_text())
     assert summary["splits"] == {"test": 6149, "train": 1020, "valid": 1020}
     assert summary["num_classes"] == 102

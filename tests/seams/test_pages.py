@@ -47,9 +47,9 @@ def keep(browser, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def second_run(service, deployed_run):
+def second_run(applied):
     """Another experiment on the same servers, started by hand."""
-    output = service.checkout.pipeline("--set", "train.learning_rate=0.0005")
+    output = applied.pipeline("--set", "train.learning_rate=0.0005")
     assert stages_run(output) == ["train", "sample", "evaluate", "register"]
     assert "temporary server" not in output
 

@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from stages.params import Overrides, Params, ParamsError, activate, flat, parse_overrides, read_params
+from stages.params import (
+    EvaluationOverrides,
+    Overrides,
+    Params,
+    ParamsError,
+    activate,
+    composed,
+    flat,
+    parse_overrides,
+    read_params,
+)
 
 PROJECT = Path(__file__).parents[2]
 QUICKSTART = (PROJECT / "profiles" / "quickstart.yaml").read_text()
@@ -104,6 +114,14 @@ def test_after_a_refusal_the_file_is_as_it_was(params_file, overrides, profile):
 def test_nothing_is_written_where_nothing_changes(params_file, profile, overrides):
     before = written_at(params_file)
     activate(profile, overrides)
+    assert written_at(params_file) == before
+
+
+def test_what_would_be_in_force_can_be_seen_without_writing(params_file):
+    before = written_at(params_file)
+    assert composed("quickstart", {"train": {"num_steps": 700}}).train.num_steps == 700
+    with pytest.raises(ParamsError, match="num_step is not a parameter"):
+        composed(None, {"train": {"num_step": 700}})
     assert written_at(params_file) == before
 
 
@@ -210,6 +228,14 @@ def test_everything_may_be_left_out_of_the_form():
 def test_the_form_refuses_what_params_would(values):
     with pytest.raises(ValidationError):
         Overrides(**values)
+
+
+def test_the_form_of_an_evaluation_takes_what_leaves_the_model_as_it_is():
+    assert list(EvaluationOverrides.model_fields) == ["reference", "sample", "evaluate"]
+    assert EvaluationOverrides(sample={"seed": 3}).model_dump(exclude_unset=True) == {"sample": {"seed": 3}}
+    for values in ({"train": {"num_steps": 5}}, {"sample": {"eta": 1.5}}, {"evaluate": {"enable": True}}):
+        with pytest.raises(ValidationError):
+            EvaluationOverrides(**values)
 
 
 def schema_leaves(schema):

@@ -1,0 +1,178 @@
+"""Where a flow run works: in the checkout, or in a git worktree of its own that shares the DVC cache with it."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+
+from flows.experiments import experiment_name, free_names, save_experiment
+from flows.git import GitError, git
+from flows.shared_cache import bring_raw_data, share_cache
+from stages.params import activate
+
+WorkspaceKind = Literal["checkout", "isolated"]
+
+FOLDER = Path("workspaces")
+"""Of the worktrees, in the checkout; ignored by git and DVC."""
+
+CHECKPOINTS = Path("build/checkpoints")
+"""Shared, so that a training that was cancelled goes on in another worktree."""
+
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+
+
+class WorkspaceError(Exception):
+    """An isolated workspace cannot be had; the message says why."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a flow run works: the current directory of its process."""
+
+    folder: Path
+    checkout: Path
+    """the same folder, where the run works in place"""
+
+    def put_in_force(self, profile: str | None, overrides: Mapping[str, Any]) -> None:
+        """Write the experiment's parameters, and bring the raw data of earlier runs with the same ones.
+
+        Raises:
+            ParamsError: they cannot be used; nothing is written.
+        """
+        params = activate(profile, overrides)
+        if self.folder != self.checkout:
+            bring_raw_data(self.checkout, self.folder, params.section("download"))
+
+
+@contextmanager
+def opened(kind: WorkspaceKind) -> Iterator[Workspace]:
+    """A place for the flow run in whose function this is called.
+
+    "checkout" is the current directory. "isolated" is a new worktree of the last commit, which becomes the current
+    directory; when the block ends well, its results are saved as a DVC experiment under the flow run's name; however
+    the block ends, the worktree goes away.
+
+    Raises:
+        WorkspaceError: git cannot make a worktree.
+    """
+    checkout = Path.cwd()
+    if kind == "checkout":
+        yield Workspace(checkout, checkout)
+        return
+    logger, name = get_run_logger(), experiment_name(flow_run.name or "")
+    if changed := uncommitted(checkout):
+        logger.warning(
+            "The checkout has changes that are not committed, which this isolated run does not see: %s", changed
+        )
+    with worktree(checkout, name) as folder, _working_in(folder, checkout):
+        logger.info("Working in %s", folder.relative_to(checkout))
+        yield Workspace(folder, checkout)
+        saved = save_experiment(folder, name)
+    logger.info("Saved as DVC experiment %s: `dvc exp apply %s` brings it into the checkout", saved, saved)
+
+
+def uncommitted(checkout: Path) -> str:
+    """The tracked files that differ from the last commit, but for those that hold results."""
+    with contextlib.suppress(GitError):  # which the worktree meets, too, and tells
+        return ", ".join(git(checkout, "diff", "--name-only", "HEAD", "--", ".", ":!dvc.lock", ":!data.dvc").split())
+    return ""
+
+
+@contextmanager
+def worktree(checkout: Path, name: str) -> Iterator[Path]:
+    """A detached worktree of the last commit, with the DVC cache and the checkpoints of the checkout.
+
+    A lock beside it says that its owner lives: it ends with the process, and with the stage that may outlive it for the
+    moment in which it saves its work. Worktrees whose owner is gone are removed first.
+
+    Raises:
+        WorkspaceError: git cannot make one.
+    """
+    (checkout / FOLDER).mkdir(exist_ok=True)
+    with contextlib.ExitStack() as owned:
+        with _changing(checkout):
+            remove_left_overs(checkout)
+            folder = next(path for each in free_names(name) if not _lock_of(path := checkout / FOLDER / each).exists())
+            lock = owned.enter_context(_lock_of(folder).open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.set_inheritable(lock.fileno(), True)
+            owned.callback(_give_up, checkout, folder)
+            _make(checkout, folder)
+        yield folder
+
+
+def remove_left_overs(checkout: Path) -> None:
+    """Remove the worktrees of runs that were killed."""
+    root = checkout / FOLDER
+    folders = {path for path in root.iterdir() if path.is_dir()} | {
+        path.with_suffix("") for path in root.glob("*.lock")
+    }
+    for folder in folders:
+        with _lock_of(folder).open("a") as lock:
+            if _is_free(lock):
+                _remove(checkout, folder)
+
+
+def _make(checkout: Path, folder: Path) -> None:
+    try:
+        git(checkout, "worktree", "add", "--force", "--detach", str(folder), "HEAD")
+    except GitError as error:
+        raise WorkspaceError(f"an isolated run works in a git worktree of the last commit, and {error}") from None
+    share_cache(checkout, folder)
+    (checkout / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    (folder / CHECKPOINTS).parent.mkdir(exist_ok=True)
+    (folder / CHECKPOINTS).symlink_to(checkout / CHECKPOINTS)
+
+
+def _give_up(checkout: Path, folder: Path) -> None:
+    with _changing(checkout):
+        _remove(checkout, folder)
+
+
+def _remove(checkout: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # also what git did not finish making
+    with contextlib.suppress(GitError):  # where there is no repository
+        git(checkout, "worktree", "prune")
+    _lock_of(folder).unlink(missing_ok=True)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _is_free(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _changing(checkout: Path) -> Iterator[None]:
+    """One run at a time adds and removes worktrees."""
+    with (checkout / FOLDER / ".changing").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _working_in(folder: Path, checkout: Path) -> Iterator[None]:
+    """The current directory is `folder`, and MLflow's runs go where those of the checkout go."""
+    is_set = bool(os.environ.get(TRACKING_VARIABLE))
+    if not is_set:
+        os.environ[TRACKING_VARIABLE] = f"sqlite:///{checkout / 'mlflow.db'}"
+    try:
+        with contextlib.chdir(folder):
+            yield
+    finally:
+        if not is_set:
+            del os.environ[TRACKING_VARIABLE]
