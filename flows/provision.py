@@ -18,8 +18,9 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.workers.process import ProcessWorker
 
+from tasks import gpu
+
 POOL = "local"
-GPU_LIMIT = "gpu"
 SLOTS_VARIABLE = "DDPM_GPU_SLOTS"
 """How many runs may use a GPU at once; unset, as many as this machine has devices, and one where it has none."""
 
@@ -44,7 +45,7 @@ def main() -> None:
         sys.exit(f"provision: {error}")
     with get_client(sync_client=True) as client:
         client.create_work_pool(work_pool(), overwrite=True)
-        client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, slots)
+        client.upsert_global_concurrency_limit_by_name(gpu.LIMIT, slots)
         put_automation(client, crash_of_silent_runs())
     deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     sys.exit(subprocess.run(deploy, check=False).returncode)
