@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xmlrpc.client import ServerProxy
 
+import psutil
 import requests
 from supervisor.xmlrpc import SupervisorTransport
 
@@ -28,6 +29,9 @@ SERVERS = ("prefect", "mlflow")
 
 START_SECONDS = 180.0
 """How long the servers may take until they answer; a first start makes their databases."""
+
+RUN_GRACE_SECONDS = 75.0
+"""How long the runs in progress may take to end: their stages have 60 seconds to save their work (tasks/stage.py)."""
 
 _POLL_SECONDS = 1.0
 _KEPT_LINES = 15
@@ -67,13 +71,10 @@ class Supervisor:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
-        self._server: Any = ServerProxy(
-            "http://127.0.0.1", transport=SupervisorTransport(serverurl=f"unix://{STATE}/supervisor.sock")
-        ).supervisor
 
     def start(self, program: str) -> None:
         """Start a program; its state says how that went."""
-        self._server.startProcess(program, False)
+        self._call("startProcess", program, False)
 
     def started(self) -> dict[str, int]:
         """When each program was last started, in seconds of the epoch; 0 for never.
@@ -84,13 +85,20 @@ class Supervisor:
         if self._process.poll() is not None:
             raise ServiceError(f"supervisord has ended:\n{log_end('supervisord')}")
         try:
-            programs = self._server.getAllProcessInfo()
+            programs = self._call("getAllProcessInfo")
         except (FileNotFoundError, ConnectionRefusedError):  # it is about to listen
             return {}
         for program in programs:
             if program["statename"] == "FATAL":
                 raise ServiceError(f"{program['name']} does not start:\n{log_end(program['name'])}")
         return {program["name"]: program["start"] for program in programs}
+
+    @staticmethod
+    def _call(method: str, *arguments: Any) -> Any:
+        # A connection each: one that has failed serves no other call.
+        transport = SupervisorTransport(serverurl=f"unix://{STATE}/supervisor.sock")
+        with ServerProxy("http://localhost", transport=transport) as server:
+            return getattr(server.supervisor, method)(*arguments)
 
 
 def main() -> None:
@@ -180,10 +188,30 @@ def supervised(environment: Mapping[str, str]) -> Iterator[Supervisor]:
     finally:
         for number in _ENDING_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        if process.poll() is None:
-            print("Stopping; runs in progress save their work.", flush=True)
-            process.terminate()
-            process.wait()  # it kills what has not ended in its time
+        print("Stopping; runs in progress save their work.", flush=True)
+        end_runs(environment["PREFECT_API_URL"])
+        process.terminate()
+        process.wait()  # it kills what has not ended in its time
+
+
+def end_runs(api: str) -> None:
+    """Terminate the flow runs that report to this server, and wait for their end, while it is there to be told.
+
+    A worker that is stopped kills its runs on the spot; and a worker that was killed has left its own behind.
+    """
+    runs = list(flow_run_processes(api))
+    for run in runs:
+        with suppress(psutil.NoSuchProcess):
+            run.terminate()
+    psutil.wait_procs(runs, timeout=RUN_GRACE_SECONDS)
+
+
+def flow_run_processes(api: str) -> Iterator[psutil.Process]:
+    """The processes of this user that execute a deployed flow run for the server at `api`."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it is another user's, or has ended meanwhile
+            if "prefect.engine" in process.cmdline() and process.environ().get("PREFECT_API_URL") == api:
+                yield process
 
 
 def wait_for_servers(supervisor: Supervisor, addresses: Addresses) -> None:
