@@ -46,6 +46,6 @@ def commit_named(folder: Path, name: str) -> str | None:
 def file_in(folder: Path, commit: str, name: str) -> str | None:
     """The text of a file as a commit holds it, or None where it holds none."""
     try:
-        return git(folder, "show", f"{commit}:{name}")
+        return git(folder, "show", f"{commit}:{name}") + "\n"
     except GitError:
         return None

@@ -37,18 +37,22 @@ def share_cache(checkout: Path, worktree: Path) -> None:
 def bring_raw_data(checkout: Path, worktree: Path, wanted: Mapping[str, Any]) -> None:
     """Put raw data that were made with the same parameters into `worktree`, where the cache holds them.
 
-    The download stage verifies them, and fetches what is missing.
+    Those of the last commit come with their receipt, so that the download stage has nothing to do, as in the checkout;
+    others it verifies. It fetches what is missing.
 
     Args:
         checkout: whose pin may be newer than the last commit.
         worktree: where the flow runs.
         wanted: section `download` of the parameters.
     """
+    committed = file_in(worktree, "HEAD", _PIN)
     for pin in _pins(checkout, worktree):
         if (YAML(typ="safe").load(pin) or {}).get("meta", {}).get("download") == wanted:
             (worktree / _PIN).write_text(pin)
             _dvc(worktree, "checkout", "--quiet", "--allow-missing", _PIN)
             if (worktree / "data").is_dir():
+                if pin == committed:
+                    _dvc(worktree, "checkout", "--quiet", "--allow-missing", "download")
                 return
 
 

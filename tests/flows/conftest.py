@@ -7,32 +7,42 @@ import pytest
 
 from tests.seams.checkout import Checkout, clean_environment
 
+FILES = {
+    ".dvc/config": "[core]\n    analytics = false\n",
+    ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+    ".gitignore": "/build/\n/data\n/workspaces/\n",
+    ".dvcignore": "/workspaces\n",
+    "params.yaml": "train:\n  learning_rate: 0.1\n",
+    "dvc.yaml": "params:\n  - params.yaml\n",
+    "data/images": "the first images",
+}
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    """A project of one commit: parameters, and the pin of raw data that the cache holds."""
+    folder = tmp_path_factory.mktemp("project") / "flowers"
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    made = Checkout(folder, clean_environment(tmp_path_factory.mktemp("home")))
+    made.git("init", "--quiet", "--initial-branch=main")
+    made.dvc("add", "--quiet", "data")
+    with (folder / "data.dvc").open("a") as pin:
+        pin.write("meta:\n  download: {dataset: first}\n")
+    made.commit("The project")
+    return made
+
 
 @pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A project of one commit: parameters, and the pin of raw data that the cache holds."""
-    folder = tmp_path / "flowers"
-    (folder / ".dvc").mkdir(parents=True)
-    (folder / ".dvc/config").write_text("[core]\n    analytics = false\n")
-    (folder / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
-    (folder / ".gitignore").write_text("/build/\n/data\n/workspaces/\n")
-    (folder / ".dvcignore").write_text("/workspaces\n")
-    (folder / "params.yaml").write_text("train:\n  learning_rate: 0.1\n")
-    (folder / "dvc.yaml").write_text("params:\n  - params.yaml\n")
-    (folder / "data").mkdir()
-    (folder / "data/images").write_text("the first images")
-    environment = clean_environment(tmp_path / "home")
+def checkout(project, tmp_path, monkeypatch):
+    """A copy of it, in which the test works."""
     for name in ("MLFLOW_TRACKING_URI", "GIT_DIR", "GIT_WORK_TREE"):
         monkeypatch.delenv(name, raising=False)
-    for name in environment.keys() - {"PATH"}:
-        monkeypatch.setenv(name, environment[name])
-    monkeypatch.chdir(folder)
-    made = Checkout(folder, environment)
-    made.dvc("add", "--quiet", "data")
-    pin = folder / "data.dvc"
-    pin.write_text(pin.read_text() + "meta:\n  download: {dataset: first}\n")
-    made.git("init", "--quiet", "--initial-branch=main")
-    made.commit("The project")
+    for name in project.environment.keys() - {"PATH"}:
+        monkeypatch.setenv(name, project.environment[name])
+    made = project.copy(tmp_path / "flowers")
+    monkeypatch.chdir(made.folder)
     return made
 
 

@@ -8,7 +8,10 @@ import pytest
 
 from tests.seams.checkout import Checkout, wait_until
 
-pytestmark = pytest.mark.xdist_group("service")  # one worker, which makes the servers once
+pytestmark = [
+    pytest.mark.xdist_group("service"),  # one worker, which makes the servers once
+    pytest.mark.timeout(600),  # several runs, which may share two cores with other tests
+]
 
 # Training that would take days; only an interruption makes it save.
 ENDLESS = {"seed": 3, "log_every": 20} | dict.fromkeys(("num_steps", "sample_every", "checkpoint_every"), 10_000_000)
@@ -71,10 +74,10 @@ def story(service, deployed_run):
     def is_learning(run):
         return any(losses_of(service, one) > 3 for one in mlflow_runs(service, run))
 
-    wait_until(lambda: is_learning(first), "the first training", seconds=90)
+    wait_until(lambda: is_learning(first), "the first training", seconds=200)
     second = service.start("quickstart", name="second", params={"train": {"learning_rate": 0.003}})
     runs.append(second)
-    wait_until(watched(lambda: "Waiting for a free slot" in service.log_of(second)), "the wait", seconds=60)
+    wait_until(watched(lambda: "Waiting for a free slot" in service.log_of(second)), "the wait", seconds=120)
     told.waiting.slots_taken = slots_taken(service)
     told.waiting.trains = trains(service, first)
 
@@ -89,12 +92,12 @@ def story(service, deployed_run):
 
     again = start_endless(service, "again")
     runs.append(again)
-    wait_until(watched(lambda: "going on from build/checkpoints/" in service.log_of(again)), "the rest", seconds=120)
-    wait_until(watched(lambda: mlflow_runs(service, again)), "the MLflow run", seconds=30)
+    wait_until(watched(lambda: "going on from build/checkpoints/" in service.log_of(again)), "the rest", seconds=240)
+    wait_until(watched(lambda: mlflow_runs(service, again)), "the MLflow run", seconds=60)
     (told.again.mlflow_run,) = mlflow_runs(service, again)
     service.cancel(again)
     told.again.run = service.ended(again)
-    wait_until(watched(lambda: service.has_ended(second)), "the second run", seconds=120)
+    wait_until(watched(lambda: service.has_ended(second)), "the second run", seconds=240)
     told.waiting.run, told.waiting.log = service.ended(second), service.log_of(second)
     return told
 
@@ -131,7 +134,7 @@ def test_afterwards_no_slot_is_taken(service, story):
 def test_what_a_killed_run_held_comes_back_and_the_next_one_clears_up(service, deployed_run):
     killed = start_endless(service, "killed")
     folder = service.workspace(killed).folder
-    wait_until(lambda: trains(service, killed), "the training", seconds=90)
+    wait_until(lambda: trains(service, killed), "the training", seconds=200)
     wait_until(lambda: mlflow_runs(service, killed), "its MLflow run", seconds=60)
     known = checkpoints(service.checkout)
     for process in Checkout(folder, service.checkout.environment).processes("prefect"):

@@ -124,7 +124,6 @@ def test_the_form_explains_and_bounds_every_parameter(service, deployed_run):
         ("quickstart", {"params": {"train": {"num_steps": 0}}}, "num_steps"),
         ("quickstart", {"params": {"train": {"num_step": 5}}}, "num_step"),
         ("quickstart", {"params": {"trian": {"num_steps": 5}}}, "trian"),
-        ("quickstart", {"parms": {}}, "parms"),
         ("flowers102", {"workspace": "elsewhere"}, "workspace"),
         ("evaluate-only", {"params": {"train": {"num_steps": 5}}}, "train"),
         ("evaluate-only", {"params": {"sample": {"sampler": "euler"}}}, "sampler"),

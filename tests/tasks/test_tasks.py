@@ -2,6 +2,7 @@
 
 import base64
 import json
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,6 +87,7 @@ def shown(monkeypatch, trained):
         module = import_module(f"tasks.{name}")
         stages, artifacts = [], {}
         monkeypatch.setattr(module, "run_stage", stages.append)
+        monkeypatch.setattr(module, "gpu_slot", nullcontext, raising=False)
         for kind in ("link", "markdown", "table"):
             maker = f"create_{kind}_artifact"
             if hasattr(module, maker):
