@@ -192,6 +192,15 @@ def supervised(environment: Mapping[str, str]) -> Iterator[Supervisor]:
         end_runs(environment["PREFECT_API_URL"])
         process.terminate()
         process.wait()  # it kills what has not ended in its time
+        kill_session(process.pid)
+
+
+def kill_session(leader: int) -> None:
+    """Kill what programs that were killed have left behind."""
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == leader:
+                process.kill()
 
 
 def end_runs(api: str) -> None:

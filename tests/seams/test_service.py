@@ -41,18 +41,9 @@ class Up:
         workers = self.api("POST", "/work_pools/local/workers/filter")
         return [worker for worker in workers if worker["status"] == "ONLINE"]
 
-    def program_of_make(self):
-        """What the recipe runs, beside make."""
-        (found,) = self.checkout.processes("-m flows.service")
-        return found
-
-    def program(self, words):
-        """The process that supervisord has started for a program."""
-        (found,) = [
-            process
-            for process in self.checkout.processes(words)
-            if "supervisor.supervisord" in " ".join(process.parent().cmdline())
-        ]
+    def process(self, words):
+        """The one process in the checkout whose command holds the words."""
+        (found,) = self.checkout.processes(words)
         return found
 
 
@@ -93,7 +84,7 @@ def test_up_and_down_and_up_again(place):
     with started(checkout, ports, folder / "second.log") as up:
         shows_what_is_set_up(up)
         assert up.api("GET", "/variables/name/kept")["value"] == "over the night"
-        ends_with(up, up.program_of_make().terminate, statuses={0})
+        ends_with(up, up.process("-m flows.service").terminate, statuses={0})
 
 
 def shows_what_is_set_up(up):
@@ -143,7 +134,7 @@ def retrains_when_the_data_have_changed(up):
 
 
 def starts_again_what_was_killed(up):
-    killed = {"mlflow": up.program("mlflow server"), "worker": up.program("worker start")}
+    killed = {"mlflow": up.process("mlflow.server.fastapi_app"), "worker": up.process("prefect worker start")}
     for process in killed.values():
         process.kill()
     for name in killed:
