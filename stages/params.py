@@ -208,8 +208,14 @@ def _partial(model: type[BaseModel]) -> type[BaseModel]:
             kind = _partial(kind)
         elif field.metadata:
             kind = Annotated[kind, *field.metadata]
-        help_text = Field(default=None, alias=field.alias, description=field.description)
-        fields[name] = (kind | None, help_text)
+        # The default is there to be left out alone: of one that its schema names, a form makes a value that was given.
+        left_out = Field(
+            default=None,
+            alias=field.alias,
+            description=field.description,
+            json_schema_extra=lambda schema: schema.pop("default"),
+        )
+        fields[name] = (kind, left_out)
     return create_model(f"{model.__name__}Override", __config__=ConfigDict(extra="forbid"), **fields)
 
 
