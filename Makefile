@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?=
+SERVICE_HOST ?= 127.0.0.1
+PREFECT_PORT ?= 4200
 MLFLOW_PORT ?= 5000
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
@@ -13,13 +15,16 @@ export MLFLOW_DISABLE_TELEMETRY = true
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help run test check tests slow format mlflow prefect clean
+.PHONY: help run up test check tests slow format mlflow prefect clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 run: $(VENV)/installed  ## bring everything up to date; PROFILE=name puts a profile of profiles/ in force
 	@python -m flows.pipeline $(if $(PROFILE),--profile $(PROFILE))
+
+up: $(VENV)/installed  ## the service on this machine, until Ctrl-C (SERVICE_HOST, PREFECT_PORT, MLFLOW_PORT)
+	@python -m flows.service --host $(SERVICE_HOST) --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT)
 
 test: check tests  ## style, types, layers, tests
 

@@ -7,11 +7,12 @@ keys, wrong types and combinations that cannot work are refused before anything 
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -203,15 +204,55 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _partial(model: type[BaseModel]) -> type[BaseModel]:
     """The same model with every field optional: what a form may leave out."""
     fields: dict[str, Any] = {}
+    drop_untouched: Any = model_validator(mode="before")(_without_untouched(model))
     for name, field in model.model_fields.items():
         kind: Any = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             kind = _partial(kind)
         elif field.metadata:
             kind = Annotated[kind, *field.metadata]
-        help_text = Field(default=None, alias=field.alias, description=field.description)
+        help_text = Field(
+            default=None, alias=field.alias, description=field.description, json_schema_extra=_with_bounds_in_words
+        )
         fields[name] = (kind | None, help_text)
-    return create_model(f"{model.__name__}Override", __config__=ConfigDict(extra="forbid"), **fields)
+    return create_model(
+        f"{model.__name__}Override",
+        __config__=ConfigDict(extra="forbid"),
+        __validators__={"drop_untouched": drop_untouched},
+        **fields,
+    )
+
+
+def _with_bounds_in_words(schema: dict[str, Any]) -> None:
+    """Prefect's form shows a field's description, not its bounds."""
+    words = {
+        "minimum": "at least",
+        "exclusiveMinimum": "above",
+        "maximum": "at most",
+        "exclusiveMaximum": "below",
+    }
+    bounds = [f"{words[key]} {kind[key]}" for kind in schema.get("anyOf", []) for key in words if key in kind]
+    if bounds:
+        schema["description"] = f"{schema['description']} ({', '.join(bounds)})"
+
+
+def _without_untouched(model: type[BaseModel]) -> Callable[[Any], Any]:
+    """Drops what Prefect's form adds: of a section in which one field was filled in, it gives null for all others.
+
+    A null where `model` has none says that a form is speaking; otherwise nulls are meant, and stay.
+    """
+    never_null = {field.alias or name for name, field in model.model_fields.items() if not _takes_null(field)}
+
+    def drop(values: Any) -> Any:
+        if isinstance(values, dict) and any(values.get(name, 0) is None for name in never_null):
+            return {name: value for name, value in values.items() if value is not None}
+        return values
+
+    return drop
+
+
+def _takes_null(field: FieldInfo) -> bool:
+    return type(None) in get_args(field.annotation)
 
 
 if TYPE_CHECKING:

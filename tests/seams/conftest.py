@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from stages.params import activate, parse_overrides
 from tests.seams.checkout import Checkout, clean_environment, wait_until
-from tests.seams.servers import free_port, running, wait_for_server, web
+from tests.seams.servers import free_port, running, wait_until_up, web
 
 PROJECT = Path(__file__).parents[2]
 
@@ -183,42 +182,22 @@ class Service:
 
 @pytest.fixture(scope="session")
 def service(project, tmp_path_factory):
-    """The service as the README sets it up, on free ports, with all deployments and one slot of GPUs."""
+    """The service as `make up` starts it, on free ports, with one slot of GPUs."""
     folder = tmp_path_factory.mktemp("service")
     prefect_port, mlflow_port = free_port(), free_port()
     prefect, mlflow = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
     checkout = project.copy(folder / "flowers").with_environment(
         PREFECT_HOME=str(folder / "prefect"),
         PREFECT_API_URL=f"{prefect}/api",
-        PREFECT_SERVER_API_PORT=str(prefect_port),
         MLFLOW_TRACKING_URI=mlflow,
+        DDPM_GPU_SLOTS="1",
     )
-    (folder / "tracking").mkdir()
-    # The server's own settings; a client's address would make it a client of itself.
-    at_home = {name: value for name, value in checkout.environment.items() if name != "MLFLOW_TRACKING_URI"}
-    commands = {
-        "prefect": ["prefect", "server", "start"],
-        "mlflow": [
-            "mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1",
-            "--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", "./artifacts",
-        ],
-        "worker": ["prefect", "worker", "start", "--pool", "local"],
-    }  # fmt: skip
-    with ExitStack() as servers:
-
-        def start(name, where, environment):
-            command = [sys.executable, "-m", *commands[name]]
-            return servers.enter_context(running(command, where, environment, folder / f"{name}.log"))
-
-        server = start("prefect", checkout.folder, checkout.environment)
-        wait_for_server(server, f"{prefect}/api/health", folder / "prefect.log")
-        tracker = start("mlflow", folder / "tracking", at_home)
-        wait_for_server(tracker, f"{mlflow}/health", folder / "mlflow.log")
-        checkout.run("prefect", "work-pool", "create", "local", "--type", "process")
-        checkout.run("prefect", "gcl", "create", "gpu", "--limit", "1")
-        checkout.run("prefect", "--no-prompt", "deploy", "--all")
-        start("worker", checkout.folder, checkout.environment)
-        yield Service(prefect, mlflow, checkout, folder / "worker.log")
+    log = folder / "up.log"
+    command = [sys.executable, "-m", "flows.service"]
+    command += ["--prefect-port", str(prefect_port), "--mlflow-port", str(mlflow_port)]
+    with running(command, checkout.folder, checkout.environment, log) as process:
+        wait_until_up(process, log)
+        yield Service(prefect, mlflow, checkout, checkout.folder / ".service/worker.log")
         checkout.end_processes()
 
 

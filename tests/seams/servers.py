@@ -46,13 +46,11 @@ def running(command: list[str], folder: Path, environment: dict[str, str], log: 
                 process.wait(_GRACE_SECONDS)
 
 
-def wait_for_server(process: subprocess.Popen, address: str, log: Path) -> None:
-    """Until the address answers 200."""
+def wait_until_up(process: subprocess.Popen, log: Path) -> None:
+    """Until `make up`, or what it calls, says that everything is there."""
 
-    def answers() -> bool:
+    def is_up() -> bool:
         assert process.poll() is None, f"{' '.join(process.args)} ended:\n{log.read_text()}"
-        with suppress(requests.RequestException):
-            return web.get(address, timeout=5).ok
-        return False
+        return "Ctrl-C stops everything." in log.read_text()
 
-    wait_until(answers, address, seconds=120)
+    wait_until(is_up, "the service", seconds=200)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.params import Overrides
 from tests.seams.browser import CHROMIUM, opened_browser
 from tests.seams.checkout import STAGES, stages_run
 
@@ -103,12 +104,83 @@ def test_the_prefect_page_shows_the_grid_of_samples(service, deployed_run, brows
     keep("prefect_samples")
 
 
-def test_the_prefect_form_of_the_deployment_offers_every_section(service, deployed_run, browser, keep):
-    deployment = service.api("GET", "/deployments/name/pipeline/quickstart")
-    browser.open(f"{service.prefect}/deployments/deployment/{deployment['id']}/run")
-    # What the flow's docstring says of its parameters.
-    browser.wait_for("document.body.innerText.includes('what differs from it')")
-    form = browser.text()
-    assert "a saved experiment of profiles/" in form
-    assert [stage for stage in STAGES if f"{stage.capitalize()} (Optional)" in form] == STAGES
+def test_the_prefect_page_shows_the_log_and_the_artifacts_of_a_run(service, deployed_run, browser, keep):
+    address = f"{service.prefect}/runs/flow-run/{deployed_run['id']}"
+    browser.open(f"{address}?tab=Logs")
+    browser.wait_for("document.body.innerText.includes(\"Running stage 'train'\")")
+    keep("prefect_log")
+    browser.open(f"{address}?tab=Artifacts")
+    browser.wait_for("['samples', 'metrics'].every(key => document.body.innerText.toLowerCase().includes(key))")
+    keep("prefect_artifacts")
+
+
+@pytest.fixture
+def resting_pool(service):
+    """Runs that are started wait."""
+    for action in ("pause", "resume"):
+        service.checkout.run("prefect", "work-pool", action, "local")
+        if action == "pause":
+            yield
+
+
+class Form:
+    """The page on which a custom run of a deployment is started."""
+
+    def __init__(self, service, browser):
+        self._browser = browser
+        deployment = service.api("GET", "/deployments/name/pipeline/quickstart")
+        browser.open(f"{service.prefect}/deployments/deployment/{deployment['id']}/run")
+        # What the flow's docstring says of its parameters.
+        browser.wait_for("document.body.innerText.includes('what differs from it')")
+
+    def text(self):
+        return self._browser.text()
+
+    def open_section(self, name):
+        self._press(f"{name}ParamsOverride")
+
+    def fill_in(self, label, kind, value):
+        """A number, in the field of this label, which is of no kind at first."""
+        labels = "[...document.querySelectorAll('.schema-form-property__label')]"
+        field = f"{labels}.find(part => part.innerText == '{label} (Optional)').closest('.p-label')"
+        if not self._browser.evaluate(f"{field}.querySelector('input')"):
+            self._press(kind, field)
+        self._browser.wait_for(f"{field}.querySelector('input') != null")
+        self._browser.evaluate(f"{field}.scrollIntoView({{block: 'center'}})")
+        self._browser.evaluate(f"{field}.querySelector('input').select()")
+        self._browser.call("Input.insertText", text=value)
+
+    def submit(self):
+        self._press("Submit")
+
+    def _press(self, label, place="document"):
+        button = f"[...{place}.querySelectorAll('button')].find(button => button.innerText.trim() == '{label}')"
+        self._browser.wait_for(f"{button} != null")
+        self._browser.evaluate(f"{button}.click()")
+
+
+def test_the_prefect_form_explains_and_bounds_each_parameter_refuses_and_starts(
+    service, deployed_run, resting_pool, browser, keep
+):
+    form = Form(service, browser)
+    assert "a saved experiment of profiles/" in form.text()
+    assert [stage for stage in STAGES if f"{stage.capitalize()} (Optional)" in form.text()] == STAGES
+    form.open_section("Train")
+    browser.wait_for("document.body.innerText.includes('optimizer steps (at least 1, at most 100000000)')")
+    for help_text in ("of Adam, at its highest (above 0.0, at most 1.0)", "steps between checkpoints (at least 1)"):
+        assert help_text in form.text()
+
+    before = service.api("POST", "/flow_runs/count")
+    form.fill_in("Num Steps", "int", "0")
+    form.submit()
+    browser.wait_for("document.body.innerText.includes('is not valid under any of the given schemas')")
+    assert "'num_steps': 0}" in form.text()
+    assert service.api("POST", "/flow_runs/count") == before
+
+    form.fill_in("Num Steps", "int", "700")
     keep("prefect_form")
+    form.submit()
+    browser.wait_for("!location.pathname.endsWith('/run')")
+    (run,) = service.api("POST", "/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}})
+    assert Overrides(**run["parameters"]["params"]).model_dump(exclude_unset=True) == {"train": {"num_steps": 700}}
+    service.checkout.run("prefect", "flow-run", "delete", run["id"])

@@ -17,6 +17,7 @@ from stages.params import (
     parse_overrides,
     read_params,
 )
+from stages.sections import TrainParams
 
 PROJECT = Path(__file__).parents[2]
 QUICKSTART = (PROJECT / "profiles" / "quickstart.yaml").read_text()
@@ -200,7 +201,23 @@ def test_flat_names_the_leaves():
 def test_the_form_of_overrides_has_the_bounds_and_help_of_every_parameter():
     params, overrides = (schema_leaves(model.model_json_schema()) for model in (Params, Overrides))
     assert len(params) > 50
+    bounds_in_words = re.compile(r" \((at least|above|at most|below) [^()]*\)$")
+    for leaf in overrides.values():
+        leaf["description"] = bounds_in_words.sub("", leaf["description"])
     assert overrides == params
+
+
+def test_the_form_tells_bounds_in_words():
+    fields = Overrides.model_json_schema()["$defs"]["TrainParamsOverride"]["properties"]
+    assert fields["num_steps"]["description"] == "optimizer steps (at least 1, at most 100000000)"
+    assert fields["gradient_clip"]["description"].endswith("null leaves it alone (above 0.0)")
+    assert fields["random_flips"]["description"] == "mirror training images left-right at random"
+
+
+def test_what_prefects_form_sends_of_fields_left_alone_is_left_out():
+    fields = dict.fromkeys(TrainParams.model_fields)
+    sections = dict.fromkeys(Params.model_fields) | {"train": fields | {"num_steps": 7}}
+    assert Overrides(**sections).model_dump(by_alias=True, exclude_unset=True) == {"train": {"num_steps": 7}}
 
 
 def test_everything_may_be_left_out_of_the_form():

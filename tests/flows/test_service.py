@@ -1,0 +1,80 @@
+"""What `make up` decides before and beside the servers; the servers themselves are tested in tests/seams."""
+
+import socket
+
+import pytest
+
+from flows import service
+from flows.service import Addresses, ServiceError, log_end, refuse_taken_ports, service_environment
+from tests.seams.servers import free_port
+
+ADDRESSES = Addresses("127.0.0.1", 4200, 5000)
+
+
+@pytest.fixture
+def taken_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("name", ["PREFECT_PORT", "MLFLOW_PORT"])
+def test_a_port_in_use_is_an_error_that_names_the_port_and_its_variable(name, taken_port):
+    other = free_port()
+    ports = (taken_port, other) if name == "PREFECT_PORT" else (other, taken_port)
+    with pytest.raises(ServiceError, match=rf"127.0.0.1 port {taken_port}: Address already in use.*{name}="):
+        refuse_taken_ports(Addresses("127.0.0.1", *ports))
+
+
+def test_an_address_that_is_not_this_machines_is_an_error():
+    with pytest.raises(ServiceError, match=r"cannot listen on 192\.0\.2\.1 port"):
+        refuse_taken_ports(Addresses("192.0.2.1", free_port(), free_port()))
+
+
+def test_one_port_for_both_is_an_error():
+    port = free_port()
+    with pytest.raises(ServiceError, match="must differ"):
+        refuse_taken_ports(Addresses("127.0.0.1", port, port))
+
+
+def test_free_ports_pass():
+    refuse_taken_ports(Addresses("127.0.0.1", free_port(), free_port()))
+
+
+@pytest.mark.parametrize("text", ["0", "65536", "five", "-1"])
+def test_a_port_is_a_number_from_1_to_65535(text, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["service", "--prefect-port", text])
+    with pytest.raises(SystemExit):
+        service.main()
+    assert f"from 1 to 65535, got '{text}'" in capsys.readouterr().err
+
+
+def test_programs_of_this_machine_reach_a_server_that_listens_on_every_address():
+    assert Addresses("0.0.0.0", 4200, 5000).prefect == "http://127.0.0.1:4200"
+    assert Addresses("10.0.0.7", 4200, 5000).mlflow == "http://10.0.0.7:5000"
+
+
+def test_the_programs_find_the_servers_and_this_environments_commands_whatever_the_caller_has_set():
+    caller = {"MLFLOW_TRACKING_URI": "http://elsewhere", "PREFECT_API_URL": "http://elsewhere/api", "PATH": "/bin"}
+    environment = service_environment(ADDRESSES, caller)
+    assert environment["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
+    assert environment["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
+    first, *_, last = environment["PATH"].split(":")
+    assert (service.Path(first) / "python").exists()
+    assert last == "/bin"
+
+
+def test_databases_are_the_projects_own_unless_the_caller_names_others():
+    assert service_environment(ADDRESSES, {})["MLFLOW_BACKEND_STORE_URI"] == "sqlite:///mlflow.db"
+    caller = {"MLFLOW_BACKEND_STORE_URI": "postgresql://db/mlflow"}
+    assert service_environment(ADDRESSES, caller)["MLFLOW_BACKEND_STORE_URI"] == "postgresql://db/mlflow"
+
+
+def test_the_end_of_a_log_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    service.STATE.mkdir()
+    (service.STATE / "mlflow.log").write_text("".join(f"line {number}\n" for number in range(40)))
+    assert log_end("mlflow").splitlines() == [
+        *(f"line {number}" for number in range(25, 40)),
+        "(the end of .service/mlflow.log)",
+    ]
+    assert log_end("prefect") == "(the end of .service/prefect.log)"

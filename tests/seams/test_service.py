@@ -1,0 +1,154 @@
+"""`make up` itself: from start to Ctrl-C, and again."""
+
+import json
+import os
+import signal
+import sys
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+from ruamel.yaml import YAML
+
+from tests.seams.checkout import Checkout, wait_until
+from tests.seams.servers import free_port, running, wait_until_up, web
+
+pytestmark = [pytest.mark.xdist_group("up"), pytest.mark.usefixtures("interruptible")]
+
+
+@dataclass
+class Up:
+    """`make up` in a checkout."""
+
+    checkout: Checkout
+    prefect: str
+    mlflow: str
+    process: object
+    log: Path
+
+    def api(self, method, path, **body):
+        answer = web.request(method, f"{self.prefect}/api{path}", json=body or None, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+    def said(self):
+        return self.log.read_text()
+
+    def worker_is_online(self):
+        workers = self.api("POST", "/work_pools/local/workers/filter")
+        return [worker for worker in workers if worker["status"] == "ONLINE"]
+
+    def process(self, words):
+        """The one process in the checkout whose command holds the words."""
+        (found,) = self.checkout.processes(words)
+        return found
+
+
+def make_up(ports):
+    """The command of `make up` with this interpreter's environment as the project's."""
+    settings = [f"{name}={port}" for name, port in zip(("PREFECT_PORT", "MLFLOW_PORT"), ports, strict=True)]
+    return ["make", "up", f"VENV={sys.prefix}", "--old-file", f"{sys.prefix}/installed", *settings]
+
+
+@contextmanager
+def started(checkout, ports, log):
+    """`make up`, once it says that all is up."""
+    with running(make_up(ports), checkout.folder, checkout.environment, log) as process:
+        wait_until_up(process, log)
+        yield Up(checkout, *(f"http://127.0.0.1:{port}" for port in ports), process, log)
+
+
+@pytest.fixture(scope="module")
+def place(reproduced, tmp_path_factory):
+    """A checkout with an experiment made by DVC alone, and a Prefect home of its own."""
+    folder = tmp_path_factory.mktemp("up")
+    checkout = reproduced.checkout.copy(folder / "flowers with a space")
+    yield checkout.with_environment(PREFECT_HOME=str(folder / "prefect"), DDPM_GPU_SLOTS="2"), folder
+    checkout.end_processes()
+
+
+def test_up_and_down_and_up_again(place):
+    checkout, folder = place
+    ports = free_port(), free_port()
+    with started(checkout, ports, folder / "first.log") as up:
+        shows_what_is_set_up(up)
+        shows_the_experiment_made_before(up)
+        refuses_to_start_twice(up, ports)
+        retrains_when_the_data_have_changed(up)
+        starts_again_what_was_killed(up)
+        up.api("POST", "/variables/", name="kept", value="over the night")
+        ends_with(up, lambda: os.killpg(up.process.pid, signal.SIGINT), statuses={130, 2, -2})  # as the terminal does
+    with started(checkout, ports, folder / "second.log") as up:
+        shows_what_is_set_up(up)
+        assert up.api("GET", "/variables/name/kept")["value"] == "over the night"
+        ends_with(up, up.process("-m flows.service").terminate, statuses={0})
+
+
+def shows_what_is_set_up(up):
+    wait_until(up.worker_is_online, "the worker")
+    assert up.api("GET", "/work_pools/local")["type"] == "process"
+    limit = up.api("GET", "/v2/concurrency_limits/gpu")
+    assert (limit["limit"], limit["active"]) == (2, True)
+    wanted = YAML(typ="safe").load(up.checkout.folder / "prefect.yaml")["deployments"]
+    deployments = up.api("POST", "/deployments/filter")
+    assert {deployment["name"] for deployment in deployments} == {deployment["name"] for deployment in wanted}
+    automations = up.api("POST", "/automations/filter")
+    names = sorted(automation["name"] for automation in automations if automation["enabled"])
+    assert names == ["A run that has gone silent has crashed", "Retrain when the data have changed"]
+    assert up.mlflow in up.said()
+    assert up.prefect in up.said()
+
+
+def shows_the_experiment_made_before(up):
+    """Its picture, too: through the server, whose run it is not."""
+    metrics = json.loads((up.checkout.folder / "build/metrics.json").read_text())
+    run_id = metrics["mlflow_run_id"]
+    found = web.get(f"{up.mlflow}/api/2.0/mlflow/runs/get", params={"run_id": run_id}, timeout=30).json()
+    assert {"loss", "fd_efficientnet_lite0"} <= {metric["key"] for metric in found["run"]["data"]["metrics"]}
+    answer = web.get(f"{up.mlflow}/get-artifact", params={"run_id": run_id, "path": "samples/grid.png"}, timeout=30)
+    assert answer.status_code == 200
+    assert answer.content == (up.checkout.folder / "build/samples/grid.png").read_bytes()
+
+
+def refuses_to_start_twice(up, ports):
+    before = up.checkout.processes("supervisord")
+    output = up.checkout.run(*make_up(ports), status=2)
+    assert f"cannot listen on 127.0.0.1 port {ports[0]}: Address already in use" in output
+    assert "make up PREFECT_PORT=" in output
+    assert up.checkout.processes("supervisord") == before
+
+
+def retrains_when_the_data_have_changed(up):
+    """The example of docs/operations.md, up to the run, which a pool at rest keeps waiting."""
+    checkout = up.checkout.with_environment(PREFECT_API_URL=f"{up.prefect}/api")
+    checkout.run("prefect", "work-pool", "pause", "local")
+    checkout.run("prefect", "event", "emit", "flowers.data.changed", "--resource-id", "flowers.data")
+    (run,) = wait_until(lambda: up.api("POST", "/flow_runs/filter"), "the run that the event starts")
+    assert run["parameters"]["profile"] == "quickstart"
+    assert run["created_by"]["type"] == "AUTOMATION"
+    checkout.run("prefect", "flow-run", "delete", run["id"])
+    checkout.run("prefect", "work-pool", "resume", "local")
+
+
+def starts_again_what_was_killed(up):
+    killed = {"mlflow": up.process("mlflow.server.fastapi_app"), "worker": up.process("prefect worker start")}
+    for process in killed.values():
+        process.kill()
+    for name in killed:
+        wait_until(lambda name=name: f"{name} has died and was started again" in up.said(), f"{name} again")
+    wait_until(lambda: answers(f"{up.mlflow}/health"), "MLflow again")
+
+
+def answers(address):
+    with suppress(requests.RequestException):
+        return web.get(address, timeout=5).ok
+
+
+def ends_with(up, end, statuses):
+    end()
+    assert up.process.wait(timeout=60) in statuses
+    assert up.checkout.processes() == []
+    assert "Stopped." in up.said()
+    assert "Traceback" not in up.said()
