@@ -3,9 +3,9 @@
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import ddpm.checkpoint
 
 STORES = "ddpm.model_stores"
-"""The group of entry points that open addresses: by the name of the scheme, such as "models" of models:/flowers@champion,
-a function from the address to a context in which the model lies in a folder. It raises CheckpointError."""
+"""The group of entry points that open addresses: named by the scheme, such as "models" of models:/flowers@champion, a
+function from the address to a context in which the model lies in a folder. It raises CheckpointError."""
 
 Store = Callable[[str], AbstractContextManager[Path]]
 
@@ -55,18 +55,22 @@ def found_weights(folder: Path) -> str:
 def _store(scheme: str, address: str) -> Store:
     from ddpm.checkpoint import CheckpointError
 
-    known = entry_points(group=STORES)
-    if scheme not in known.names:
+    installed = _installed_stores()
+    if scheme not in installed:
         raise CheckpointError(
             f"{address} lies in a store of models, and nothing installed opens addresses of {scheme}: (known: "
-            f"{', '.join(sorted(known.names)) or 'none'}); install the project by `pip install --editable .`, or name "
-            "a folder"
+            f"{', '.join(sorted(installed)) or 'none'}); install the project by `pip install --editable .`, or name a "
+            "folder"
         )
     try:
-        store: Any = known[scheme].load()
+        store: Store = installed[scheme].load()
     except ImportError as error:
         raise CheckpointError(
             f"{address} lies in a store of models that cannot be opened: {error}; install the project by "
             "`pip install --editable .`, or name a folder"
         ) from error
-    return store  # type: ignore[no-any-return]
+    return store
+
+
+def _installed_stores() -> dict[str, EntryPoint]:
+    return {store.name: store for store in entry_points(group=STORES)}

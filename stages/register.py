@@ -50,7 +50,7 @@ def register(params: Params, run_id: str, registry: Registry) -> None:
     if champion is not None and champion.number == version.number:
         _say(f"version {version.number} is the champion")
         return
-    verdict = judged(figures, champion and Champion(champion.number, figures_of(champion.tags)))
+    verdict = judged(figures, Champion(champion.number, figures_of(champion.tags)) if champion else None)
     if verdict.promotes:
         registry.promote(version.number)
         outcome = f"Became champion: {verdict.reason}"

@@ -81,6 +81,7 @@ def test_a_batch_size_that_is_left_open_is_what_the_memory_of_a_gpu_holds(publis
             raise torch.OutOfMemoryError
 
     sizes, model = [], dataclasses.replace(load_model(published))
+    unet.config = model.unet.config
     object.__setattr__(model, "unet", unet)  # the checks of types know networks alone
     assert module.fitting_batch_size(model, make_params().sample, num_images, torch.device("meta")) == tried[-1]
     assert sizes == tried
