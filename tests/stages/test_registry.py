@@ -74,7 +74,7 @@ def test_versions_are_found_by_contents_promoted_and_noted(client, registry, add
 
 def test_a_version_that_is_not_there_is_no_champion(registry, add):
     add()
-    with pytest.raises(TrackingError, match="refused: .*not found"):
+    with pytest.raises(TrackingError, match=r"refused: .*not found"):
         registry.promote("9")
 
 
