@@ -1,18 +1,18 @@
-"""The champion, registered by the pipeline and served by MLflow's own server; promotion against a real MLflow server."""
+"""The champion: registered by the pipeline, served by MLflow's own server, and replaced at a real MLflow server."""
 
 import base64
 import io
 import json
 import os
-import re
 import sys
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 
 from stages.params import activate
-from tests.seams.servers import free_port, running, wait_for_server, web
+from tests.seams.servers import free_port, mlflow_server, running, wait_for_server, web
 
 pytestmark = pytest.mark.xdist_group("checkouts")  # one worker, which makes the experiment once
 
@@ -121,20 +121,33 @@ def test_the_champion_is_loaded_by_its_address_in_python(reproduced):
 
 
 @pytest.fixture
-def judged(service, checkout):
-    """Registers the experiment with other figures at the MLflow server, in a checkout of its own."""
-    checkout = checkout.with_environment(MLFLOW_TRACKING_URI=service.mlflow)
-    activate(None, {"register": {"model_name": "tulips"}}, checkout.folder / "params.yaml")
-    path = checkout.folder / "build/metrics.json"
-    measured = json.loads(path.read_text())
+def tracker(tmp_path, checkout):
+    """An MLflow server's registry, and a checkout that registers the experiment there with other figures."""
+    with mlflow_server(tmp_path / "tracking", checkout.environment) as address:
+        yield Tracker(address, checkout.with_environment(MLFLOW_TRACKING_URI=address))
 
-    def run(**changes):
-        path.unlink()  # a link into the cache is not to be written through
-        path.write_text(json.dumps(measured | changes))
-        return checkout.run(sys.executable, "-m", "stages.register")
 
-    run.checkout = checkout
-    return run
+class Tracker:
+    def __init__(self, address, checkout):
+        self.checkout = checkout
+        self._client = MlflowClient(address)
+        self._metrics = checkout.folder / "build/metrics.json"
+        self._measured = json.loads(self._metrics.read_text())
+        activate(None, {"register": {"model_name": "tulips"}}, checkout.folder / "params.yaml")
+
+    def register(self, **changes):
+        self._metrics.unlink()  # a link into the cache is not to be written through
+        self._metrics.write_text(json.dumps(self._measured | changes))
+        return self.checkout.run(sys.executable, "-m", "stages.register")
+
+    def promote(self, number, status=0):
+        return self.checkout.run(sys.executable, "-m", "stages.promote", number, status=status)
+
+    def champion(self):
+        return self._client.get_registered_model("tulips").aliases["champion"]
+
+    def version(self, number):
+        return self._client.get_model_version("tulips", number)
 
 
 def kid(mean):
@@ -142,38 +155,29 @@ def kid(mean):
     return {name: mean, f"{name}_low": mean - 0.01, f"{name}_high": mean + 0.01}
 
 
-def test_promotion_and_refusal_at_an_mlflow_server(service, judged):
-    def champion():
-        model = service.tracking("/registered-models/get", name="tulips")["registered_model"]
-        return {alias["alias"]: alias["version"] for alias in model["aliases"]}["champion"]
+def test_promotion_and_refusal_at_an_mlflow_server(tracker):
+    assert "register: version 1 becomes champion: there was no champion" in tracker.register(**kid(0.5))
+    assert tracker.champion() == "1"
+    tags = tracker.version("1").tags
+    assert tags.keys() >= {"git_commit", "dvc_data", "dvc_dataset", "profile", "contents_sha256", "promotion"}
+    lock = tracker.checkout.read_yaml("dvc.lock")["stages"]["train"]["outs"]
+    assert tags["dvc_model"] == {out["path"]: out["md5"] for out in lock}["build/model"]
+    assert float(tags["evaluate.kid_efficientnet_lite0"]) == 0.5
 
-    def version(number):
-        return service.tracking("/model-versions/get", name="tulips", version=number)["model_version"]
+    assert "version 2 becomes champion: its whole interval lies below" in tracker.register(**kid(0.4))
+    assert tracker.champion() == "2"
 
-    def tags(number):
-        return {tag["key"]: tag["value"] for tag in version(number)["tags"]}
+    said = tracker.register(**kid(0.39))
+    assert "version 3 does not become champion: the intervals overlap" in said and tracker.champion() == "2"
+    refused = tracker.version("3")
+    assert refused.tags["promotion"].startswith("Did not become champion: the intervals overlap")
+    assert "Did not become champion: the intervals overlap" in refused.description
 
-    assert "register: version 1 becomes champion: there was no champion" in judged(**kid(0.5))
-    assert champion() == "1"
-    assert tags("1").keys() >= {"git_commit", "dvc_data", "dvc_dataset", "dvc_model", "profile", "contents_sha256"}
-    lock = judged.checkout.read_yaml("dvc.lock")["stages"]["train"]["outs"]
-    assert tags("1")["dvc_model"] == {out["path"]: out["md5"] for out in lock}["build/model"]
-    assert float(tags("1")["evaluate.kid_efficientnet_lite0"]) == 0.5
+    said = tracker.register(**kid(0.1), dataset_md5="0" * 32)
+    assert "version 4 does not become champion: it was evaluated otherwise than the champion, version 2" in said
+    assert "`python -m stages.promote 4` makes it champion all the same" in said and tracker.champion() == "2"
+    assert "promote: tulips version 4 is the champion, after 2" in tracker.promote("4") and tracker.champion() == "4"
+    assert tracker.promote("9", status=1).startswith("promote: MLflow at http")
 
-    assert "version 2 becomes champion: its whole interval lies below" in judged(**kid(0.4))
-    assert champion() == "2"
-
-    output = judged(**kid(0.39))
-    assert "version 3 does not become champion: the intervals overlap" in output and champion() == "2"
-    assert tags("3")["promotion"].startswith("Did not become champion: the intervals overlap")
-    assert "Did not become champion" in version("3")["description"]
-
-    output = judged(**kid(0.1), dataset_md5="0" * 32)
-    assert "version 4 does not become champion: it was evaluated otherwise than the champion" in output
-    assert champion() == "2"
-    by_hand = re.search(r"`python -m (stages\.promote) (4)` makes it champion all the same", output)
-    said = judged.checkout.run(sys.executable, "-m", *by_hand.groups())
-    assert "promote: tulips version 4 is the champion, after 2" in said and champion() == "4"
-
-    assert "register: this model is tulips version 2 already" in judged(**kid(0.4))
-    assert "promote: " in judged.checkout.run(sys.executable, "-m", "stages.promote", "9", status=1)
+    assert "register: this model is tulips version 2 already" in tracker.register(**kid(0.4))
+    assert tracker.champion() == "4"
