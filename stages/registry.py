@@ -1,5 +1,6 @@
 """The registered models of MLflow; beside stages.tracking and the model's own code the only importer of mlflow."""
 
+import contextlib
 import shutil
 import tempfile
 import warnings
@@ -63,9 +64,11 @@ class Registry:
         self, run_id: str, model_folder: Path, weights: str, tags: Mapping[str, str], metadata: Mapping[str, Any]
     ) -> Version:
         """Log the model with these weights in the run, and register it as a new version."""
+        from mlflow.exceptions import MlflowException
+
         with explained():
             logged = _logged_model(run_id, model_folder, weights, metadata)
-            if self._model() is None:
+            with contextlib.suppress(MlflowException):  # it exists, or another run makes it meanwhile
                 self._client.create_registered_model(self.name, description=_DESCRIPTION)
             return self._version(
                 self._client.create_model_version(

@@ -38,9 +38,12 @@ def test_the_only_weights_are_taken(folder):
 
 
 def test_the_device_is_the_best_there_is_or_the_one_named(folder, monkeypatch):
-    monkeypatch.setattr("ddpm.devices.best_device", lambda: torch.device("meta"))
-    assert ddpm.load(folder).device.type == "meta"
-    assert ddpm.load(folder, device="cpu").device.type == "cpu"
+    asked = []
+    monkeypatch.setattr("ddpm.devices.best_device", lambda: torch.device("cuda", 1))  # which need not be there
+    monkeypatch.setattr("ddpm.checkpoint.load_model", lambda *given: asked.append(given[2]) or load_model(*given[:2]))
+    ddpm.load(folder)
+    ddpm.load(folder, device="cpu")
+    assert asked == [torch.device("cuda", 1), "cpu"]
 
 
 def test_no_model_is_a_clear_error(tmp_path):

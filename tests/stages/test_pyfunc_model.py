@@ -13,6 +13,7 @@ from PIL import Image
 
 from ddpm import ImageNoise, guided, sample
 from ddpm.checkpoint import load_model
+from ddpm.devices import arithmetic
 from ddpm.images import to_pixels
 
 
@@ -40,7 +41,9 @@ def by_hand(published, labels, seed=0, guidance=1.0, steps=3, sampler="ddim"):
     model = load_model(published)
     predict = model.unet if labels is None else guided(model.unet, torch.tensor(labels), guidance)
     noise = ImageNoise(seed, range(2), (3, 16, 16))
-    return to_pixels(sample(sampler, predict, model.diffusion, noise, steps)).permute(0, 2, 3, 1).numpy()
+    with arithmetic("auto", torch.device("cpu")):
+        drawn = sample(sampler, predict, model.diffusion, noise, steps)
+    return to_pixels(drawn).permute(0, 2, 3, 1).numpy()
 
 
 def refusal(model, *rows):
