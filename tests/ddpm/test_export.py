@@ -91,7 +91,7 @@ def test_the_pipeline_draws_the_same_images_of_the_same_noise(prediction, num_st
     pipeline = exported(model)
     drawn = pipeline(3, generator=generators(5, 3), num_inference_steps=num_steps, output_type="np").images
     # Its tables are float32, whose products over T steps keep 4 digits.
-    torch.testing.assert_close(torch.from_numpy(drawn), images_of(model, "ddpm", num_steps), rtol=0, atol=2e-3)
+    torch.testing.assert_close(torch.from_numpy(drawn), images_of(model, "ddpm", num_steps), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("prediction", DIFFUSIONS)
@@ -103,7 +103,7 @@ def test_ddim_draws_the_same_images_too(prediction, exported):
     drawn = pipeline(
         3, generator=generators(5, 3), num_inference_steps=10, use_clipped_model_output=True, output_type="np"
     ).images
-    torch.testing.assert_close(torch.from_numpy(drawn), images_of(model, "ddim", 10), rtol=0, atol=2e-3)
+    torch.testing.assert_close(torch.from_numpy(drawn), images_of(model, "ddim", 10), rtol=0, atol=1e-4)
 
 
 def test_the_scheduler_has_the_betas_and_the_time_steps(exported):

@@ -11,7 +11,8 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from stages.params import activate
+from stages.params import activate, read_params
+from stages.register import main as register
 from tests.seams.servers import free_port, mlflow_server, running, wait_for_server, web
 
 pytestmark = pytest.mark.xdist_group("checkouts")  # one worker, which makes the experiment once
@@ -121,24 +122,28 @@ def test_the_champion_is_loaded_by_its_address_in_python(reproduced):
 
 
 @pytest.fixture
-def tracker(tmp_path, checkout):
+def tracker(tmp_path, checkout, monkeypatch, capsys):
     """An MLflow server's registry, and a checkout that registers the experiment there with other figures."""
     with mlflow_server(tmp_path / "tracking", checkout.environment) as address:
-        yield Tracker(address, checkout.with_environment(MLFLOW_TRACKING_URI=address))
+        monkeypatch.chdir(checkout.folder)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        yield Tracker(address, checkout.with_environment(MLFLOW_TRACKING_URI=address), capsys)
 
 
 class Tracker:
-    def __init__(self, address, checkout):
+    def __init__(self, address, checkout, capsys):
         self.checkout = checkout
-        self._client = MlflowClient(address)
+        self._client, self._capsys = MlflowClient(address), capsys
         self._metrics = checkout.folder / "build/metrics.json"
         self._measured = json.loads(self._metrics.read_text())
         activate(None, {"register": {"model_name": "tulips"}}, checkout.folder / "params.yaml")
 
     def register(self, **changes):
+        """In this process: each of its own would take seconds for its imports."""
         self._metrics.unlink()  # a link into the cache is not to be written through
         self._metrics.write_text(json.dumps(self._measured | changes))
-        return self.checkout.run(sys.executable, "-m", "stages.register")
+        register(read_params())
+        return self._capsys.readouterr().out
 
     def promote(self, number, status=0):
         return self.checkout.run(sys.executable, "-m", "stages.promote", number, status=status)
