@@ -3,9 +3,9 @@
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -72,5 +72,6 @@ def _store(scheme: str, address: str) -> Store:
     return store
 
 
-def _installed_stores() -> dict[str, EntryPoint]:
+def _installed_stores() -> dict[str, Any]:
+    # Entry points, of importlib.metadata or of its backport, which other packages put in its place.
     return {store.name: store for store in entry_points(group=STORES)}
