@@ -1,4 +1,4 @@
-"""The only importer of mlflow (beside the code of the registered model): one run an experiment.
+"""One MLflow run an experiment; beside stages.registry and the registered model's own code the only importer of mlflow.
 
 Training opens the run, the later stages reopen it. A run that cannot be opened stops a stage before its work; a record
 that is lost later does not: logging is asynchronous, holds nothing up, and what DVC keeps is whole without MLflow.
@@ -7,10 +7,7 @@ that is lost later does not: logging is asynchronous, holds nothing up, and what
 import contextlib
 import logging
 import os
-import shutil
 import sys
-import tempfile
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -64,9 +61,6 @@ class Tracker(Protocol):
     def record_file(self, path: Path, folder: str) -> None:
         """A file, under `folder` of the run's artifacts."""
 
-    def register_model(self, name: str, model_folder: Path, params: Params) -> str:
-        """Log the model with its signature, register it, and return the new version."""
-
     def close(self, status: str) -> None:
         """Send what still waits, and end the run: FINISHED, FAILED or KILLED."""
 
@@ -84,9 +78,6 @@ class NoTracker:
     def record_tags(self, tags: Mapping[str, str]) -> None: ...
 
     def record_file(self, path: Path, folder: str) -> None: ...
-
-    def register_model(self, name: str, model_folder: Path, params: Params) -> str:  # noqa: ARG002 (nothing is kept)
-        return ""
 
     def close(self, status: str) -> None: ...
 
@@ -124,36 +115,6 @@ class MlflowTracker:
     def record_file(self, path: Path, folder: str) -> None:
         self._attempt(lambda: self._client.log_artifact(self.run_id, str(path), folder))
 
-    def register_model(self, name: str, model_folder: Path, params: Params) -> str:
-        import mlflow
-        from mlflow.exceptions import MlflowException
-
-        # Recorded and dropped: MLflow wants type hints and an example beside the signature, whatever the filters say.
-        with (
-            _explained(),
-            _evaluated_weights(model_folder, params.sample.weights) as published,
-            warnings.catch_warnings(record=True),
-            mlflow.start_run(run_id=self.run_id, log_system_metrics=False),
-        ):
-            from stages import pyfunc_model
-
-            info = mlflow.pyfunc.log_model(
-                name="model",
-                python_model=pyfunc_model.__file__,
-                artifacts={"model": published.as_uri()},
-                code_paths=["ddpm"],
-                signature=_model_signature(),
-                pip_requirements=_model_requirements(),
-                metadata={"profile": params.profile, "image_size": params.preprocess.image_size},
-            )
-        with contextlib.suppress(MlflowException):  # it exists
-            self._client.create_registered_model(name, description="Draws images of flowers")
-        with _explained():
-            version = self._client.create_model_version(
-                name, info.model_uri, self.run_id, tags=lineage_tags(), model_id=info.model_id
-            )
-        return str(version.version)
-
     def close(self, status: str) -> None:
         import mlflow
 
@@ -185,7 +146,7 @@ def opened_run(params: Params, run_id: str | None = None) -> Iterator[Tracker]:
         return
     client = _client()
     wanted = _wanted_params(params, "train")
-    with _explained():
+    with explained():
         run = _run(client, run_id) if run_id else None
         if run_id is None or run is None or not _agree(run.data.params, wanted):
             run_id = _created_run(client, params, {CONTINUES_TAG: run_id} if run_id else {})
@@ -211,7 +172,7 @@ def reopened_run(params: Params, stage: str, earlier_run_id: str) -> Iterator[Tr
         return
     client = _client()
     wanted = _wanted_params(params, stage)
-    with _explained():
+    with explained():
         earlier = _run(client, earlier_run_id)
         trained_in = earlier.data.tags.get(MODEL_RUN_TAG, earlier_run_id) if earlier else earlier_run_id
         candidates = [earlier, *_runs_on_model(client, trained_in)]
@@ -237,7 +198,7 @@ def recorded_runs(filter_text: str = "", max_runs: int | None = None) -> list[An
         TrackingError: MLflow cannot be reached.
     """
     client, found, token = _client(), list[Any](), None
-    with _explained():
+    with explained():
         experiment_id = client.get_experiment_by_name(EXPERIMENT).experiment_id
         while max_runs is None or len(found) < max_runs:
             wanted = _PAGE_RUNS if max_runs is None else min(_PAGE_RUNS, max_runs - len(found))
@@ -255,7 +216,7 @@ def join_sweep(run_ids: Iterable[str], sweep: str) -> None:
         TrackingError: MLflow cannot be reached, or has no such run.
     """
     client = _client()
-    with _explained():
+    with explained():
         for run_id in run_ids:
             _join_sweep(client, client.get_run(run_id), sweep)
 
@@ -287,7 +248,8 @@ def _closing(tracker: Tracker) -> Iterator[Tracker]:
         tracker.close(status)
 
 
-def _client() -> Any:
+def connect() -> Any:
+    """A client of MLflow at `tracking_uri`, which this process speaks to from now on."""
     # MLflow greets, warns and reports home by default; the terminal belongs to the stage.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -295,7 +257,6 @@ def _client() -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     import mlflow
-    from mlflow.exceptions import MlflowException
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -303,18 +264,33 @@ def _client() -> Any:
     uri = tracking_uri()
     try:
         mlflow.set_tracking_uri(uri)
-        client = mlflow.MlflowClient()
+        return mlflow.MlflowClient()
+    except Exception as error:  # MLflow's own, or of its database or the disk
+        raise TrackingError(_unanswered(error)) from error
+
+
+def _client() -> Any:
+    """A client of MLflow, where the experiment is there to be written to."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = connect()
+    try:
         if client.get_experiment_by_name(EXPERIMENT) is None:
             # Another stage may have made it meanwhile.
             with contextlib.suppress(MlflowException):
-                client.create_experiment(EXPERIMENT, artifact_location=_artifact_location(uri))
+                client.create_experiment(EXPERIMENT, artifact_location=_artifact_location(tracking_uri()))
         mlflow.set_experiment(EXPERIMENT)
-    except Exception as error:  # MLflow's own, or of its database or the disk
-        raise TrackingError(
-            f"MLflow at {uri} does not answer: {error}. Start its server, unset MLFLOW_TRACKING_URI to use the "
-            f"project's mlflow.db, or set {TRACKING_VARIABLE}=off to do without"
-        ) from error
+    except Exception as error:  # as above
+        raise TrackingError(_unanswered(error)) from error
     return client
+
+
+def _unanswered(error: Exception) -> str:
+    return (
+        f"MLflow at {tracking_uri()} does not answer: {error}. Start its server, unset MLFLOW_TRACKING_URI to use the "
+        f"project's mlflow.db, or set {TRACKING_VARIABLE}=off to do without"
+    )
 
 
 def _artifact_location(uri: str) -> str | None:
@@ -369,7 +345,12 @@ def _join_sweep(client: Any, run: Any, sweep: str) -> None:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
+    """MLflow's refusals inside the block, as errors that say how it was addressed.
+
+    Raises:
+        TrackingError: MLflow refuses.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -395,41 +376,3 @@ def _log_params(client: Any, run_id: str, values: Mapping[str, str]) -> None:
     missing = [Param(name, value) for name, value in values.items() if name not in recorded]
     for start in range(0, len(missing), 100):  # what one request may hold
         client.log_batch(run_id, params=missing[start : start + 100])
-
-
-@contextmanager
-def _evaluated_weights(model_folder: Path, weights: str) -> Iterator[Path]:
-    """A folder that holds the model with the weights that were sampled and evaluated, and no others."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("config.json", f"{weights}.safetensors"):
-            shutil.copyfile(model_folder / name, Path(folder) / name)
-        yield Path(folder)
-
-
-def _model_signature() -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    return ModelSignature(
-        inputs=Schema(
-            [
-                ColSpec(DataType.long, "n"),
-                ColSpec(DataType.long, "seed"),
-                ColSpec(DataType.string, "class_name", required=False),
-            ]
-        ),
-        outputs=Schema([ColSpec(DataType.string, "png_base64")]),
-        params=ParamSchema(
-            [
-                ParamSpec("num_sampling_steps", DataType.long, 50),
-                ParamSpec("guidance_scale", DataType.double, 1.0),
-            ]
-        ),
-    )
-
-
-def _model_requirements() -> list[str]:
-    from importlib.metadata import version
-
-    packages = ("mlflow", "torch", "numpy", "pillow", "safetensors", "pandas")
-    return [f"{package}=={version(package)}" for package in packages]

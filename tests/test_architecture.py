@@ -36,7 +36,7 @@ SHAPE_NO_RESULT = {
 """Modules that stages import and need not depend on, each with its reason."""
 
 CARRIED_ALONG = {"register": ("stages.pyfunc_model", "ddpm")}
-"""What goes into a stage's result beside its imports: stages.tracking logs this file, and a copy of this folder."""
+"""What goes into a stage's result beside its imports: stages.registry logs this file, and a copy of this folder."""
 
 
 def syntax(path):
@@ -183,7 +183,7 @@ def test_every_exception_is_one(graph):
 def test_the_registered_model_carries_what_it_is_said_to():
     (call,) = (
         node
-        for node in ast.walk(syntax("stages/tracking.py"))
+        for node in ast.walk(syntax("stages/registry.py"))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "mlflow.pyfunc.log_model"
     )
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
@@ -240,6 +240,11 @@ def test_data_comes_from_an_earlier_stage():
         assert data <= made
         assert not outputs(stage) & made
         made |= outputs(stage)
+
+
+def test_the_artifact_of_dvc_is_the_model():
+    (artifact,) = DVC["artifacts"].values()
+    assert artifact["path"] == PLACES["MODEL"] and artifact["type"] == "model"
 
 
 def test_the_plots_of_dvc_show_what_there_is():

@@ -307,10 +307,6 @@ class Notes(NoTracker):
     def record_tags(self, tags):
         self.tags |= tags
 
-    def register_model(self, name, model_folder, params):
-        assert (model_folder / "config.json").is_file()
-        return f"{name} of {params.profile}"
-
     def close(self, status):
         self.ended.append(status)
 

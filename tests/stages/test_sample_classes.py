@@ -94,6 +94,7 @@ def test_the_memory_of_a_gpu_is_tried_with_the_doubled_batch_of_guidance(publish
             raise torch.OutOfMemoryError
         return x
 
+    unet.config = model.unet.config
     object.__setattr__(model, "unet", unet)  # the checks of types know networks alone
     object.__setattr__(model.diffusion, "betas", model.diffusion.betas.to("meta"))
     wanted = make_params(CONDITIONAL | {"sample.guidance_scale": 2.0}).sample

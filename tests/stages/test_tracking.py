@@ -1,10 +1,7 @@
 """One MLflow run an experiment, in a real database of this test's own."""
 
-import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,7 +18,6 @@ from stages.tracking import (
     SWEEP_TAG,
     NoTracker,
     TrackingError,
-    _evaluated_weights,
     opened_run,
     reopened_run,
     tracking_uri,
@@ -285,7 +281,6 @@ def test_switched_off_nothing_is_tracked(folder, make_params, enter):
         tracker.record_image("samples", PICTURE)
         tracker.record_tags({"mood": "cheerful"})
         tracker.record_file(Path("missing"), "training")
-        assert tracker.register_model("flowers", Path("missing"), make_params()) == ""
     assert isinstance(tracker, NoTracker) and tracker.run_id == tracker.experiment_id == ""
     assert list(folder.iterdir()) == [] and dict(os.environ) == before
 
@@ -355,60 +350,3 @@ def test_the_database_lies_in_the_project(folder, monkeypatch):
     assert tracking_uri() == "sqlite:////project/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
     assert tracking_uri() == "http://server:5000"
-
-
-@pytest.mark.parametrize("weights", ["averaged", "raw"])
-def test_the_weights_that_were_evaluated_are_registered_and_no_others(model, weights):
-    with _evaluated_weights(model, weights) as folder:
-        assert sorted(path.name for path in folder.iterdir()) == sorted(["config.json", f"{weights}.safetensors"])
-        assert (folder / f"{weights}.safetensors").read_bytes() == (model / f"{weights}.safetensors").read_bytes()
-
-
-def test_a_registered_model_draws_from_its_own_code(client, model, make_params, project, trained, monkeypatch, recwarn):
-    """Logged, registered twice, and loaded where the project is not."""
-    params, folder = make_params(), Path.cwd()
-    with reopened_run(params, "register", trained) as tracker:
-        monkeypatch.chdir(project)  # whose ddpm/ goes with the model
-        versions = [tracker.register_model("flowers", folder / model, params) for _ in range(2)]
-        monkeypatch.chdir(folder)
-    assert versions == ["1", "2"]
-    assert recwarn.list == []  # the terminal belongs to the stage
-    version = client.get_model_version("flowers", "1")
-    assert version.run_id == trained and client.get_run(trained).info.status == "FINISHED"
-
-    elsewhere = folder / "elsewhere"
-    elsewhere.mkdir()
-    script = """
-import base64, io, json, logging, mlflow, pandas as pd
-from PIL import Image
-model = mlflow.pyfunc.load_model("models:/flowers/1")
-asked = pd.DataFrame({"n": [2, 1], "seed": [0, 5]})
-words = [list(model.predict(asked, params={"num_sampling_steps": 3})["png_base64"]) for _ in range(2)]
-assert words[0] == words[1], "the same request gives other images"
-images = [Image.open(io.BytesIO(base64.b64decode(word))) for word in words[0]]
-import ddpm
-print(json.dumps({
-    "sizes": [[image.format, *image.size] for image in images],
-    "distinct": len(set(words[0])),
-    "code": ddpm.__file__,
-    "schema": [model.metadata.get_input_schema().to_dict(), model.metadata.get_params_schema().to_dict()],
-    "metadata": model.metadata.metadata,
-}))
-"""
-    environment = dict(os.environ) | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
-        "OMP_NUM_THREADS": "1",
-    }
-    environment.pop("PYTHONPATH", None)
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=elsewhere, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    told = json.loads(result.stdout.splitlines()[-1])
-    assert told["sizes"] == [["PNG", 16, 16]] * 3 and told["distinct"] == 3
-    assert Path(told["code"]).is_relative_to(folder / "mlartifacts")
-    columns = [(column["name"], column["required"]) for column in told["schema"][0]]
-    assert columns == [("n", True), ("seed", True), ("class_name", False)]
-    defaults = [(param["name"], param["default"]) for param in told["schema"][1]]
-    assert defaults == [("num_sampling_steps", 50), ("guidance_scale", 1.0)]
-    assert told["metadata"] == {"profile": params.profile, "image_size": 16}
