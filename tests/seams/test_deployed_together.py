@@ -17,8 +17,13 @@ pytestmark = [
 ENDLESS = {"seed": 3, "log_every": 20} | dict.fromkeys(("num_steps", "sample_every", "checkpoint_every"), 10_000_000)
 
 
-def start_endless(service, name):
-    return service.start("quickstart", name=name, params={"train": ENDLESS})
+def start(service, name, **train):
+    """A run that trains, and does little else."""
+    return service.start(
+        "quickstart",
+        name=name,
+        params={"train": train, "evaluate": {"enabled": False}, "register": {"enabled": False}},
+    )
 
 
 def slots_taken(service):
@@ -60,7 +65,7 @@ class Story:
 @pytest.fixture(scope="module")
 def story(service):
     told = Story()
-    first = start_endless(service, "first")
+    first = start(service, "first", **ENDLESS)
     runs = [first]
 
     def watched(condition):
@@ -74,7 +79,7 @@ def story(service):
         return any(losses_of(service, one) > 3 for one in mlflow_runs(service, run))
 
     wait_until(lambda: is_learning(first), "the first training", seconds=200)
-    second = service.start("quickstart", name="second", params={"train": {"learning_rate": 0.003}})
+    second = start(service, "second", learning_rate=0.003)
     runs.append(second)
     wait_until(watched(lambda: "Waiting for a free slot" in service.log_of(second)), "the wait", seconds=120)
     told.waiting.slots_taken = slots_taken(service)
@@ -89,7 +94,7 @@ def story(service):
     told.cancelled.saved = checkpoints(service.checkout) - known
     told.cancelled.folder_stays = service.workspace(first).folder.exists()
 
-    again = start_endless(service, "again")
+    again = start(service, "again", **ENDLESS)
     runs.append(again)
     wait_until(watched(lambda: "going on from build/checkpoints/" in service.log_of(again)), "the rest", seconds=240)
     wait_until(watched(lambda: mlflow_runs(service, again)), "the MLflow run", seconds=60)
@@ -131,7 +136,7 @@ def test_afterwards_no_slot_is_taken(service, story):
 
 @pytest.mark.slow
 def test_what_a_killed_run_held_comes_back_and_the_next_one_clears_up(service):
-    killed = start_endless(service, "killed")
+    killed = start(service, "killed", **ENDLESS)
     folder = service.workspace(killed).folder
     wait_until(lambda: trains(service, killed), "the training", seconds=200)
     wait_until(lambda: mlflow_runs(service, killed), "its MLflow run", seconds=60)
@@ -145,7 +150,7 @@ def test_what_a_killed_run_held_comes_back_and_the_next_one_clears_up(service):
     assert service.ended(killed)["state"]["type"] == "CRASHED"
     assert folder.is_dir() and slots_taken(service) == 1
 
-    following = service.start("quickstart", name="following", params={"train": {"learning_rate": 0.001}})
+    following = start(service, "following", learning_rate=0.004)
     wait_until(service.workspace(following).folder.is_dir, "the next run", seconds=60)
     assert not folder.exists()
     assert service.ended(following, seconds=240)["state"]["type"] == "COMPLETED"
