@@ -27,7 +27,7 @@ STATE = Path(".service")
 CONFIGURATION = "supervisord.conf"
 SERVERS = ("prefect", "mlflow")
 
-START_SECONDS = 180.0
+START_SECONDS = 300.0
 """How long the servers may take until they answer; a first start makes their databases."""
 
 RUN_GRACE_SECONDS = 75.0

@@ -53,4 +53,4 @@ def wait_until_up(process: subprocess.Popen, log: Path) -> None:
         assert process.poll() is None, f"{' '.join(process.args)} ended:\n{log.read_text()}"
         return "Ctrl-C stops everything." in log.read_text()
 
-    wait_until(is_up, "the service", seconds=200)
+    wait_until(is_up, "the service", seconds=320)
