@@ -5,6 +5,7 @@ PROFILE ?=
 SERVICE_HOST ?= 127.0.0.1
 PREFECT_PORT ?= 4200
 MLFLOW_PORT ?= 5000
+SERVE_PORT ?= 5001
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
@@ -15,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help run up test check tests slow format mlflow prefect clean
+.PHONY: help run up test check tests slow format mlflow prefect serve clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +50,9 @@ mlflow: $(VENV)/installed  ## compare runs in the browser, at http://127.0.0.1:5
 
 prefect: $(VENV)/installed  ## look at flow runs in the browser, at http://127.0.0.1:4200
 	prefect server start
+
+serve: $(VENV)/installed  ## draw images on request over HTTP, at http://127.0.0.1:5001/invocations (SERVE_PORT)
+	@python -m stages.serve --port $(SERVE_PORT)
 
 clean:  ## remove the environment; data and results stay
 	rm -rf $(VENV)

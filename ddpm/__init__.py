@@ -7,6 +7,7 @@ from ddpm.data import TrainingImages
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.ema import ExponentialMovingAverage
 from ddpm.guidance import guided
+from ddpm.loading import load
 from ddpm.samplers import ImageNoise, sample, sampler_steps
 from ddpm.schedules import cosine_betas, linear_betas
 from ddpm.training import TrainingConfig, TrainingState, train
@@ -24,6 +25,7 @@ __all__ = [
     "cosine_betas",
     "guided",
     "linear_betas",
+    "load",
     "sample",
     "sampler_steps",
     "train",

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddpm.classes import ImageClass, labels_in_turn, labels_of
+from ddpm.devices import Precision, arithmetic
 from ddpm.diffusion import GaussianDiffusion, NoiseModel, Prediction
 from ddpm.ema import ExponentialMovingAverage
 from ddpm.files import atomic_path
 from ddpm.guidance import guided
+from ddpm.images import Pixels, to_pixels
+from ddpm.samplers import ImageNoise, SamplerName, SamplerStep, sampler_steps
 from ddpm.schedules import ScheduleName, make_betas
 from ddpm.training import TrainingState
 from ddpm.unet import UNet, UNetConfig
@@ -64,6 +67,77 @@ class PublishedModel:
     label_dropout: float = 0.0
     """the share of images that it learnt without their class; above 0 it knows images of no class, too"""
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what it draws."""
+        return self.unet.config.image_channels, self.image_size, self.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where it draws."""
+        return self.diffusion.betas.device
+
+    @torch.no_grad()
+    def draw(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        sampler: SamplerName = "ddim",
+        steps: int = 50,
+        eta: float = 0.0,
+        classes: Sequence[str | int] | None = None,
+        guidance: float = 1.0,
+        batch_size: int = 32,
+        precision: Precision = "auto",
+    ) -> Pixels:
+        """The first `n` images of a seed, uint8, on the CPU; image i depends on the seed and on i alone.
+
+        Args:
+            n: at least 1.
+            seed: at least 0.
+            sampler: "ddpm", "ddim" or "dpm_solver++"; see `ddpm.samplers`.
+            steps: network calls an image, in 1 … T.
+            eta: the sampler's own noise, in [0, 1].
+            classes: see `asked`.
+            guidance: see `ddpm.guidance.guided`.
+            batch_size: images at a time; changes no image, but for the rounding of the arithmetic.
+            precision: see `ddpm.devices`.
+
+        Raises:
+            ValueError: an argument lies outside its range.
+        """
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        batches = []
+        with arithmetic(precision, self.device):
+            for start in range(0, n, batch_size):
+                numbers = range(start, min(start + batch_size, n))
+                for step in self.steps(numbers, seed, sampler, steps, eta, classes, guidance):
+                    x_t = step.x_t  # a list of all steps would keep a thousand images of each
+                batches.append(to_pixels(x_t).cpu())
+        return torch.cat(batches)
+
+    def steps(
+        self,
+        image_numbers: Sequence[int],
+        seed: int,
+        sampler: SamplerName,
+        num_sampling_steps: int,
+        eta: float = 0.0,
+        classes: Sequence[str | int] | None = None,
+        guidance_scale: float = 1.0,
+        network: nn.Module | None = None,
+    ) -> Iterator[SamplerStep]:
+        """A sampler's steps for the images of these numbers; see `draw` and `asked`.
+
+        Raises:
+            ValueError: an argument lies outside its range.
+        """
+        noise = ImageNoise(seed, image_numbers, self.image_shape, self.device)
+        predict = self.asked(classes, image_numbers, guidance_scale, network)
+        return sampler_steps(sampler, predict, self.diffusion, noise, num_sampling_steps, eta)
+
     def asked(
         self,
         classes: Sequence[str | int] | None,
@@ -94,7 +168,7 @@ class PublishedModel:
                 "the model was trained without label dropout and knows no images without a class, so guidance_scale "
                 f"must be 1, got {guidance_scale}"
             )
-        on_device = labels_in_turn(labels, image_numbers).to(self.diffusion.betas.device)
+        on_device = labels_in_turn(labels, image_numbers).to(self.device)
         return guided(network, on_device, guidance_scale)
 
 

@@ -2,16 +2,14 @@
 
 import argparse
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from prefect import flow
-from prefect.client.orchestration import get_client
 
+from flows.by_hand import completed
 from flows.workspace import WorkspaceKind, opened
 from stages.params import Overrides, ParamsError, activate, composed, list_profiles, parse_overrides
 from tasks.download import download
@@ -21,9 +19,6 @@ from tasks.reference import reference
 from tasks.register import register
 from tasks.sample import sample
 from tasks.train import train
-
-EXIT_INTERRUPTED = 130  # as a shell counts Ctrl-C
-EXIT_TERMINATED = 143  # as a shell counts SIGTERM
 
 
 @flow(name="pipeline")
@@ -65,43 +60,12 @@ def main() -> None:
         print(f"Everything is up to date with params.yaml (profile {params.profile}).")
     else:
         print(f"Running the pipeline on profile {params.profile}.", flush=True)
-        run(arguments.profile, Overrides(**overrides), workspace)
+        completed(
+            "pipeline",
+            lambda: pipeline(arguments.profile, Overrides(**overrides), workspace, return_state=True),
+        )
     if workspace == "checkout":
         print(results_summary())
-
-
-def run(profile: str | None, params: Overrides, workspace: WorkspaceKind) -> None:
-    """The flow in this process; where it does not complete, this process ends."""
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        start_server()
-        state = pipeline(profile, params, workspace, return_state=True)
-    except KeyboardInterrupt:
-        print("pipeline: interrupted; what is done is kept, and the same command goes on", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    if not state.is_completed():
-        sys.exit(f"pipeline: {state.message}")
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    """Leave by way of Python's own end, which stops the temporary server; the signal's default would leave it behind.
-
-    Prefect calls this when it has ended the flow.
-    """
-    print("pipeline: ended by SIGTERM; what is done is kept, and the same command goes on", file=sys.stderr, flush=True)
-    sys.exit(EXIT_TERMINATED)
-
-
-def start_server() -> None:
-    """Start the temporary server, where no other is configured, out of reach of the terminal's Ctrl-C.
-
-    That signal goes to all that the terminal runs, and a flow whose server has ended hangs in reporting its own end.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        get_client(sync_client=True)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def is_up_to_date() -> bool:

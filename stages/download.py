@@ -84,7 +84,7 @@ def verify_against_pin(wanted: DownloadParams, files: list[dict[str, Any]]) -> N
             f"the fetched {wanted.dataset} differs from the bytes that {DATA_PIN} pins for the same parameters: "
             f"{found} instead of {pinned}. If the new bytes are meant, delete {DATA_PIN} and run again"
         )
-    print(f"download: the source has changed since it was pinned; {DATA_PIN} now pins {found}", flush=True)
+    print(f"download: warning: the source has changed since it was pinned; {DATA_PIN} now pins {found}", flush=True)
 
 
 def install(incoming: Path) -> None:

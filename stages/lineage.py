@@ -11,7 +11,10 @@ from typing import Any
 from ruamel.yaml import YAML
 
 PREFECT_RUN_VARIABLE = "DDPM_PREFECT_FLOW_RUN"
-"""Name of the Prefect flow run, set by the flow that started the stage."""
+"""Name and id of the Prefect flow run, "wise-owl (0a1b…)", set by the flow that started the stage."""
+
+SWEEP_VARIABLE = "DDPM_SWEEP"
+"""Name of the sweep that the flow run belongs to, set likewise."""
 
 
 def lineage_tags() -> dict[str, str]:
@@ -22,10 +25,20 @@ def lineage_tags() -> dict[str, str]:
         "git_commit": _git("rev-parse", "HEAD"),
         "git_has_local_changes": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
         "dvc_data": pin.get("outs", [{}])[0].get("md5", ""),
-        "dvc_dataset": _output_digest(lock, "preprocess"),
+        "dvc_dataset": _output_digest(lock, "preprocess", "build/dataset"),
         "prefect_flow_run": os.environ.get(PREFECT_RUN_VARIABLE, ""),
     }
     return {name: value for name, value in tags.items() if value}
+
+
+def flow_run_name() -> str | None:
+    """The name of the Prefect flow run, if there is one."""
+    return os.environ.get(PREFECT_RUN_VARIABLE, "").partition(" (")[0] or None
+
+
+def model_digest() -> str:
+    """What DVC knows build/model by; empty where it has not recorded one."""
+    return _output_digest(_yaml(Path("dvc.lock")), "train", "build/model")
 
 
 def code_digest(*stage_sources: Path, without: Collection[str] = ()) -> str:
@@ -40,9 +53,9 @@ def code_digest(*stage_sources: Path, without: Collection[str] = ()) -> str:
     return digest.hexdigest()
 
 
-def _output_digest(lock: dict[str, Any], stage: str) -> str:
+def _output_digest(lock: dict[str, Any], stage: str, path: str) -> str:
     outputs: list[dict[str, str]] = lock.get("stages", {}).get(stage, {}).get("outs", [])
-    return outputs[0].get("md5", "") if outputs else ""
+    return next((output.get("md5", "") for output in outputs if output["path"] == path), "")
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ keys, wrong types and combinations that cannot work are refused before anything 
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 
@@ -102,6 +102,7 @@ class Params(Section):
                 f"sample.guidance_scale={scale} needs train.label_dropout above 0: without it no image is learnt "
                 "without its class"
             )
+        _require_known_classes(classes, self.download.dataset)
         return self
 
     def section(self, stage: str) -> dict[str, Any]:
@@ -278,6 +279,26 @@ def _composed(profile: str | None, overrides: Mapping[str, Any], path: Path) -> 
     document = _read_yaml(source)
     _merge(document, overrides)
     return document, _validated(document, f"{source} with what was set" if overrides else str(source))
+
+
+def _require_known_classes(asked: Sequence[str | int] | None, dataset: str) -> None:
+    """Before hours of training, where the dataset tells its classes without being read.
+
+    Raises:
+        ValueError: a class is unknown.
+    """
+    if asked is None:
+        return
+    # Imports torch, which the flows would wait for in vain.
+    from ddpm.classes import ImageClass, labels_of
+    from stages.datasets import DATASETS
+
+    names = DATASETS[dataset].class_names
+    if names is not None:
+        try:
+            labels_of(asked, [ImageClass(number, name) for number, name in names.items()])
+        except ValueError as error:
+            raise ValueError(f"sample.classes: {error}") from None
 
 
 def _validated(document: Mapping[str, Any], source: str) -> Params:

@@ -146,7 +146,8 @@ def write_summary(receipt: dict[str, Any], size: int, index: pd.DataFrame, num_s
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
     print(f"preprocess: {len(index)} images of {size}x{size}, splits {splits}", flush=True)
     if num_skipped:
-        print(f"preprocess: {num_skipped} damaged images left out, see {DATASET / 'skipped.csv'}", flush=True)
+        where = DATASET / "skipped.csv"
+        print(f"preprocess: warning: {num_skipped} damaged images left out, see {where}", flush=True)
 
 
 def verify_data(receipt: dict[str, Any], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""One progress bar for all stages."""
+"""One progress bar for all stages, and lines beside it."""
 
 import sys
 from typing import Any
@@ -6,6 +6,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ddpm.distributed import is_first
+
+
+def print_beside_bar(text: str) -> None:
+    """A line on standard output, which leaves a bar that moves meanwhile in one piece."""
+    tqdm.write(text)
+    sys.stdout.flush()
 
 
 def progress_bar(description: str, total: int | None, unit: str, initial: int = 0) -> "tqdm[Any]":

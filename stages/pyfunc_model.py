@@ -1,52 +1,160 @@
-"""The registered model, as MLflow loads it: from this code and safetensors, nothing pickled."""
+"""The registered model, as MLflow loads and serves it: from this code and safetensors, nothing pickled.
+
+It draws from the copy of ddpm that goes with it. What cannot be drawn is refused in one line, as HTTP status 400 where
+it is served: `RefusedRequest`.
+"""
 
 import base64
 import io
-from pathlib import Path
+import json
+import reprlib
+import threading
+from collections.abc import Mapping
+from typing import Any
 
 import mlflow
-import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+LIMITS = {"max_images": 64, "max_steps": 1000, "max_network_calls": 12_800}
+"""Of one request, all rows together but for the steps; guidance doubles the network calls. They are the model's
+configuration in MLflow, which may be given others where it is loaded."""
+
+FIELDS = ("n", "seed", "sampler", "steps", "class", "guidance")
+"""What a row may ask for; all but n may be left out, or null."""
+
+_MAX_SEED = 2**63 - 1
+_MAX_GUIDANCE = 100.0
+_MAX_CLASS_CHARACTERS = 100
+_USUAL_STEPS = 50
+
+
+class RefusedRequest(MlflowException):
+    """A request that cannot be drawn; the message says what was got and what is allowed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, error_code=INVALID_PARAMETER_VALUE)
+        self.reason = reason
+
+    def serialize_as_json(self) -> str:
+        """What the server answers; MLflow's own would repeat the request before the reason."""
+        return json.dumps({"error_code": self.error_code, "message": self.reason})
 
 
 class FlowerSampler(PythonModel):
     """Draws images on request."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the published weights."""
-        from ddpm.checkpoint import load_model
+        """Load the published weights, onto the GPU where there is one."""
+        from ddpm import load
 
-        folder = Path(context.artifacts["model"])
-        # The folder holds the weights that were evaluated, and no others.
-        (weights,) = folder.glob("*.safetensors")
-        self.model = load_model(folder, weights.stem)
+        self.model = load(context.artifacts["model"])
+        self.limits = LIMITS | (context.model_config or {})
+        # The server hands over requests side by side, which would only share the device's time and memory.
+        self.turn = threading.Lock()
 
-    # MLflow reads type hints here as a schema, and the schema is the signature that it was logged with.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, ARG002
-        """A row of {n, seed, class_name} gives n images, as PNG in base64.
+    # MLflow makes the model's signature of the type hints, and hands rows over as they were sent.
+    def predict(self, model_input: list[dict[str, Any]]) -> list[dict[str, list[str]]]:  # type: ignore[override]
+        """A row {n, seed, sampler, steps, class, guidance} gives n images, as PNG in base64.
 
-        The class, by name or number, may be left out: a model that knows classes then draws all of them in turn.
+        Raises:
+            RefusedRequest: a row asks for what is unknown, or for too much.
         """
-        from PIL import Image
+        rows = understood(model_input, self.model, self.limits)
+        with self.turn:
+            drawn = [self.model.draw(**row) for row in rows]
+        return [{"png_base64": [png_base64(image) for image in pixels.permute(0, 2, 3, 1).numpy()]} for pixels in drawn]
 
-        from ddpm.images import to_pixels
-        from ddpm.samplers import ImageNoise, sample
 
-        asked = {"num_sampling_steps": 50, "guidance_scale": 1.0} | (params or {})
-        steps = int(asked["num_sampling_steps"])
-        size = self.model.image_size
-        encoded = []
-        for row in model_input.itertuples():
-            numbers, class_name = range(int(row.n)), getattr(row, "class_name", None)
-            classes = None if class_name is None or pd.isna(class_name) else [str(class_name)]
-            predict = self.model.asked(classes, numbers, float(asked["guidance_scale"]))
-            noise = ImageNoise(int(row.seed), numbers, (3, size, size))
-            images = to_pixels(sample("ddim", predict, self.model.diffusion, noise, steps))
-            for image in images.permute(0, 2, 3, 1).numpy():
-                buffer = io.BytesIO()
-                Image.fromarray(image).save(buffer, format="PNG")
-                encoded.append(base64.b64encode(buffer.getvalue()).decode())
-        return pd.DataFrame({"png_base64": encoded})
+def understood(rows: list[dict[str, Any]], model: Any, limits: Mapping[str, int]) -> list[dict[str, Any]]:
+    """What `ddpm.checkpoint.PublishedModel.draw` is to be asked for each row.
+
+    Raises:
+        RefusedRequest: a row asks for what is unknown, or for too much.
+    """
+    if not rows:
+        raise RefusedRequest('inputs holds no row; give at least one, such as {"n": 4}')
+    asked = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            asked.append(_understood_row(row, model, limits))
+        except ValueError as error:
+            raise RefusedRequest(f"row {number}: {error}" if len(rows) > 1 else str(error)) from None
+    num_images = sum(row["n"] for row in asked)
+    if num_images > limits["max_images"]:
+        raise RefusedRequest(f"a request gives at most {limits['max_images']} images, got {num_images} in all rows")
+    num_calls = sum(row["n"] * row["steps"] * (1 if row["guidance"] in {0.0, 1.0} else 2) for row in asked)
+    if num_calls > limits["max_network_calls"]:
+        raise RefusedRequest(
+            f"a request takes at most {limits['max_network_calls']} network calls, got {num_calls}: images times "
+            "steps, twice that with guidance; ask for fewer of either"
+        )
+    return asked
+
+
+def png_base64(image: Any) -> str:
+    """An array of shape (height, width, channels) as PNG in base64."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze()).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _understood_row(row: Mapping[str, Any], model: Any, limits: Mapping[str, int]) -> dict[str, Any]:
+    if unknown := [name for name in row if name not in FIELDS]:
+        raise ValueError(f"unknown field {_shown(unknown[0])}; a row may hold {', '.join(FIELDS)}")
+    given = {name: value for name, value in row.items() if value is not None}
+    most_steps = min(limits["max_steps"], model.diffusion.num_timesteps)
+    if "n" not in given:
+        raise ValueError(f"n is missing: how many images, a whole number in 1 … {limits['max_images']}")
+    asked = {
+        "n": _whole("n", given["n"], 1, limits["max_images"]),
+        "seed": _whole("seed", given.get("seed", 0), 0, _MAX_SEED),
+        "sampler": _sampler(given.get("sampler", "ddim")),
+        "steps": _whole("steps", given.get("steps", min(_USUAL_STEPS, most_steps)), 1, most_steps),
+        "classes": _classes(given.get("class")),
+        "guidance": _guidance(given.get("guidance", 1.0)),
+    }
+    model.asked(asked["classes"], [0], asked["guidance"])  # refuses what this model cannot be asked for
+    return asked
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{name} must be a whole number in {least} … {most}, got {_shown(value)}")
+    return value
+
+
+def _sampler(value: Any) -> str:
+    from typing import get_args
+
+    from ddpm.samplers import SamplerName
+
+    if value not in get_args(SamplerName):
+        raise ValueError(f"sampler must be one of {', '.join(get_args(SamplerName))}, got {_shown(value)}")
+    return str(value)
+
+
+def _classes(value: Any) -> list[str | int] | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int) or len(str(value)) > _MAX_CLASS_CHARACTERS:
+        raise ValueError(f"class must be a name or a number of a class, got {_shown(value)}")
+    return [value]
+
+
+def _guidance(value: Any) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0.0 <= value <= _MAX_GUIDANCE:
+        raise ValueError(f"guidance must be a number in 0 … {_MAX_GUIDANCE:.0f}, got {_shown(value)}")
+    return float(value)
+
+
+def _shown(value: Any) -> str:
+    """A value of any size in a line."""
+    return reprlib.repr(value)
 
 
 mlflow.models.set_model(FlowerSampler())

@@ -1,23 +1,98 @@
-"""Register the model in MLflow, as a version that names its run, data and code."""
+"""Register the model in MLflow, as a version that names its run, data and code; the best one becomes the champion."""
 
+import hashlib
+import json
+from pathlib import Path
+
+import ddpm
+from ddpm.files import file_digest
+from stages.lineage import lineage_tags, model_digest
 from stages.params import Params
 from stages.paths import METRICS, MODEL
 from stages.prepared import recorded_run_id
+from stages.promotion import Champion, Figures, judged
+from stages.registry import CONTENTS_TAG, Registry
 from stages.runner import run_stage
 from stages.tracking import reopened_run
 
+FIGURE = "evaluate."
+"""What the tags with a version's figures begin with."""
+
+PROMOTION_TAG = "promotion"
+"""Why a version became the champion, or did not."""
+
 
 def main(params: Params) -> None:
-    """A new version of the registered model."""
+    """A new version of the registered model, and the champion's alias on the better one."""
     if not params.register_.enabled:
         print("register: switched off by register.enabled", flush=True)
         return
     with reopened_run(params, "register", recorded_run_id(METRICS)) as tracker:
-        version = tracker.register_model(params.register_.model_name, MODEL, params)
-    if version:
-        print(f"register: {params.register_.model_name} version {version}, run {tracker.run_id}", flush=True)
+        if not tracker.run_id:
+            print("register: nothing is registered, since tracking is off", flush=True)
+            return
+        register(params, tracker.run_id, Registry(params.register_.model_name))
+
+
+def register(params: Params, run_id: str, registry: Registry) -> None:
+    """Register the model unless it is there already, and judge it against the champion."""
+    figures, weights = evaluated_figures(), params.sample.weights
+    contents = contents_digest(weights, figures)
+    version = registry.find(contents)
+    if version is None:
+        tags = version_tags(params, figures) | {CONTENTS_TAG: contents}
+        metadata = {"profile": params.profile, "image_size": params.preprocess.image_size}
+        version = registry.add(run_id, MODEL, weights, tags, metadata)
+        _say(f"{registry.name} version {version.number}, run {run_id}")
     else:
-        print("register: nothing is registered, since tracking is off", flush=True)
+        _say(f"this model is {registry.name} version {version.number} already")
+    champion = registry.champion()
+    if champion is not None and champion.number == version.number:
+        _say(f"version {version.number} is the champion")
+        return
+    verdict = judged(figures, Champion(champion.number, figures_of(champion.tags)) if champion else None)
+    if verdict.promotes:
+        registry.promote(version.number)
+        outcome = f"Became champion: {verdict.reason}"
+        _say(f"version {version.number} becomes champion: {verdict.reason}")
+    else:
+        outcome = f"Did not become champion: {verdict.reason}"
+        _say(f"version {version.number} does not become champion: {verdict.reason}")
+        _say(f"`python -m stages.promote {version.number}` makes it champion all the same")
+    registry.note(version.number, {PROMOTION_TAG: outcome}, f"Profile {params.profile}. {outcome}.")
+
+
+def evaluated_figures() -> Figures:
+    """Of build/metrics.json; none where evaluation is off."""
+    metrics = json.loads(METRICS.read_text())
+    if metrics.get("evaluated") is False:
+        return {}
+    return {name: str(value) for name, value in metrics.items() if name != "mlflow_run_id"}
+
+
+def figures_of(tags: Figures) -> Figures:
+    """The figures among a version's tags."""
+    return {name.removeprefix(FIGURE): value for name, value in tags.items() if name.startswith(FIGURE)}
+
+
+def version_tags(params: Params, figures: Figures) -> dict[str, str]:
+    """What a version is traced by: code, data, model, parameters' profile, and its figures."""
+    tags = lineage_tags() | {"dvc_model": model_digest(), "profile": params.profile, "weights": params.sample.weights}
+    tags |= {f"{FIGURE}{name}": value for name, value in figures.items()}
+    return {name: value for name, value in tags.items() if value}
+
+
+def contents_digest(weights: str, figures: Figures) -> str:
+    """Of the weights, their configuration, the code that draws with them, and their figures."""
+    package = Path(ddpm.__file__).parent
+    code = [*sorted(package.rglob("*.py")), Path(__file__).with_name("pyfunc_model.py")]
+    files = [MODEL / f"{weights}.safetensors", MODEL / "config.json", *code]
+    parts = [f"{path.name} {file_digest(path, 'sha256')}" for path in files]
+    return hashlib.sha256(json.dumps([parts, dict(sorted(figures.items()))]).encode()).hexdigest()
+
+
+def _say(words: str) -> None:
+    print(f"register: {words}", flush=True)
 
 
 if __name__ == "__main__":

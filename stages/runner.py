@@ -81,17 +81,18 @@ def run_stage(
         if read_params().read_by(name) != params.read_by(name):
             raise StageError(f"params.yaml changed while {name} ran, so nothing is recorded: run it again")
     except (StageError, CheckpointError) as error:
-        _say(name, error)
+        _say(name, "error", error)
         _leave(EXIT_ERROR)
     except torch.OutOfMemoryError as error:
         _say(
             name,
+            "error",
             f"{error}\nThe GPU's memory is full: lower {_BATCHES_OF.get(name, name)}.batch_size"
             + _MORE_MEMORY.get(name, ""),
         )
         _leave(EXIT_ERROR)
     except Interrupted as interruption:
-        _say(name, interruption)
+        _say(name, "warning", interruption)
         _leave(EXIT_INTERRUPTED)
 
 
@@ -117,10 +118,15 @@ def _leave(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _say(name: str, what: object) -> None:
-    """To standard error; a process that is not the first of several names its number."""
+def _say(name: str, level: str, what: object) -> None:
+    """To standard error; a process that is not the first of several names its number.
+
+    The level tells the flow above how to log it; lines after the first are indented, to show that they belong to it.
+    """
     number = os.environ.get("RANK", "0")
-    print(f"{name}{'' if number == '0' else f' (process {number})'}: {what}", file=sys.stderr, flush=True)
+    process = "" if number == "0" else f" (process {number})"
+    text = str(what).replace("\n", "\n  ")
+    print(f"{name}{process}: {level}: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ddpm.devices import arithmetic, best_device, compiled, largest_batch_size
 from ddpm.distributed import collected, is_first, share
 from ddpm.files import atomic_path, file_digest
 from ddpm.images import class_grid, enlargement, grid, save_animation, save_png, to_pixels
-from ddpm.samplers import ImageNoise, InterpolatedNoise, SamplerStep, sample, sampler_steps
+from ddpm.samplers import InterpolatedNoise, SamplerStep, sample
 from stages.errors import StageError
 from stages.params import Params
 from stages.paths import (
@@ -99,7 +99,7 @@ def draw(model: PublishedModel, wanted: SampleParams, device: torch.device) -> t
             for start in range(0, len(numbers), batch_size):
                 batch = numbers[start : start + batch_size]
                 num_in_grid = len(range(batch.start, min(batch.stop, wanted.num_grid_images)))
-                for step in steps_of(network, model, wanted, batch, device):
+                for step in steps_of(model, wanted, batch, network):
                     bar.update(len(batch))
                     if step.number in shown and num_in_grid:
                         shown[step.number].append(to_pixels(step.x_t[:num_in_grid]).cpu())
@@ -107,18 +107,10 @@ def draw(model: PublishedModel, wanted: SampleParams, device: torch.device) -> t
     return collected(torch.cat(batches)), [collected(torch.cat(parts)) for parts in shown.values()]
 
 
-def steps_of(
-    network: nn.Module, model: PublishedModel, wanted: SampleParams, numbers: range, device: torch.device
-) -> Iterator[SamplerStep]:
+def steps_of(model: PublishedModel, wanted: SampleParams, numbers: range, network: nn.Module) -> Iterator[SamplerStep]:
     """The sampler's steps for the images of these numbers."""
-    noise = ImageNoise(wanted.seed, numbers, image_shape(model), device)
-    predict = model.asked(wanted.classes, numbers, wanted.guidance_scale, network)
-    return sampler_steps(wanted.sampler, predict, model.diffusion, noise, wanted.num_sampling_steps, wanted.eta)
-
-
-def image_shape(model: PublishedModel) -> tuple[int, int, int]:
-    """Channels, height and width of what the model draws."""
-    return 3, model.image_size, model.image_size
+    how = (wanted.sampler, wanted.num_sampling_steps, wanted.eta, wanted.classes, wanted.guidance_scale)
+    return model.steps(numbers, wanted.seed, *how, network)
 
 
 def fitting_batch_size(model: PublishedModel, wanted: SampleParams, num_images: int, device: torch.device) -> int:
@@ -129,7 +121,7 @@ def fitting_batch_size(model: PublishedModel, wanted: SampleParams, num_images: 
     def attempt(batch_size: int) -> None:
         # Not compiled: each size tried would be compiled for.
         predict = model.asked(wanted.classes, range(batch_size), wanted.guidance_scale)
-        x_t = torch.zeros(batch_size, *image_shape(model), device=device)
+        x_t = torch.zeros(batch_size, *model.image_shape, device=device)
         predict(x_t, torch.zeros(batch_size, device=device).long())
 
     return largest_batch_size(attempt, max(1, min(LARGEST_BATCH_SIZE, num_images)))
@@ -142,7 +134,7 @@ def interpolate(model: PublishedModel, wanted: SampleParams, device: torch.devic
     parts = []
     way = torch.linspace(0.0, 1.0, wanted.num_interpolation_images)
     for fractions in torch.split(way, wanted.batch_size or CPU_BATCH_SIZE):
-        noise = InterpolatedNoise(wanted.seed, ends, fractions, image_shape(model), device)
+        noise = InterpolatedNoise(wanted.seed, ends, fractions, model.image_shape, device)
         # Not compiled: it would be compiled for this size.
         predict = model.asked(wanted.classes, ends[:1] * len(fractions), wanted.guidance_scale)
         with arithmetic(wanted.precision, device):

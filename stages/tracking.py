@@ -1,4 +1,4 @@
-"""The only importer of mlflow (beside the code of the registered model): one run an experiment.
+"""One MLflow run an experiment; beside stages.registry and the registered model's own code the only importer of mlflow.
 
 Training opens the run, the later stages reopen it. A run that cannot be opened stops a stage before its work; a record
 that is lost later does not: logging is asynchronous, holds nothing up, and what DVC keeps is whole without MLflow.
@@ -7,11 +7,8 @@ that is lost later does not: logging is asynchronous, holds nothing up, and what
 import contextlib
 import logging
 import os
-import shutil
 import sys
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +19,7 @@ from numpy.typing import NDArray
 
 from ddpm.distributed import is_first
 from stages.errors import StageError
-from stages.lineage import lineage_tags
+from stages.lineage import SWEEP_VARIABLE, flow_run_name, lineage_tags
 from stages.params import Params, flat
 
 EXPERIMENT = "flowers-ddpm"
@@ -30,9 +27,14 @@ TRACKING_VARIABLE = "DDPM_TRACKING"
 """Set to "off", nothing is logged."""
 MODEL_RUN_TAG = "ddpm.trained_in"
 CONTINUES_TAG = "ddpm.continues"
+SWEEP_TAG = "ddpm.sweep"
+"""The sweeps that a run belongs to, between spaces: what an earlier one has trained is not trained again."""
 STAGES = ("download", "preprocess", "train", "sample", "reference", "evaluate", "register")
 """Each with those that its results rest on before it. Reference runs before train, to fail before it, and shapes no
 model and no sample."""
+
+_PAGE_RUNS = 1000
+"""What one request may ask for."""
 
 Scalars: TypeAlias = Mapping[str, float]
 
@@ -59,9 +61,6 @@ class Tracker(Protocol):
     def record_file(self, path: Path, folder: str) -> None:
         """A file, under `folder` of the run's artifacts."""
 
-    def register_model(self, name: str, model_folder: Path, params: Params) -> str:
-        """Log the model with its signature, register it, and return the new version."""
-
     def close(self, status: str) -> None:
         """Send what still waits, and end the run: FINISHED, FAILED or KILLED."""
 
@@ -79,9 +78,6 @@ class NoTracker:
     def record_tags(self, tags: Mapping[str, str]) -> None: ...
 
     def record_file(self, path: Path, folder: str) -> None: ...
-
-    def register_model(self, name: str, model_folder: Path, params: Params) -> str:  # noqa: ARG002 (nothing is kept)
-        return ""
 
     def close(self, status: str) -> None: ...
 
@@ -119,36 +115,6 @@ class MlflowTracker:
     def record_file(self, path: Path, folder: str) -> None:
         self._attempt(lambda: self._client.log_artifact(self.run_id, str(path), folder))
 
-    def register_model(self, name: str, model_folder: Path, params: Params) -> str:
-        import mlflow
-        from mlflow.exceptions import MlflowException
-
-        # Recorded and dropped: MLflow wants type hints and an example beside the signature, whatever the filters say.
-        with (
-            _explained(),
-            _evaluated_weights(model_folder, params.sample.weights) as published,
-            warnings.catch_warnings(record=True),
-            mlflow.start_run(run_id=self.run_id, log_system_metrics=False),
-        ):
-            from stages import pyfunc_model
-
-            info = mlflow.pyfunc.log_model(
-                name="model",
-                python_model=pyfunc_model.__file__,
-                artifacts={"model": published.as_uri()},
-                code_paths=["ddpm"],
-                signature=_model_signature(),
-                pip_requirements=_model_requirements(),
-                metadata={"profile": params.profile, "image_size": params.preprocess.image_size},
-            )
-        with contextlib.suppress(MlflowException):  # it exists
-            self._client.create_registered_model(name, description="Draws images of flowers")
-        with _explained():
-            version = self._client.create_model_version(
-                name, info.model_uri, self.run_id, tags=lineage_tags(), model_id=info.model_id
-            )
-        return str(version.version)
-
     def close(self, status: str) -> None:
         import mlflow
 
@@ -160,7 +126,7 @@ class MlflowTracker:
         try:
             action()
         except Exception as error:
-            print(f"tracking: MLflow did not take a record ({error})", file=sys.stderr, flush=True)
+            print(f"tracking: warning: MLflow did not take a record ({error})", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -180,12 +146,14 @@ def opened_run(params: Params, run_id: str | None = None) -> Iterator[Tracker]:
         return
     client = _client()
     wanted = _wanted_params(params, "train")
-    with _explained():
+    with explained():
         run = _run(client, run_id) if run_id else None
         if run_id is None or run is None or not _agree(run.data.params, wanted):
             run_id = _created_run(client, params, {CONTINUES_TAG: run_id} if run_id else {})
         _resume(client, run_id, "train", wanted)
-    with _closing(MlflowTracker(client, run_id)) as tracker:
+        tracker = MlflowTracker(client, run_id)
+    _announce(tracker, "train")
+    with _closing(tracker):
         yield tracker
 
 
@@ -204,7 +172,7 @@ def reopened_run(params: Params, stage: str, earlier_run_id: str) -> Iterator[Tr
         return
     client = _client()
     wanted = _wanted_params(params, stage)
-    with _explained():
+    with explained():
         earlier = _run(client, earlier_run_id)
         trained_in = earlier.data.tags.get(MODEL_RUN_TAG, earlier_run_id) if earlier else earlier_run_id
         candidates = [earlier, *_runs_on_model(client, trained_in)]
@@ -212,14 +180,56 @@ def reopened_run(params: Params, stage: str, earlier_run_id: str) -> Iterator[Tr
         if run_id is None:
             run_id = _created_run(client, params, {MODEL_RUN_TAG: trained_in})
         _resume(client, run_id, stage, wanted)
-    with _closing(MlflowTracker(client, run_id)) as tracker:
+        tracker = MlflowTracker(client, run_id)
+    if run_id != earlier_run_id:
+        _announce(tracker, stage)
+    with _closing(tracker):
         yield tracker
+
+
+def recorded_runs(filter_text: str = "", max_runs: int | None = None) -> list[Any]:
+    """The runs of the project as MLflow gives them, newest first.
+
+    Args:
+        filter_text: in MLflow's language, such as "tags.profile = 'quickstart'".
+        max_runs: the newest alone.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
+    client, found, token = _client(), list[Any](), None
+    with explained():
+        experiment_id = client.get_experiment_by_name(EXPERIMENT).experiment_id
+        while max_runs is None or len(found) < max_runs:
+            wanted = _PAGE_RUNS if max_runs is None else min(_PAGE_RUNS, max_runs - len(found))
+            page = client.search_runs([experiment_id], filter_text, max_results=wanted, page_token=token)
+            found, token = [*found, *page], page.token
+            if not token:
+                break
+    return found
+
+
+def join_sweep(run_ids: Iterable[str], sweep: str) -> None:
+    """Tag runs as parts of a sweep: those, too, that were made before it, and serve it as they are.
+
+    Raises:
+        TrackingError: MLflow cannot be reached, or has no such run.
+    """
+    client = _client()
+    with explained():
+        for run_id in run_ids:
+            _join_sweep(client, client.get_run(run_id), sweep)
 
 
 def tracking_uri() -> str:
     """Where MLflow keeps its runs: MLFLOW_TRACKING_URI, or mlflow.db in the project, also from DVC's copies of it."""
     root = Path(os.environ.get("DVC_ROOT", ".")).absolute()
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+
+
+def _announce(tracker: Tracker, stage: str) -> None:
+    """Say which run it is, as the flow's page expects it, which links to it from now on."""
+    print(f"{stage}: MLflow run {tracker.run_id} of experiment {tracker.experiment_id}", flush=True)
 
 
 @contextmanager
@@ -238,14 +248,15 @@ def _closing(tracker: Tracker) -> Iterator[Tracker]:
         tracker.close(status)
 
 
-def _client() -> Any:
+def connect() -> Any:
+    """A client of MLflow at `tracking_uri`, which this process speaks to from now on."""
     # MLflow greets, warns and reports home by default; the terminal belongs to the stage.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # which stages say themselves, once
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     import mlflow
-    from mlflow.exceptions import MlflowException
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -253,18 +264,33 @@ def _client() -> Any:
     uri = tracking_uri()
     try:
         mlflow.set_tracking_uri(uri)
-        client = mlflow.MlflowClient()
+        return mlflow.MlflowClient()
+    except Exception as error:  # MLflow's own, or of its database or the disk
+        raise TrackingError(_unanswered(error)) from error
+
+
+def _client() -> Any:
+    """A client of MLflow, where the experiment is there to be written to."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = connect()
+    try:
         if client.get_experiment_by_name(EXPERIMENT) is None:
             # Another stage may have made it meanwhile.
             with contextlib.suppress(MlflowException):
-                client.create_experiment(EXPERIMENT, artifact_location=_artifact_location(uri))
+                client.create_experiment(EXPERIMENT, artifact_location=_artifact_location(tracking_uri()))
         mlflow.set_experiment(EXPERIMENT)
-    except Exception as error:  # MLflow's own, or of its database or the disk
-        raise TrackingError(
-            f"MLflow at {uri} does not answer: {error}. Start its server, unset MLFLOW_TRACKING_URI to use the "
-            f"project's mlflow.db, or set {TRACKING_VARIABLE}=off to do without"
-        ) from error
+    except Exception as error:  # as above
+        raise TrackingError(_unanswered(error)) from error
     return client
+
+
+def _unanswered(error: Exception) -> str:
+    return (
+        f"MLflow at {tracking_uri()} does not answer: {error}. Start its server, unset MLFLOW_TRACKING_URI to use the "
+        f"project's mlflow.db, or set {TRACKING_VARIABLE}=off to do without"
+    )
 
 
 def _artifact_location(uri: str) -> str | None:
@@ -280,7 +306,7 @@ def _created_run(client: Any, params: Params, tags: Mapping[str, str]) -> str:
     all_tags |= lineage_tags() | dict(tags)
     if "git_commit" in all_tags:
         all_tags["mlflow.source.git.commit"] = all_tags["git_commit"]
-    run = client.create_run(experiment.experiment_id, tags=all_tags)
+    run = client.create_run(experiment.experiment_id, tags=all_tags, run_name=flow_run_name())
     return str(run.info.run_id)
 
 
@@ -308,10 +334,23 @@ def _resume(client: Any, run_id: str, stage: str, wanted: Mapping[str, str]) -> 
     for name, value in lineage_tags().items():
         if name in {"git_commit", "git_has_local_changes", "prefect_flow_run"}:
             client.set_tag(run_id, f"{stage}.{name}", value)
+    if sweep := os.environ.get(SWEEP_VARIABLE):
+        _join_sweep(client, client.get_run(run_id), sweep)
+
+
+def _join_sweep(client: Any, run: Any, sweep: str) -> None:
+    joined = run.data.tags.get(SWEEP_TAG, "").split()
+    if sweep not in joined:
+        client.set_tag(run.info.run_id, SWEEP_TAG, " ".join([*joined, sweep]))
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
+    """MLflow's refusals inside the block, as errors that say how it was addressed.
+
+    Raises:
+        TrackingError: MLflow refuses.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -337,41 +376,3 @@ def _log_params(client: Any, run_id: str, values: Mapping[str, str]) -> None:
     missing = [Param(name, value) for name, value in values.items() if name not in recorded]
     for start in range(0, len(missing), 100):  # what one request may hold
         client.log_batch(run_id, params=missing[start : start + 100])
-
-
-@contextmanager
-def _evaluated_weights(model_folder: Path, weights: str) -> Iterator[Path]:
-    """A folder that holds the model with the weights that were sampled and evaluated, and no others."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("config.json", f"{weights}.safetensors"):
-            shutil.copyfile(model_folder / name, Path(folder) / name)
-        yield Path(folder)
-
-
-def _model_signature() -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    return ModelSignature(
-        inputs=Schema(
-            [
-                ColSpec(DataType.long, "n"),
-                ColSpec(DataType.long, "seed"),
-                ColSpec(DataType.string, "class_name", required=False),
-            ]
-        ),
-        outputs=Schema([ColSpec(DataType.string, "png_base64")]),
-        params=ParamSchema(
-            [
-                ParamSpec("num_sampling_steps", DataType.long, 50),
-                ParamSpec("guidance_scale", DataType.double, 1.0),
-            ]
-        ),
-    )
-
-
-def _model_requirements() -> list[str]:
-    from importlib.metadata import version
-
-    packages = ("mlflow", "torch", "numpy", "pillow", "safetensors", "pandas")
-    return [f"{package}=={version(package)}" for package in packages]

@@ -52,6 +52,7 @@ from stages.lineage import code_digest
 from stages.params import Params
 from stages.paths import CHECKPOINTS, LOSSES, MODEL
 from stages.prepared import all_images, dataset_summary, positions_of
+from stages.previews import show_samples
 from stages.progress import progress_bar
 from stages.runner import Interrupted, interruption_deferred, run_stage
 from stages.sections import TrainParams
@@ -264,7 +265,7 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
     wanted, state, num_steps = experiment.wanted, experiment.state, experiment.config.num_steps
     if state.step == 0:
         # Where MLflow's slider starts: without it, the grid of a page just opened is empty.
-        tracker.record_image("samples", drawn_grid(experiment), 0)
+        show_samples(tracker, drawn_grid(experiment), 0)
     evaluation = TrainingEvaluation(
         wanted,
         experiment.folder,
@@ -285,7 +286,7 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
                 losses.write(event)
             if is_last or event.step % wanted.sample_every == 0:
                 ensure_finite(experiment)
-                tracker.record_image("samples", drawn_grid(experiment), event.step)
+                show_samples(tracker, drawn_grid(experiment), event.step)
             signal_name = interruption()
             is_interrupted = vote.any(signal_name is not None)
             is_evaluated = evaluation.is_due(event.step, is_last)

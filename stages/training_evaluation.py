@@ -126,7 +126,10 @@ def publish_best(folder: Path, rows: list[dict[str, Any]], target: Path) -> None
     step, kept = best_of(rows), kept_step(folder / BEST)
     if kept != step:
         found = "nothing readable" if kept is None else f"step {kept}"
-        print(f"train: the best weights, of step {step}, are no longer kept: {folder / BEST} holds {found}", flush=True)
+        print(
+            f"train: warning: the best weights, of step {step}, are no longer kept: {folder / BEST} holds {found}",
+            flush=True,
+        )
         return
     with atomic_path(target / BEST) as temporary:
         shutil.copyfile(folder / BEST, temporary)

@@ -6,8 +6,10 @@ from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_table_artifact
+from prefect.logging import get_run_logger
 
 from tasks.gpu import gpu_slot
+from tasks.run_page import show
 from tasks.stage import run_stage
 
 METRICS = Path("build/metrics.json")
@@ -18,6 +20,11 @@ def evaluate() -> None:
     """Compute the distances, and show them on the run page."""
     with gpu_slot():
         run_stage("evaluate")
+    show("the metrics", show_metrics, get_run_logger())
+
+
+def show_metrics() -> None:
+    """The figures as a table."""
     create_table_artifact(metrics_table(METRICS), key="metrics", description="Distances to real images")
 
 

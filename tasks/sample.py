@@ -1,12 +1,13 @@
 """Draw images with the trained model."""
 
-import base64
 from pathlib import Path
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
+from prefect.logging import get_run_logger
 
 from tasks.gpu import gpu_slot
+from tasks.run_page import embedded, show
 from tasks.stage import run_stage
 
 GRID = Path("build/samples/grid.png")
@@ -17,9 +18,9 @@ def sample() -> None:
     """Draw images, and show their grid on the run page."""
     with gpu_slot():
         run_stage("sample")
+    show("the samples", show_samples, get_run_logger())
+
+
+def show_samples() -> None:
+    """The grid of samples."""
     create_markdown_artifact(embedded(GRID), key="samples", description="Samples of the trained model")
-
-
-def embedded(picture: Path) -> str:
-    """Markdown that holds the picture itself: the page needs no access to the file."""
-    return f"![samples](data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()})"

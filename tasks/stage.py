@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+
+from tasks.output import LineLevels, Reason, Said, is_advice, streamed
+from tasks.run_page import StagePage, stage_page
 
 GRACE_SECONDS = 60.0
 """How long a stage may take to save its work when it is told to stop.
@@ -23,49 +24,70 @@ killed: it has been told to stop, and goes when its work is saved."""
 
 LOGGED_BAR_SECONDS = 30.0
 
-_KEPT_LINES = 8
-
-# What DVC advises after every stage; the README says it once.
-_HINTS = ("To track the changes with git", "git add", "To enable auto staging", "dvc config", "Use `dvc push`")
+SWEEP_TAG = "sweep:"
+"""What begins the tag of a flow run that belongs to a sweep; the sweep's name follows."""
 
 
 class StageFailedError(Exception):
-    """DVC could not bring a stage up to date; the message holds the last lines of its output."""
+    """DVC could not bring a stage up to date; the message says why, in the stage's own words."""
 
 
-def run_stage(name: str) -> None:
+def run_stage(name: str) -> StagePage:
     """Bring stage `name` up to date by `dvc repro --single-item`.
 
     A child process, so that a cancelled or crashed task takes the stage and its GPU memory with it; a group of its own,
     so that the terminal's Ctrl-C reaches it only through here.
 
+    Returns:
+        Its part of the run page, which knows what has been shown.
+
     Raises:
         StageFailedError: the stage failed.
     """
     logger = get_run_logger()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", "--single-item", name],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        close_fds=False,  # a lock made inheritable, as a workspace's is, lasts as long as the stage
-        env=stage_environment(),
-    )
-    last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
-    try:
-        assert process.stdout is not None
-        for line in streamed_lines(process.stdout):
-            if not line.strip().startswith(_HINTS):
-                last_lines.append(line)
-                logger.info(line)
-        exit_status = process.wait()
-    except BaseException:
-        for line in end_group(process):
-            logger.info(line)
-        raise
+    log = StageLog(logger)
+    with stage_page(name, logger) as page:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro", "--single-item", name],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            close_fds=False,  # a lock made inheritable, as a workspace's is, lasts as long as the stage
+            env=stage_environment(),
+        )
+        try:
+            assert process.stdout is not None
+            for said in streamed(process.stdout):
+                page.take(said)
+                log.take(said)
+            exit_status = process.wait()
+        except BaseException:
+            for line in end_group(process):
+                log.take(Said(line, is_passing=False))
+            raise
     if exit_status != 0:
-        raise StageFailedError("\n".join([f"stage {name} failed:", *last_lines]))
+        raise StageFailedError(f"stage {name} failed: {log.reason}")
+    return page
+
+
+class StageLog:
+    """Brings what a stage says into the log of its task: lines with their levels, and now and then a progress bar."""
+
+    def __init__(self, logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
+        self.reason = Reason()
+        self._logger = logger
+        self._levels = LineLevels()
+        self._show_bar = show_bar_on_terminal if sys.stderr.isatty() else LoggedBar(logger)
+
+    def take(self, said: Said) -> None:
+        """Log a line; show a state of a bar where it can be seen."""
+        if said.is_passing:
+            self._show_bar(said.text)
+        elif not is_advice(said.text):
+            level = self._levels.of(said.text)
+            self.reason.add(level, said.text)
+            self._logger.log(level, said.text)
 
 
 def stage_environment() -> dict[str, str]:
@@ -76,26 +98,9 @@ def stage_environment() -> dict[str, str]:
     environment["DVC_NO_ANALYTICS"] = "true"
     environment["DDPM_WATCH_PID"] = str(os.getpid())
     environment["DDPM_PREFECT_FLOW_RUN"] = f"{flow_run.name} ({flow_run.id})"
+    if name := next((tag.removeprefix(SWEEP_TAG) for tag in flow_run.tags or () if tag.startswith(SWEEP_TAG)), None):
+        environment["DDPM_SWEEP"] = name
     return environment
-
-
-def streamed_lines(output: IO[bytes]) -> Iterator[str]:
-    """Whole lines, as they come; the states of a progress bar between them go to the terminal, where there is one."""
-    pending = b""
-    show = _TerminalBar() if sys.stderr.isatty() else _LoggedBar()
-    while chunk := os.read(output.fileno(), 65536):
-        *parts, pending = (pending + chunk).replace(b"\r\n", b"\n").splitlines(keepends=True)
-        if pending.endswith(b"\n"):  # but not \r, which may be half of \r\n
-            parts.append(pending)
-            pending = b""
-        for part in parts:
-            text = part.decode(errors="replace").rstrip()
-            if part.endswith(b"\r"):
-                yield from show(text)
-            elif text:
-                yield text
-    if text := pending.decode(errors="replace").strip():
-        yield text
 
 
 def end_group(process: subprocess.Popen[bytes], grace_seconds: float = GRACE_SECONDS) -> list[str]:
@@ -120,37 +125,38 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
         os.killpg(process.pid, number)
 
 
-class _TerminalBar:
+def show_bar_on_terminal(text: str) -> None:
     """Moves the bar on the terminal; nothing of it goes to the log."""
-
-    def __call__(self, text: str) -> list[str]:
-        if text:
-            sys.stderr.write(f"\r{text}")
-            sys.stderr.flush()
-        return []
+    sys.stderr.write(f"\r{text}")
+    sys.stderr.flush()
 
 
-class _LoggedBar:
+class LoggedBar:
     """Where no terminal is, the log takes a state of the bar now and then."""
 
-    def __init__(self) -> None:
+    def __init__(self, logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
+        self._logger = logger
         self._last = time.monotonic()
 
-    def __call__(self, text: str) -> list[str]:
-        if not text or time.monotonic() - self._last < LOGGED_BAR_SECONDS:
-            return []
-        self._last = time.monotonic()
-        return [text]
+    def __call__(self, text: str) -> None:
+        """Take the next state."""
+        if time.monotonic() - self._last >= LOGGED_BAR_SECONDS:
+            self._last = time.monotonic()
+            self._logger.info(text)
 
 
-class _WithoutTraceback(logging.Filter):
-    """A failed stage has said what is wrong; where Prefect caught it helps nobody."""
+class OfFailedStages(logging.Filter):
+    """What Prefect logs of a failed stage: that it has failed. The stage has said itself why, once."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Leave out where Prefect caught the error, and of the final state the repeated reason."""
         if record.exc_info and isinstance(record.exc_info, tuple) and isinstance(record.exc_info[1], StageFailedError):
-            record.exc_info = None
+            return False
+        said = record.getMessage()
+        if said.startswith("Finished in state") and StageFailedError.__name__ in said:
+            record.msg, record.args = f"{said.partition('(')[0]}: a stage has failed, as it says above", None
         return True
 
 
 for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.task_engine", "prefect.flow_engine"):
-    logging.getLogger(_name).addFilter(_WithoutTraceback())
+    logging.getLogger(_name).addFilter(OfFailedStages())

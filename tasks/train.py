@@ -1,33 +1,51 @@
 """Train the network."""
 
 import json
-import os
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from prefect import task
-from prefect.artifacts import create_link_artifact
+from prefect.artifacts import create_table_artifact
+from prefect.logging import get_run_logger
 
 from tasks.gpu import gpu_slot
+from tasks.run_page import show, show_mlflow_run
 from tasks.stage import run_stage
 
 RUN_FILE = Path("build/model/run.json")
-LOCAL_MLFLOW = "http://127.0.0.1:5000"
+LOSSES = Path("build/losses.csv")
+
+SHOWN_LOSSES = 40
+"""Rows of the table of losses, at most."""
 
 
 @task(name="train")
 def train() -> None:
-    """Train the network, and link its MLflow run."""
+    """Train the network; show its progress, its MLflow run, its samples as they are drawn, and its losses."""
     with gpu_slot():
-        run_stage("train")
-    if link := mlflow_link():
-        create_link_artifact(link=link, link_text="MLflow run", key="mlflow-run", description="`make mlflow` serves it")
+        page = run_stage("train")
+    logger = get_run_logger()
+    if not page.has_linked_run:
+        show("the MLflow run", link_recorded_run, logger)
+    show("the losses", show_losses, logger)
 
 
-def mlflow_link() -> str | None:
-    """The address of the MLflow run's page: on the tracking server, or where `make mlflow` serves the local one."""
+def link_recorded_run() -> None:
+    """Link the run that made the model, where there was nothing to train and so none was opened now."""
     run = json.loads(RUN_FILE.read_text())
-    if not run["mlflow_run_id"]:
-        return None
-    server = os.environ.get("MLFLOW_TRACKING_URI", "")
-    base = server.rstrip("/") if server.startswith("http") else LOCAL_MLFLOW
-    return f"{base}/#/experiments/{run['mlflow_experiment_id']}/runs/{run['mlflow_run_id']}"
+    if run["mlflow_run_id"]:
+        show_mlflow_run(run["mlflow_run_id"], run["mlflow_experiment_id"])
+
+
+def show_losses() -> None:
+    """The losses as a table."""
+    create_table_artifact(losses_table(LOSSES), key="losses", description="Mean losses up to each step")
+
+
+def losses_table(path: Path) -> list[dict[str, Any]]:
+    """Rows of build/losses.csv, evenly thinned; the first and the last are among them."""
+    losses = pd.read_csv(path)
+    num_shown = min(SHOWN_LOSSES, len(losses))
+    shown = losses.iloc[[round(i * (len(losses) - 1) / max(1, num_shown - 1)) for i in range(num_shown)]]
+    return [{str(name): value for name, value in row.items()} for row in shown.round(6).to_dict("records")]

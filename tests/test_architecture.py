@@ -26,6 +26,7 @@ SHAPE_NO_RESULT = {
     "stages.errors": "what a failed stage says is no result",
     "stages.runner": "it starts and ends a stage",
     "stages.progress": "a bar on the terminal",
+    "stages.previews": "pictures to look at while a training goes on",
     "stages.alone": "it lets one run after another at the same checkpoints",
     "stages.tracking": "it tells MLflow of results that DVC has without it",
     "stages.lineage": "it names code and data, to MLflow and in the fingerprint of checkpoints",
@@ -35,7 +36,7 @@ SHAPE_NO_RESULT = {
 """Modules that stages import and need not depend on, each with its reason."""
 
 CARRIED_ALONG = {"register": ("stages.pyfunc_model", "ddpm")}
-"""What goes into a stage's result beside its imports: stages.tracking logs this file, and a copy of this folder."""
+"""What goes into a stage's result beside its imports: stages.registry logs this file, and a copy of this folder."""
 
 
 def syntax(path):
@@ -95,7 +96,7 @@ def test_what_computes_on_a_gpu_holds_a_slot_of_it():
 
 def test_each_stage_has_a_task_and_a_program():
     tasks = {path.stem for path in (PROJECT / "tasks").glob("*.py")}
-    assert tasks == {*STAGES, "stage", "gpu", "__init__"}
+    assert tasks == {*STAGES, "stage", "output", "run_page", "gpu", "__init__"}
     assert {path.stem for path in (PROJECT / "stages").glob("*.py")} > set(STAGES)
 
 
@@ -182,7 +183,7 @@ def test_every_exception_is_one(graph):
 def test_the_registered_model_carries_what_it_is_said_to():
     (call,) = (
         node
-        for node in ast.walk(syntax("stages/tracking.py"))
+        for node in ast.walk(syntax("stages/registry.py"))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "mlflow.pyfunc.log_model"
     )
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
@@ -190,7 +191,7 @@ def test_the_registered_model_carries_what_it_is_said_to():
 
 
 # What an interrupted run goes on from is no output: DVC deletes outputs before it runs a stage.
-KEPT = {"CHECKPOINTS", "DOWNLOADS"}
+KEPT = {"CHECKPOINTS", "DOWNLOADS", "PREVIEWS"}
 PLACES = {name: path.as_posix() for name, path in vars(paths).items() if isinstance(path, Path)}
 OUTPUTS = {place for name, place in PLACES.items() if place.startswith("build/") and name not in KEPT}
 
@@ -241,6 +242,11 @@ def test_data_comes_from_an_earlier_stage():
         made |= outputs(stage)
 
 
+def test_the_artifact_of_dvc_is_the_model():
+    (artifact,) = DVC["artifacts"].values()
+    assert artifact["path"] == PLACES["MODEL"] and artifact["type"] == "model"
+
+
 def test_the_plots_of_dvc_show_what_there_is():
     assert DVC["plots"] == [PLACES["GRID"]]
 
@@ -248,6 +254,7 @@ def test_the_plots_of_dvc_show_what_there_is():
 def test_tasks_show_the_files_that_the_stages_write():
     # They import no stage, so the places stand twice.
     assert paths.MODEL / "run.json" == train.RUN_FILE
+    assert paths.LOSSES == train.LOSSES
     assert paths.GRID == sample.GRID
     assert paths.METRICS == evaluate.METRICS
 
@@ -267,7 +274,7 @@ def test_places_that_flows_and_tasks_name_are_outputs():
         if word.startswith("build/")
     }
     assert len(words) > 3
-    assert {word for word in words if output_of(word) is None} == {PLACES["CHECKPOINTS"]}
+    assert {word for word in words if output_of(word) is None} == {PLACES["CHECKPOINTS"], "build/sweeps"}
 
 
 def project_files():

@@ -3,7 +3,7 @@
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Flowers102:
     """The dataset's own three files, as they are; images are read from the archive without unpacking it."""
 
     is_immutable = True
+    class_names: Mapping[int, str] | None = dict(enumerate(CLASS_NAMES, start=1))
 
     def fetch(self, params: DownloadParams, folder: Path, previous: Path) -> None:
         missing = {}

@@ -1,12 +1,12 @@
 """Flowers drawn by the project itself; the class is the number of petals."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from stages.datasets.source import SourceImage
-from stages.drawing.flowers import class_name, generate
+from stages.drawing.flowers import PETAL_COUNTS, class_name, generate
 from stages.sections import DownloadParams
 
 _CHUNK = 500
@@ -16,6 +16,7 @@ class SyntheticFlowers:
     """Raw arrays: compressed images would differ between versions of the compressor."""
 
     is_immutable = True
+    class_names: Mapping[int, str] | None = {petals: class_name(petals) for petals in PETAL_COUNTS}
 
     def fetch(self, params: DownloadParams, folder: Path, previous: Path) -> None:  # noqa: ARG002 (drawing is quick)
         """Draw them."""

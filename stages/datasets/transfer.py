@@ -121,7 +121,7 @@ def fetch_verified(address: str, md5: str, downloads: Path) -> Path:
         if found == md5:
             return partial.path
         partial.discard()
-        print(f"download: {address} arrived with md5 {found} instead of {md5}", flush=True)
+        print(f"download: warning: {address} arrived with md5 {found} instead of {md5}", flush=True)
     raise WrongDigestError(address, found)
 
 
@@ -138,7 +138,8 @@ def transfer(address: str, partial: PartialFile) -> None:
                 retries, reached = _all_retries(), partial.size
             retries = _one_less(retries, address, error)
             wait = _wait(retries, error)
-            print(f"download: {_cause(error)}; going on from {partial.size / 1e6:.1f} MB in {wait:.0f} s", flush=True)
+            reached_mb = partial.size / 1e6
+            print(f"download: warning: {_cause(error)}; going on from {reached_mb:.1f} MB in {wait:.0f} s", flush=True)
             time.sleep(wait)
 
 

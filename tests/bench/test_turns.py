@@ -34,8 +34,8 @@ def test_a_variant_whose_package_is_missing_is_left_out_and_named():
     assert list(timings.seconds) == ["here"]
 
 
-def test_a_process_that_ends_is_named_with_its_status():
-    with pytest.raises(RuntimeError, match=r"'gone' ended with status 3"):
+def test_a_process_that_is_ended_is_named():
+    with pytest.raises(RuntimeError, match="the process of 'gone' was ended"):
         timed_in_turn({"gone": builder(os._exit, 3)}, 1, CPU)
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,4 +54,32 @@ def wait_until_up(process: subprocess.Popen, log: Path) -> None:
         assert process.poll() is None, f"{' '.join(process.args)} ended:\n{log.read_text()}"
         return "Ctrl-C stops everything." in log.read_text()
 
-    wait_until(is_up, "the service", seconds=320)
+    wait_until(is_up, "the service", seconds=280)
+
+
+def wait_for_server(process: subprocess.Popen, address: str, log: Path) -> None:
+    """Until the address answers 200."""
+
+    def answers() -> bool:
+        assert process.poll() is None, f"{' '.join(process.args)} ended:\n{log.read_text()}"
+        with suppress(requests.RequestException):
+            return web.get(address, timeout=5).ok
+        return False
+
+    wait_until(answers, address, seconds=120)
+
+
+@contextmanager
+def mlflow_server(folder: Path, environment: dict[str, str]) -> Iterator[str]:
+    """The address of an MLflow server of its own, whose database and files lie in `folder`, which this makes."""
+    folder.mkdir()
+    port, log = free_port(), folder / "mlflow.log"
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", "./artifacts",
+    ]  # fmt: skip
+    # A client's address would make the server a client of itself.
+    at_home = {name: value for name, value in environment.items() if name != "MLFLOW_TRACKING_URI"}
+    with running(command, folder, at_home, log) as server:
+        wait_for_server(server, f"http://127.0.0.1:{port}/health", log)
+        yield f"http://127.0.0.1:{port}"

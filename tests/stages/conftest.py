@@ -151,7 +151,7 @@ def folder(tmp_path, monkeypatch):
     """An empty current folder, in which nothing is tracked and no variable of the caller's is seen."""
     monkeypatch.chdir(tmp_path)
     for name in (
-        "DDPM_PREFECT_FLOW_RUN", "DDPM_WATCH_PID", "DVC_ROOT", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID",
+        "DDPM_PREFECT_FLOW_RUN", "DDPM_SWEEP", "DDPM_WATCH_PID", "DVC_ROOT", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID",
         "MLFLOW_TRACKING_URI",
     ):  # fmt: skip
         # Set and then deleted, so that what a test leaves there is taken away after it.
@@ -307,10 +307,6 @@ class Notes(NoTracker):
     def record_tags(self, tags):
         self.tags |= tags
 
-    def register_model(self, name, model_folder, params):
-        assert (model_folder / "config.json").is_file()
-        return f"{name} of {params.profile}"
-
     def close(self, status):
         self.ended.append(status)
 
@@ -319,3 +315,28 @@ class Notes(NoTracker):
 def notes():
     """A tracker that keeps what it is told."""
     return Notes()
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """The tables of MLflow, which take seconds to make, without an experiment."""
+    from mlflow import MlflowClient  # seconds, which most tests need not wait for
+
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def client(folder, empty_database, monkeypatch):
+    """The current folder's database, as a reader of it sees it."""
+    from mlflow import MlflowClient  # as above
+
+    shutil.copy(empty_database, "mlflow.db")
+    monkeypatch.setenv("DDPM_TRACKING", "on")
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        # Set and then deleted, so that what a test leaves there is taken away after it.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")

@@ -206,7 +206,8 @@ def test_the_death_of_a_process_ends_the_job_and_one_process_goes_on(alone, prep
     assert time.monotonic() - killed < 15.0  # 1 or 2 on an idle machine
     assert status == EXIT_ERROR and not job.is_left()
     assert words.splitlines()[-1] == (
-        "train: process 1 of 2 was ended by SIGKILL, and with it the others; run it again to go on from what is saved"
+        "train: error: process 1 of 2 was ended by SIGKILL, and with it the others; run it again to go on from what "
+        "is saved"
     )
     assert "Traceback" not in words
     assert max(steps_kept(folder)) < 80
@@ -224,7 +225,7 @@ def test_a_signal_lets_all_processes_save_and_the_next_run_goes_on(together, pre
     assert status == EXIT_INTERRUPTED == 75 and not job.is_left()
     saved = max(steps_kept(folder))
     assert saved < 80 and f"at step {saved}, kept in build/checkpoints/" in words
-    assert "train: interrupted by SIGTERM; run it again to go on" in words and "Traceback" not in words
+    assert "train: warning: interrupted by SIGTERM; run it again to go on" in words and "Traceback" not in words
     status, words = start("train", folder).ended()
     assert status == 0, words
     assert f"step_{saved:09d}.safetensors" in words.split("going on from")[1]

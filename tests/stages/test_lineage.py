@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from ruamel.yaml import YAML
 
-from stages.lineage import code_digest, lineage_tags
+from stages.lineage import code_digest, lineage_tags, model_digest
 
 
 def git(*arguments):
@@ -52,15 +52,17 @@ def test_data_and_dataset_are_named_by_dvcs_digests(repository):
         "download": {"cmd": "x", "outs": [{"path": "build/download.json", "md5": "bbb"}]},
         "preprocess": {"cmd": "y", "outs": [{"path": "build/dataset", "md5": "ccc.dir"}]},
     }
+    outs = [{"path": "build/losses.csv", "md5": "ddd"}, {"path": "build/model", "md5": "eee.dir"}]
+    stages["train"] = {"cmd": "z", "outs": outs}
     write_yaml(repository / "dvc.lock", {"schema": "2.0", "stages": stages})
     tags = lineage_tags()
-    assert (tags["dvc_data"], tags["dvc_dataset"]) == ("aaa.dir", "ccc.dir")
+    assert (tags["dvc_data"], tags["dvc_dataset"], model_digest()) == ("aaa.dir", "ccc.dir", "eee.dir")
 
 
 @pytest.mark.parametrize("stages", [{}, {"preprocess": {"cmd": "y"}}])
 def test_what_dvc_does_not_know_yet_is_left_out(repository, stages):
     write_yaml(repository / "dvc.lock", {"schema": "2.0", "stages": stages})
-    assert set(lineage_tags()) == {"git_commit", "git_has_local_changes"}
+    assert set(lineage_tags()) == {"git_commit", "git_has_local_changes"} and model_digest() == ""
 
 
 def test_the_flow_run_is_named(repository, monkeypatch):

@@ -166,6 +166,14 @@ def test_the_experiment_in_force_started_from_a_profile_that_exists():
             "train.class_conditional to true to train a model that can be asked for classes",
         ),
         (
+            {"sample.classes": ["7 petal"], "train.class_conditional": True},
+            "sample.classes: unknown class '7 petal'; did you mean 7 petals (7) or 8 petals (8) or 6 petals (6)?",
+        ),
+        (
+            {"sample.classes": ["sunflour"], "train.class_conditional": True, "download.dataset": "flowers102"},
+            "sample.classes: unknown class 'sunflour'; did you mean sunflower (54)?",
+        ),
+        (
             {"sample.guidance_scale": 2.0},
             "sample.guidance_scale must be 1, since train.class_conditional is false, got 2.0",
         ),
@@ -247,7 +255,12 @@ def test_all_problems_are_told_at_once(written):
             lambda params: params.download.archive_md5 == "0" * 32,
         ),
         (
-            {"train.class_conditional": True, "sample.classes": ["rose", 54], "sample.guidance_scale": 2},
+            {
+                "download.dataset": "flowers102",
+                "train.class_conditional": True,
+                "sample.classes": ["rose", 54],
+                "sample.guidance_scale": 2,
+            },
             lambda params: params.sample.classes == ("rose", 54),
         ),
         (

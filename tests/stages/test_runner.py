@@ -57,7 +57,7 @@ def test_a_stage_gets_the_parameters_in_force():
 
 @pytest.mark.parametrize("error", [StageError("the roses have wilted"), CheckpointError("the roses have wilted")])
 def test_an_error_is_one_line_and_status_1(ended, error):
-    assert ended(raising(error)) == (EXIT_ERROR, "train: the roses have wilted\n")
+    assert ended(raising(error)) == (EXIT_ERROR, "train: error: the roses have wilted\n")
     assert EXIT_ERROR == 1
 
 
@@ -71,8 +71,8 @@ def test_parameters_that_cannot_be_used_are_one_clear_error(ended, write_params)
     status, words = ended(lambda _params: pytest.fail("nothing is to be run"))
     assert status == 1
     assert words.splitlines() == [
-        "train: params.yaml cannot be used:",
-        "  train.num_steps: Input should be greater than or equal to 1, got 0",
+        "train: error: params.yaml cannot be used:",
+        "    train.num_steps: Input should be greater than or equal to 1, got 0",
     ]
 
 
@@ -81,7 +81,7 @@ def test_a_change_of_its_own_section_meanwhile_is_an_error(ended, write_params):
     status, words = ended(lambda _params: write_params({"train.num_steps": 7}))
     assert (status, words) == (
         1,
-        "train: params.yaml changed while train ran, so nothing is recorded: run it again\n",
+        "train: error: params.yaml changed while train ran, so nothing is recorded: run it again\n",
     )
 
 
@@ -97,7 +97,7 @@ def test_so_is_one_of_another_section_that_it_reads(write_params, capsys, name, 
     write_params()
     with pytest.raises(SystemExit):
         run_stage(name, lambda _params: write_params(changes))
-    assert f"{name}: params.yaml changed while {name} ran" in capsys.readouterr().err
+    assert f"{name}: error: params.yaml changed while {name} ran" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -119,14 +119,14 @@ def test_any_other_change_is_none(write_params, changes, capsys):
 
 def test_a_file_spoilt_meanwhile_is_an_error(ended):
     status, words = ended(lambda _params: Path("params.yaml").write_text("train: ["))
-    assert status == 1 and words.startswith("train: params.yaml is not YAML")
+    assert status == 1 and words.startswith("train: error: params.yaml is not YAML")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_interrupts_with_status_75(ended, number):
     assert ended(signal_and_wait(number)) == (
         EXIT_INTERRUPTED,
-        f"train: interrupted by {number.name}; run it again to go on\n",
+        f"train: warning: interrupted by {number.name}; run it again to go on\n",
     )
     assert EXIT_INTERRUPTED == 75
 
@@ -143,7 +143,7 @@ def test_a_second_signal_does_not_break_the_leaving(ended):
             os.kill(os.getpid(), signal.SIGTERM)
             cleaned.append(True)
 
-    assert ended(stage) == (75, "train: interrupted by SIGTERM; run it again to go on\n")
+    assert ended(stage) == (75, "train: warning: interrupted by SIGTERM; run it again to go on\n")
     assert cleaned == [True]
 
 
@@ -184,7 +184,7 @@ def test_after_a_deferred_signal_another_does_not_break_the_leaving(ended):
         left.append(True)
         raise Interrupted(f"{interruption()} between two steps")
 
-    assert ended(stage) == (75, "train: SIGTERM between two steps\n")
+    assert ended(stage) == (75, "train: warning: SIGTERM between two steps\n")
     assert left == [True]
 
 
@@ -198,7 +198,7 @@ def test_the_death_of_the_watched_process_interrupts(ended, monkeypatch):
         time.sleep(30.0)
 
     started = time.monotonic()
-    assert ended(stage) == (75, "train: interrupted by SIGTERM; run it again to go on\n")
+    assert ended(stage) == (75, "train: warning: interrupted by SIGTERM; run it again to go on\n")
     assert time.monotonic() - started < 10.0
 
 

@@ -66,7 +66,7 @@ def test_the_images_do_not_depend_on_the_batch_size(drawn, sampler, batch_size):
 def test_a_batch_size_that_is_left_open_is_a_known_one_on_a_cpu(drawn, monkeypatch):
     batches = []
     steps_of = module.steps_of
-    monkeypatch.setattr(module, "steps_of", lambda *given: batches.append(given[3]) or steps_of(*given))
+    monkeypatch.setattr(module, "steps_of", lambda *given: batches.append(given[2]) or steps_of(*given))
     assert len(drawn({"sample.batch_size": None, "sample.num_images": 33})[0]) == 33
     assert batches == [range(32), range(32, 33)]
 
@@ -81,6 +81,7 @@ def test_a_batch_size_that_is_left_open_is_what_the_memory_of_a_gpu_holds(publis
             raise torch.OutOfMemoryError
 
     sizes, model = [], dataclasses.replace(load_model(published))
+    unet.config = model.unet.config
     object.__setattr__(model, "unet", unet)  # the checks of types know networks alone
     assert module.fitting_batch_size(model, make_params().sample, num_images, torch.device("meta")) == tried[-1]
     assert sizes == tried

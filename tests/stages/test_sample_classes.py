@@ -19,7 +19,8 @@ from stages.tracking import _closing
 
 SAMPLES = Path("build/samples")
 CPU = torch.device("cpu")
-CONDITIONAL = {"train.class_conditional": True}
+# Of a dataset that does not tell its classes beforehand.
+CONDITIONAL = {"train.class_conditional": True, "download.dataset": "folder", "download.source": "flowers"}
 
 
 @pytest.fixture
@@ -93,6 +94,7 @@ def test_the_memory_of_a_gpu_is_tried_with_the_doubled_batch_of_guidance(publish
             raise torch.OutOfMemoryError
         return x
 
+    unet.config = model.unet.config
     object.__setattr__(model, "unet", unet)  # the checks of types know networks alone
     object.__setattr__(model.diffusion, "betas", model.diffusion.betas.to("meta"))
     wanted = make_params(CONDITIONAL | {"sample.guidance_scale": 2.0}).sample

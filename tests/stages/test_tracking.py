@@ -1,17 +1,12 @@
 """One MLflow run an experiment, in a real database of this test's own."""
 
-import json
 import os
-import shutil
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
@@ -20,9 +15,9 @@ from stages.params import flat
 from stages.runner import Interrupted
 from stages.tracking import (
     EXPERIMENT,
+    SWEEP_TAG,
     NoTracker,
     TrackingError,
-    _evaluated_weights,
     opened_run,
     reopened_run,
     tracking_uri,
@@ -30,27 +25,6 @@ from stages.tracking import (
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # in MLflow's own tables
 PICTURE = np.full((8, 8, 3), 200, np.uint8)
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    """The tables of MLflow, which take seconds to make, without an experiment."""
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def client(folder, empty_database, monkeypatch):
-    """The current folder's database, as a reader of it sees it."""
-    shutil.copy(empty_database, "mlflow.db")
-    monkeypatch.setenv("DDPM_TRACKING", "on")
-    for name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
-        # Set and then deleted, so that what a test leaves there is taken away after it.
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
 
 
 @pytest.fixture
@@ -125,6 +99,44 @@ def test_a_run_names_code_and_data(client, runs, make_params, monkeypatch):
     (run,) = runs()
     assert tags.items() <= run.data.tags.items()
     assert run.data.tags["mlflow.source.git.commit"] == "a" * 40  # which the pages of MLflow link
+
+
+def test_a_run_bears_the_name_of_its_flow_run(client, make_params, monkeypatch):
+    monkeypatch.setenv("DDPM_PREFECT_FLOW_RUN", "wise-owl (0a1b)")
+    with opened_run(make_params()) as tracker:
+        pass
+    assert client.get_run(tracker.run_id).info.run_name == "wise-owl"
+    monkeypatch.delenv("DDPM_PREFECT_FLOW_RUN")
+    with opened_run(make_params()) as tracker:
+        pass
+    assert client.get_run(tracker.run_id).info.run_name  # MLflow's own choice
+
+
+def test_a_run_is_told_as_soon_as_it_is_open(client, make_params, capsys):
+    with opened_run(make_params()) as tracker:
+        told = f"MLflow run {tracker.run_id} of experiment {tracker.experiment_id}\n"
+        assert capsys.readouterr().out == f"train: {told}"
+    with reopened_run(make_params(), "sample", tracker.run_id):
+        assert capsys.readouterr().out == ""  # it has been told
+    with reopened_run(make_params({"sample.seed": 7}), "sample", tracker.run_id) as another:
+        assert another.run_id != tracker.run_id
+        assert capsys.readouterr().out.startswith(f"sample: MLflow run {another.run_id} of experiment ")
+
+
+def test_a_run_of_a_sweep_bears_its_name_and_keeps_those_of_earlier_ones(client, make_params, monkeypatch):
+    monkeypatch.setenv("DDPM_SWEEP", "owls")
+    with opened_run(make_params()) as tracker:
+        pass
+    assert client.get_run(tracker.run_id).data.tags[SWEEP_TAG] == "owls"
+    monkeypatch.setenv("DDPM_SWEEP", "rooks")
+    for _ in range(2):
+        with reopened_run(make_params(), "sample", tracker.run_id):
+            pass
+    assert client.get_run(tracker.run_id).data.tags[SWEEP_TAG] == "owls rooks"
+    monkeypatch.delenv("DDPM_SWEEP")
+    with opened_run(make_params()) as alone:
+        pass
+    assert SWEEP_TAG not in client.get_run(alone.run_id).data.tags
 
 
 def test_figures_that_wait_are_sent_before_the_run_ends(client, make_params, monkeypatch):
@@ -269,7 +281,6 @@ def test_switched_off_nothing_is_tracked(folder, make_params, enter):
         tracker.record_image("samples", PICTURE)
         tracker.record_tags({"mood": "cheerful"})
         tracker.record_file(Path("missing"), "training")
-        assert tracker.register_model("flowers", Path("missing"), make_params()) == ""
     assert isinstance(tracker, NoTracker) and tracker.run_id == tracker.experiment_id == ""
     assert list(folder.iterdir()) == [] and dict(os.environ) == before
 
@@ -293,7 +304,7 @@ def test_failing_records_are_told_and_stop_nothing(client, make_params, capsys):
         tracker.record_file(Path("missing"), "training")
     said = capsys.readouterr().err.splitlines()
     # The four records, and the end of the run.
-    assert said == ["tracking: MLflow did not take a record (the server is gone)"] * 5
+    assert said == ["tracking: warning: MLflow did not take a record (the server is gone)"] * 5
 
 
 def test_a_server_that_does_not_answer_is_a_quick_and_clear_error(client, make_params, monkeypatch):
@@ -339,60 +350,3 @@ def test_the_database_lies_in_the_project(folder, monkeypatch):
     assert tracking_uri() == "sqlite:////project/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
     assert tracking_uri() == "http://server:5000"
-
-
-@pytest.mark.parametrize("weights", ["averaged", "raw"])
-def test_the_weights_that_were_evaluated_are_registered_and_no_others(model, weights):
-    with _evaluated_weights(model, weights) as folder:
-        assert sorted(path.name for path in folder.iterdir()) == sorted(["config.json", f"{weights}.safetensors"])
-        assert (folder / f"{weights}.safetensors").read_bytes() == (model / f"{weights}.safetensors").read_bytes()
-
-
-def test_a_registered_model_draws_from_its_own_code(client, model, make_params, project, trained, monkeypatch, recwarn):
-    """Logged, registered twice, and loaded where the project is not."""
-    params, folder = make_params(), Path.cwd()
-    with reopened_run(params, "register", trained) as tracker:
-        monkeypatch.chdir(project)  # whose ddpm/ goes with the model
-        versions = [tracker.register_model("flowers", folder / model, params) for _ in range(2)]
-        monkeypatch.chdir(folder)
-    assert versions == ["1", "2"]
-    assert recwarn.list == []  # the terminal belongs to the stage
-    version = client.get_model_version("flowers", "1")
-    assert version.run_id == trained and client.get_run(trained).info.status == "FINISHED"
-
-    elsewhere = folder / "elsewhere"
-    elsewhere.mkdir()
-    script = """
-import base64, io, json, logging, mlflow, pandas as pd
-from PIL import Image
-model = mlflow.pyfunc.load_model("models:/flowers/1")
-asked = pd.DataFrame({"n": [2, 1], "seed": [0, 5]})
-words = [list(model.predict(asked, params={"num_sampling_steps": 3})["png_base64"]) for _ in range(2)]
-assert words[0] == words[1], "the same request gives other images"
-images = [Image.open(io.BytesIO(base64.b64decode(word))) for word in words[0]]
-import ddpm
-print(json.dumps({
-    "sizes": [[image.format, *image.size] for image in images],
-    "distinct": len(set(words[0])),
-    "code": ddpm.__file__,
-    "schema": [model.metadata.get_input_schema().to_dict(), model.metadata.get_params_schema().to_dict()],
-    "metadata": model.metadata.metadata,
-}))
-"""
-    environment = dict(os.environ) | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
-        "OMP_NUM_THREADS": "1",
-    }
-    environment.pop("PYTHONPATH", None)
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=elsewhere, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    told = json.loads(result.stdout.splitlines()[-1])
-    assert told["sizes"] == [["PNG", 16, 16]] * 3 and told["distinct"] == 3
-    assert Path(told["code"]).is_relative_to(folder / "mlartifacts")
-    columns = [(column["name"], column["required"]) for column in told["schema"][0]]
-    assert columns == [("n", True), ("seed", True), ("class_name", False)]
-    defaults = [(param["name"], param["default"]) for param in told["schema"][1]]
-    assert defaults == [("num_sampling_steps", 50), ("guidance_scale", 1.0)]
-    assert told["metadata"] == {"profile": params.profile, "image_size": 16}

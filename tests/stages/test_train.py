@@ -301,9 +301,9 @@ def test_a_loss_that_is_not_finite_ends_the_training_before_another_checkpoint(s
     line = spoilt(5, watching)
     (folder,) = CHECKPOINTS.iterdir()
     assert line == (
-        "train: the loss or gradient of step 5 is not finite, at a learning rate of 0.001; the last good checkpoint is "
-        f"{folder}/step_000000004.safetensors; lower train.learning_rate, raise train.warmup_steps, or set "
-        "train.gradient_clip"
+        "train: error: the loss or gradient of step 5 is not finite, at a learning rate of 0.001; the last good "
+        f"checkpoint is {folder}/step_000000004.safetensors; lower train.learning_rate, raise train.warmup_steps, or "
+        "set train.gradient_clip"
     )
     assert steps_kept() == [2, 4] and not MODEL.exists() and not LOSSES.exists()
     # Where it was an accident, such as of the machine, the training goes on.
@@ -345,7 +345,7 @@ def test_an_interruption_says_which_and_where_and_keeps_the_step(interrupted, nu
     line = interrupted(3, number)
     (folder,) = CHECKPOINTS.iterdir()
     path = folder / "step_000000003.safetensors"
-    assert line == f"train: {number.name} at step 3, kept in {path}; run it again to go on"
+    assert line == f"train: warning: {number.name} at step 3, kept in {path}; run it again to go on"
     assert path.is_file() and not MODEL.exists() and not LOSSES.exists()
 
 

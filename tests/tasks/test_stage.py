@@ -13,88 +13,68 @@ from types import SimpleNamespace
 import pytest
 
 from tasks import stage
-from tasks.stage import StageFailedError, end_group, run_stage, stage_environment, streamed_lines
+from tasks.output import Said
+from tasks.stage import StageFailedError, StageLog, end_group, run_stage, stage_environment
 
 
-@pytest.fixture
-def streamed(monkeypatch):
-    """The lines of an output that comes in the given pieces, and what is shown of its progress."""
+class Log:
+    """Keeps what would go to the Prefect log."""
 
-    def run(*pieces):
-        waiting = [*pieces, b""]
-        shown = []
-        monkeypatch.setattr(stage, "os", SimpleNamespace(read=lambda *_: waiting.pop(0)))
-        monkeypatch.setattr(stage, "_LoggedBar", lambda: lambda text: shown.append(text) or [])
-        lines = list(streamed_lines(SimpleNamespace(fileno=lambda: 0)))
-        return lines, [text for text in shown if text]
+    def __init__(self):
+        self.records = []
 
-    return run
+    @property
+    def lines(self):
+        return [line for _, line in self.records]
 
+    def log(self, level, line):
+        self.records.append((level, line))
 
-@pytest.mark.parametrize(
-    ("pieces", "lines"),
-    [
-        ([b"one\ntwo\n"], ["one", "two"]),
-        ([b"o", b"n", b"e\nt", b"wo\n"], ["one", "two"]),
-        ([b"one\n", b"two"], ["one", "two"]),
-        ([b"one\r\ntwo\r\n"], ["one", "two"]),
-        ([b"one\r", b"\ntwo\r", b"\n"], ["one", "two"]),
-        ([b"one\n\n  \ntwo  \n"], ["one", "two"]),
-        ([b"  indented\n"], ["  indented"]),
-        ([], []),
-        ([b"\n"], []),
-        (["blüte\n".encode()[:3], "blüte\n".encode()[3:]], ["blüte"]),
-        ([b"caf\xe9\n"], ["caf\N{REPLACEMENT CHARACTER}"]),
-        ([b"a\x0bb\x1cc\n"], ["a\x0bb\x1cc"]),
-    ],
-)
-def test_lines_are_whole_however_they_come(streamed, pieces, lines):
-    assert streamed(*pieces) == (lines, [])
+    def info(self, line):
+        self.log(logging.INFO, line)
+
+    def warning(self, line):
+        self.log(logging.WARNING, line)
 
 
-def test_a_progress_bar_is_one_line_in_the_end(streamed):
-    # As tqdm writes it: the return stands before each state.
-    states = [b"\rtrain:   0%", b"\rtrain:  50%", b"\rtrain: 100%", b"\ndone\n"]
-    assert streamed(*states) == (["train: 100%", "done"], ["train:   0%", "train:  50%"])
-    assert streamed(b"".join(states)) == (["train: 100%", "done"], ["train:   0%", "train:  50%"])
-
-
-def test_a_line_between_two_states_of_a_bar_is_a_line(streamed):
-    lines, shown = streamed(b"\r10%", b"\r20%\nwarning\n\r30%", b"\r40%\n")
-    assert lines == ["20%", "warning", "40%"] and shown == ["10%", "30%"]
-
-
-def test_states_of_a_bar_move_on_a_terminal_and_stay_out_of_the_log(capsys):
-    assert stage._TerminalBar()("train: 50%") == []
-    assert capsys.readouterr().err == "\rtrain: 50%"
+def test_states_of_a_bar_move_on_a_terminal_and_stay_out_of_the_log(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    log = Log()
+    StageLog(log).take(Said("train: 50%", is_passing=True))
+    assert capsys.readouterr().err == "\rtrain: 50%" and log.lines == []
 
 
 def test_without_a_terminal_the_log_takes_a_state_of_the_bar_now_and_then(capsys, monkeypatch):
-    bar = stage._LoggedBar()
-    assert bar("train: 1%") == []
+    log = Log()
+    stage_log = StageLog(log)
+    stage_log.take(Said("train: 1%", is_passing=True))
+    assert log.lines == []
     monkeypatch.setattr(stage, "LOGGED_BAR_SECONDS", 0.0)
-    assert bar("train: 2%") == ["train: 2%"]
-    assert bar("") == []
+    stage_log.take(Said("train: 2%", is_passing=True))
+    assert log.records == [(logging.INFO, "train: 2%")]
     assert capsys.readouterr().err == ""
 
 
-def test_prefect_logs_a_failed_stage_without_a_traceback(caplog):
-    logger = logging.getLogger("prefect.flow_runs")
-    for error, expected in ((StageFailedError("stage train failed"), None), (KeyError("a bug"), KeyError)):
-        record = logger.makeRecord("x", logging.ERROR, "x", 1, "failed", (), (type(error), error, None))
+def prefect_record(message, error=None):
+    exc_info = (type(error), error, None) if error else None
+    return logging.getLogger("prefect.flow_runs").makeRecord("x", logging.ERROR, "x", 1, message, (), exc_info)
+
+
+@pytest.mark.parametrize("name", ["prefect.flow_runs", "prefect.task_runs"])
+def test_prefect_does_not_log_again_why_a_stage_failed(name):
+    logger, failed = logging.getLogger(name), StageFailedError("stage train failed: no roses")
+    assert not logger.filter(prefect_record("Task run failed with exception", failed))
+    bug = prefect_record("Task run failed with exception", KeyError("a bug"))
+    assert logger.filter(bug) and bug.exc_info[0] is KeyError
+    for message in (
+        "Finished in state Failed('Task run encountered an exception StageFailedError: stage train failed: no roses')",
+        "Finished in state Failed('Flow run encountered an exception: StageFailedError: stage train failed: no roses')",
+    ):
+        record = prefect_record(message)
         assert logger.filter(record)
-        assert (record.exc_info and record.exc_info[0]) == expected
-
-
-def test_lines_come_as_soon_as_they_are_written():
-    read_end, write_end = os.pipe()
-    with os.fdopen(read_end, "rb") as output:
-        lines = streamed_lines(output)
-        for text in ("first", "second"):
-            os.write(write_end, f"{text}\nbegun".encode())
-            assert next(lines).endswith(text)  # while the writer still holds its end
-        os.close(write_end)
-        assert list(lines) == ["begun"]
+        assert record.getMessage() == "Finished in state Failed: a stage has failed, as it says above"
+    other = prefect_record("Finished in state Failed('KeyError: %s')")
+    assert logger.filter(other) and other.getMessage() == "Finished in state Failed('KeyError: %s')"
 
 
 class Family:
@@ -203,32 +183,28 @@ def test_the_grace_period_is_long_enough_for_a_checkpoint():
 def test_the_environment_of_a_stage(monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    monkeypatch.setattr(stage, "flow_run", SimpleNamespace(name="wise-owl", id="123"))
+    monkeypatch.setattr(stage, "flow_run", SimpleNamespace(name="wise-owl", id="123", tags=["a", "sweep:owls"]))
     before = dict(os.environ)
     environment = stage_environment()
     # `python` in dvc.yaml means this interpreter.
     assert environment["PATH"] == f"{Path(sys.executable).parent}:/usr/bin"
     assert environment["DDPM_WATCH_PID"] == str(os.getpid())
     assert environment["DDPM_PREFECT_FLOW_RUN"] == "wise-owl (123)"
+    assert environment["DDPM_SWEEP"] == "owls"
     assert environment["PYTHONUNBUFFERED"] == "1" and environment["DVC_NO_ANALYTICS"] == "true"
     assert environment["MLFLOW_TRACKING_URI"] == "http://server:5000"
     assert dict(os.environ) == before
 
 
-def test_the_names_of_the_variables_are_those_that_the_stages_read():
+def test_the_names_of_the_variables_are_those_that_the_stages_read(monkeypatch):
     # Tasks import no stage, so the names stand twice.
-    from stages.lineage import PREFECT_RUN_VARIABLE
+    from stages.lineage import PREFECT_RUN_VARIABLE, SWEEP_VARIABLE
     from stages.runner import WATCH_PID_VARIABLE
 
     assert {PREFECT_RUN_VARIABLE, WATCH_PID_VARIABLE} <= set(stage_environment())
-
-
-class Log:
-    def __init__(self):
-        self.lines = []
-
-    def info(self, line):
-        self.lines.append(line)
+    assert SWEEP_VARIABLE not in stage_environment()
+    monkeypatch.setattr(stage, "flow_run", SimpleNamespace(name="wise-owl", id="123", tags=["sweep:owls"]))
+    assert SWEEP_VARIABLE in stage_environment()
 
 
 @pytest.fixture
@@ -268,19 +244,30 @@ def test_a_failure_holds_the_last_lines(log, dvc):
     dvc("for i in 1 2 3 4 5 6 7 8 9; do echo line $i; done; echo 'ERROR: failed to reproduce'; exit 255")
     with pytest.raises(StageFailedError) as caught:
         run_stage("train")
-    lines = str(caught.value).splitlines()
-    assert lines == ["stage train failed:", *(f"line {i}" for i in range(3, 10)), "ERROR: failed to reproduce"]
+    first, *lines = str(caught.value).splitlines()
+    assert first == "stage train failed: line 3" and lines[:-1] == [f"line {i}" for i in range(4, 10)]
     assert len(log.lines) == 10
+
+
+def test_a_failure_says_why_and_the_log_has_it_as_an_error_once(log, dvc):
+    dvc("echo 'train: 8 images'; echo 'train: error: no roses' >&2; echo 'ERROR: failed to reproduce it'; exit 1")
+    with pytest.raises(StageFailedError, match=r"^stage train failed: no roses$"):
+        run_stage("train")
+    assert log.records == [
+        (logging.INFO, "train: 8 images"),
+        (logging.ERROR, "train: error: no roses"),
+        (logging.ERROR, "ERROR: failed to reproduce it"),
+    ]
 
 
 @pytest.mark.usefixtures("interruptible")
 def test_a_cancelled_task_takes_its_stage_with_it(log, dvc, tmp_path, monkeypatch):
     dvc(f"trap 'echo interrupted > {tmp_path}/end; exit 75' INT; echo ready; while :; do sleep 0.05; done")
 
-    def cancel(_line):
+    def cancel(_level, _line):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(log, "info", cancel)
+    monkeypatch.setattr(log, "log", cancel)
     with pytest.raises(KeyboardInterrupt):
         run_stage("train")
     assert (tmp_path / "end").read_text() == "interrupted\n"

@@ -1,20 +1,24 @@
 """What each task shows on the run page, and that it runs its own stage."""
 
-import base64
 import json
+import logging
 from contextlib import nullcontext
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
+from tasks import run_page
 from tasks.download import network_failed
 from tasks.evaluate import metrics_table
-from tasks.sample import embedded
+from tasks.run_page import embedded
 from tasks.stage import StageFailedError
-from tasks.train import mlflow_link
+from tasks.train import SHOWN_LOSSES, losses_table
 
+LOGGER = logging.getLogger("test")
 STAGES = ("download", "preprocess", "reference", "train", "sample", "evaluate", "register")
 
 
@@ -36,28 +40,6 @@ def trained(place):
     return write
 
 
-@pytest.mark.parametrize(
-    ("uri", "base"),
-    [
-        (None, "http://127.0.0.1:5000"),
-        ("", "http://127.0.0.1:5000"),
-        ("sqlite:///elsewhere.db", "http://127.0.0.1:5000"),
-        ("http://server:8080", "http://server:8080"),
-        ("https://server/mlflow/", "https://server/mlflow"),
-    ],
-)
-def test_the_link_leads_to_the_page_of_the_run(trained, monkeypatch, uri, base):
-    trained()
-    if uri is not None:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert mlflow_link() == f"{base}/#/experiments/1/runs/abc"
-
-
-def test_without_a_run_there_is_no_link(trained):
-    trained(run_id="", experiment_id="")
-    assert mlflow_link() is None
-
-
 def test_the_table_has_a_row_a_figure(tmp_path):
     metrics = {"fd_inception": 12.5, "num_samples": 8, "extractor": "inception"}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
@@ -68,12 +50,20 @@ def test_the_table_has_a_row_a_figure(tmp_path):
     ]
 
 
-def test_the_picture_stands_in_the_page_itself(tmp_path):
-    content = bytes(range(256))
-    (tmp_path / "grid.png").write_bytes(content)
-    page = embedded(tmp_path / "grid.png")
-    before, _, data = page.partition("base64,")
-    assert before == "![samples](data:image/png;" and base64.b64decode(data.removesuffix(")")) == content
+def test_the_losses_are_thinned_evenly_and_keep_both_ends(tmp_path):
+    steps = pd.DataFrame({"step": range(25, 25 * 101, 25), "loss": [1.0 / 3.0] * 100})
+    steps.to_csv(tmp_path / "losses.csv", index=False)
+    rows = losses_table(tmp_path / "losses.csv")
+    assert len(rows) == SHOWN_LOSSES
+    assert rows[0] == {"step": 25, "loss": 0.333333} and rows[-1]["step"] == 2500
+    gaps = {b["step"] - a["step"] for a, b in pairwise(rows)}
+    assert gaps == {50, 75}
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 3, SHOWN_LOSSES])
+def test_few_losses_are_all_shown(tmp_path, num_rows):
+    pd.DataFrame({"step": range(num_rows), "loss": [0.5] * num_rows}).to_csv(tmp_path / "losses.csv", index=False)
+    assert [row["step"] for row in losses_table(tmp_path / "losses.csv")] == list(range(num_rows))
 
 
 @pytest.fixture
@@ -82,18 +72,28 @@ def shown(monkeypatch, trained):
     trained()
     Path("build/metrics.json").write_text('{"fd": 1.0}')
     Path("build/samples/grid.png").write_bytes(b"picture")
+    Path("build/losses.csv").write_text("step,loss\n2,0.5\n")
 
-    def run(name):
+    def run(name, has_linked_run=False):
         module = import_module(f"tasks.{name}")
         stages, artifacts = [], {}
-        monkeypatch.setattr(module, "run_stage", stages.append)
-        monkeypatch.setattr(module, "gpu_slot", nullcontext, raising=False)
-        for kind in ("link", "markdown", "table"):
-            maker = f"create_{kind}_artifact"
-            if hasattr(module, maker):
-                monkeypatch.setattr(
-                    module, maker, lambda *content, key, **options: artifacts.update({key: content or options["link"]})
-                )
+
+        def run_stage(stage):
+            stages.append(stage)
+            return SimpleNamespace(has_linked_run=has_linked_run)
+
+        monkeypatch.setattr(module, "run_stage", run_stage)
+        if hasattr(module, "gpu_slot"):
+            monkeypatch.setattr(module, "gpu_slot", nullcontext)
+        if hasattr(module, "get_run_logger"):
+            monkeypatch.setattr(module, "get_run_logger", lambda: LOGGER)
+        for place in (module, run_page):
+            for kind in ("link", "markdown", "table"):
+                maker = f"create_{kind}_artifact"
+                if hasattr(place, maker):
+                    monkeypatch.setattr(
+                        place, maker, lambda *content, key, **more: artifacts.update({key: content or more["link"]})
+                    )
         task = getattr(module, name)
         assert task.name == name
         task.fn()
@@ -107,15 +107,30 @@ def test_each_task_runs_its_own_stage(shown, name):
     assert shown(name)[0] == [name]
 
 
-def test_artifacts_show_run_samples_and_metrics(shown):
-    assert shown("train")[1] == {"mlflow-run": "http://127.0.0.1:5000/#/experiments/1/runs/abc"}
+def test_artifacts_show_run_losses_samples_and_metrics(shown):
+    assert shown("train")[1] == {
+        "mlflow-run": "http://127.0.0.1:5000/#/experiments/1/runs/abc",
+        "losses": ([{"step": 2, "loss": 0.5}],),
+    }
     assert shown("sample")[1] == {"samples": (embedded(Path("build/samples/grid.png")),)}
     assert shown("evaluate")[1] == {"metrics": ([{"metric": "fd", "value": 1.0}],)}
 
 
+def test_a_run_that_was_linked_while_it_trained_is_not_linked_again(shown):
+    assert list(shown("train", has_linked_run=True)[1]) == ["losses"]
+
+
 def test_without_tracking_no_link_is_made(shown, trained):
     trained(run_id="", experiment_id="")
-    assert shown("train") == (["train"], {})
+    assert list(shown("train")[1]) == ["losses"]
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
+def test_what_cannot_be_shown_fails_no_task(shown, name, caplog):
+    for path in ("build/metrics.json", "build/samples/grid.png", "build/losses.csv", "build/model/run.json"):
+        Path(path).unlink()
+    assert shown(name) == ([name], {})
+    assert all("the run page does not show" in message for message in caplog.messages) and caplog.messages
 
 
 def test_only_the_network_is_tried_again():
@@ -132,5 +147,5 @@ def test_only_the_network_is_tried_again():
     ],
 )
 def test_a_download_is_tried_again_where_the_network_failed(said, expected):
-    state = SimpleNamespace(data=StageFailedError(f"stage download failed:\n{said}"))
+    state = SimpleNamespace(data=StageFailedError(f"stage download failed: {said}"))
     assert network_failed(None, None, state) is expected

@@ -1,0 +1,180 @@
+"""Models exported to diffusers: the same network outputs, and the same images of the same noise."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline
+from diffusers.utils import dynamic_modules_utils
+
+import ddpm
+from ddpm import ImageNoise, UNet, UNetConfig, sampler_steps
+from ddpm.checkpoint import DiffusionConfig, PublishedModel, publish_model
+from ddpm.classes import ImageClass
+from ddpm.export import ExportError, names_in_diffusers, to_diffusers
+from ddpm.seeds import stream_seed
+
+# Sizes that tell apart what could be confused: more sinusoids than channels, fewer, as many; one block a level, two.
+NETWORKS = {
+    "tiny": UNetConfig(widths=(8, 16), attention=(False, True), num_res_blocks=1, time_embedding_dim=24, norm_groups=4),
+    "deep": UNetConfig(
+        widths=(8, 8, 16), attention=(True, False, True), num_res_blocks=2, time_embedding_dim=6, norm_groups=2
+    ),
+    "flat": UNetConfig(widths=(8,), attention=(False,), num_res_blocks=1, time_embedding_dim=8, norm_groups=4),
+}
+DIFFUSIONS = {
+    "eps": DiffusionConfig("linear", 1000),
+    "v": DiffusionConfig("cosine", 200, prediction="v"),
+    "x_0": DiffusionConfig("linear", 50, 1e-4, 0.2, prediction="x_0"),
+}
+
+
+def awake(config):
+    """A network whose zero-initialised layers are moved, so that every layer shapes its output."""
+    torch.manual_seed(0)
+    unet = UNet(config).eval().requires_grad_(False)
+    for parameter in unet.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    return unet
+
+
+def model_of(network="tiny", prediction="eps"):
+    return PublishedModel(awake(NETWORKS[network]), DIFFUSIONS[prediction].build(), image_size=8)
+
+
+@pytest.fixture
+def exported(tmp_path, monkeypatch):
+    """Exports a model, and loads it as users of diffusers do, offline."""
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def export(model):
+        to_diffusers(model, tmp_path / "export")
+        pipeline = DDPMPipeline.from_pretrained(tmp_path / "export", trust_remote_code=True, local_files_only=True)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return export
+
+
+def generators(seed, number):
+    """The random streams of `ddpm.samplers.ImageNoise`."""
+    return [torch.Generator().manual_seed(stream_seed(seed, image)) for image in range(number)]
+
+
+def images_of(model, sampler, num_steps, number=3):
+    noise = ImageNoise(5, range(number), model.image_shape)
+    *_, last = sampler_steps(sampler, model.unet, model.diffusion, noise, num_steps)
+    return (last.x_t / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_network_gives_the_same_outputs(network, exported):
+    model = model_of(network)
+    pipeline = exported(model)
+    x_t = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for t in (0, 1, 500, 999):
+        with torch.no_grad():
+            ours, theirs = model.unet(x_t, torch.full((4,), t)), pipeline.unet(x_t, t).sample
+        assert float(ours.std()) > 0.1
+        # Float32 in another order of operations; the sinusoids themselves are the same bits.
+        torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("prediction", "num_steps"), [("eps", 100), ("v", 200), ("v", 40), ("x_0", 50), ("x_0", 10)])
+def test_the_pipeline_draws_the_same_images_of_the_same_noise(prediction, num_steps, exported):
+    model = model_of(prediction=prediction)
+    pipeline = exported(model)
+    drawn = pipeline(3, generator=generators(5, 3), num_inference_steps=num_steps, output_type="np").images
+    # Its tables are float32, whose products over T steps keep 4 digits.
+    torch.testing.assert_close(torch.from_numpy(drawn), images_of(model, "ddpm", num_steps), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", DIFFUSIONS)
+def test_ddim_draws_the_same_images_too(prediction, exported):
+    model = model_of(prediction=prediction)
+    pipeline = exported(model)
+    pipeline = DDIMPipeline(pipeline.unet, DDIMScheduler.from_config(pipeline.scheduler.config))
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(
+        3, generator=generators(5, 3), num_inference_steps=10, use_clipped_model_output=True, output_type="np"
+    ).images
+    torch.testing.assert_close(torch.from_numpy(drawn), images_of(model, "ddim", 10), rtol=0, atol=1e-4)
+
+
+def test_the_scheduler_has_the_betas_and_the_time_steps(exported):
+    model = model_of(prediction="v")
+    scheduler = exported(model).scheduler
+    assert scheduler.config.trained_betas == model.diffusion.betas.tolist()
+    scheduler.set_timesteps(200)
+    assert scheduler.timesteps.tolist() == list(range(199, -1, -1))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_weight_has_a_name_of_its_own(network):
+    names = names_in_diffusers(NETWORKS[network])
+    layers = {name.rpartition(".")[0] for name in UNet(NETWORKS[network]).state_dict()}
+    assert layers <= set(names)
+    assert len({names[layer] for layer in layers}) == len(layers)
+
+
+def test_it_is_written_without_diffusers(tmp_path, trained):
+    publish_model(tmp_path / "model", trained, DiffusionConfig(num_timesteps=10), image_size=8)
+    program = (
+        "import sys, runpy; sys.modules['diffusers'] = None; "
+        "sys.argv = ['export', 'model', 'export']; runpy.run_module('ddpm.export', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(Path(ddpm.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'DDPMPipeline.from_pretrained("export", trust_remote_code=True) loads it' in done.stdout
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in (tmp_path / "export").rglob("*.*")) == [
+        "export/model_index.json",
+        "export/scheduler/scheduler_config.json",
+        "export/unet/config.json",
+        "export/unet/diffusers_unet.py",
+        "export/unet/diffusion_pytorch_model.safetensors",
+    ]
+    assert json.loads((tmp_path / "export/model_index.json").read_text())["_class_name"] == "DDPMPipeline"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "model"], "nothing else is left behind"
+
+
+def test_a_folder_that_exists_is_left_alone(tmp_path):
+    with pytest.raises(ExportError, match=f"{tmp_path} exists: name a folder that does not"):
+        to_diffusers(model_of(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_knows_classes_is_refused(tmp_path):
+    unet = awake(dataclasses.replace(NETWORKS["flat"], num_classes=1))
+    model = PublishedModel(unet, DIFFUSIONS["eps"].build(), 8, (ImageClass(1, "rose"),))
+    with pytest.raises(ExportError, match="the model knows 1 classes, and DDPMPipeline cannot ask for one"):
+        to_diffusers(model, tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("ddpm.export.save_file", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space left"):
+        to_diffusers(model_of(), tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["nowhere", "export"], ["roses:/red", "export"]])
+def test_an_error_is_one_line(arguments, monkeypatch, tmp_path):
+    from ddpm.export import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["export", *arguments])
+    with pytest.raises(SystemExit, match=r"^export: (nowhere holds no usable model|roses:/red lies in a store)"):
+        main()

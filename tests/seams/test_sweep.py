@@ -1,0 +1,252 @@
+"""Sweeps against the real servers: as deployments under a worker, and in process; and the comparison of their runs."""
+
+import json
+import sys
+
+import pandas as pd
+import pytest
+
+from tests.seams.checkout import wait_until
+
+KID = "kid_efficientnet_lite0"
+DROWNED = {
+    "train.min_snr_gamma": 5.0,
+    "train.diffusion.schedule": "linear",
+    "train.diffusion.prediction": "eps",
+    "train.diffusion.beta_start": 0.999999999999,
+    "train.diffusion.beta_end": 0.999999999999,
+}
+"""Allowed, and so much noise that the losses' weights are 0 / 0: the training fails at its first losses."""
+
+pytestmark = pytest.mark.timeout(600)  # the first test waits for a whole sweep, on a machine that runs others, too
+
+in_the_service = pytest.mark.xdist_group("service")
+by_hand = pytest.mark.xdist_group("checkouts")
+
+
+def flow_runs(service, **chosen):
+    return service.api("POST", "/flow_runs/filter", flow_runs=chosen)
+
+
+def artifacts_of(service, run):
+    """The newest of each key."""
+    found = service.api("POST", "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
+    return {artifact["key"]: artifact for artifact in sorted(found, key=lambda artifact: artifact["created"])}
+
+
+def logs_of(service, run):
+    chosen = {"flow_run_id": {"any_": [run["id"]]}}
+    return service.api("POST", "/logs/filter", logs=chosen, sort="TIMESTAMP_ASC", limit=200)
+
+
+def tagged(service, name):
+    """MLflow's runs of a sweep, by their id."""
+    experiment = service.tracking("/experiments/get-by-name", experiment_name="flowers-ddpm")["experiment"]
+    runs = service.tracking_post(
+        "/runs/search", experiment_ids=[experiment["experiment_id"]], filter=f"tags.`ddpm.sweep` = '{name}'"
+    )["runs"]
+    return {run["info"]["run_id"]: run for run in runs}
+
+
+@pytest.fixture(scope="module")
+def owls(service):
+    """A sweep of four as a deployment, one of which fails: its flow run, and those of its children by name."""
+    before = (service.checkout.folder / "params.yaml").read_text()
+    overrides = [
+        {"train.learning_rate": 0.001},
+        DROWNED,
+        {"train.seed": 5},
+        {"sample.seed": 5},
+    ]
+    output = service.checkout.run(
+        "prefect", "deployment", "run", "sweep/quickstart", "--watch",
+        "--param", f"overrides={json.dumps(overrides)}",
+        "--param", 'params={"register": {"enabled": false}}',
+        "--param", 'name="owls"',
+        timeout=550,
+    )  # fmt: skip
+    print(output)
+    (sweep,) = flow_runs(service, deployment_id={"any_": [deployment(service, "sweep")["id"]]})
+    children = {run["name"]: run for run in flow_runs(service, tags={"all_": ["sweep:owls"]})}
+    assert (service.checkout.folder / "params.yaml").read_text() == before
+    return sweep, children
+
+
+def deployment(service, flow):
+    return service.api("GET", f"/deployments/name/{flow}/quickstart")
+
+
+@in_the_service
+def test_a_failed_child_does_not_sink_the_sweep_and_is_named(service, owls):
+    sweep, children = owls
+    assert sweep["state"]["type"] == "COMPLETED"
+    assert sweep["state"]["message"] == "3 of 4 children completed; not so owls-2"
+    assert {name: run["state"]["type"] for name, run in children.items()} == {
+        "owls-1": "COMPLETED", "owls-2": "FAILED", "owls-3": "COMPLETED", "owls-4": "COMPLETED",
+    }  # fmt: skip
+    assert children["owls-3"]["parameters"] == {
+        "profile": "quickstart",
+        "params": {"train": {"seed": 5}, "register": {"enabled": False}},
+        "workspace": "isolated",
+    }
+    assert all(run["deployment_id"] == deployment(service, "pipeline")["id"] for run in children.values())
+
+
+@in_the_service
+def test_the_ranked_table_stands_on_the_page_and_in_a_file(service, owls):
+    sweep, _ = owls
+    shown = artifacts_of(service, sweep)["ranking"]
+    rows = json.loads(shown["data"])
+    figures = [row[KID] for row in rows]
+    assert figures[:3] == sorted(figures[:3]) and figures[3] is None
+    assert all(row[f"{KID}_low"] <= row[KID] <= row[f"{KID}_high"] for row in rows[:3])
+    assert {row["child"] for row in rows[:3]} == {"owls-1", "owls-3", "owls-4"}
+    assert rows[3]["child"] == "owls-2" and rows[3]["state"] == "Failed"
+    assert "is not finite" in rows[3]["why"] and rows[3]["train.min_snr_gamma"] == "5.0"
+    table = pd.read_csv(service.checkout.folder / "build/sweeps/owls.csv")
+    assert table["child"].tolist() == [row["child"] for row in rows]
+    assert table[KID].tolist()[:3] == pytest.approx(figures[:3])
+    assert f"{service.mlflow}/#/compare-runs?runs=" in shown["description"]
+
+
+@in_the_service
+def test_mlflow_has_the_children_under_one_tag(service, owls):
+    sweep, _ = owls
+    rows = {row["child"]: row for row in json.loads(artifacts_of(service, sweep)["ranking"]["data"])}
+    runs = tagged(service, "owls")
+    assert {row["run"] for row in rows.values()} == set(runs) and len(runs) == 4
+    assert runs[rows["owls-2"]["run"]]["info"]["status"] == "FAILED"
+    for name in ("owls-1", "owls-3", "owls-4"):
+        run = runs[rows[name]["run"]]
+        (figure,) = [metric["value"] for metric in run["data"]["metrics"] if metric["key"] == KID]
+        assert figure == rows[name][KID]
+
+
+@in_the_service
+def test_children_share_what_was_prepared_once(service, owls):
+    sweep, children = owls
+    told = [record["message"] for record in logs_of(service, sweep)]
+    assert any("'preprocess'" in message for message in told), "by the sweep itself, before its children"
+    for run in children.values():
+        messages = [record["message"] for record in logs_of(service, run)]
+        assert "Running stage 'preprocess':" not in messages
+        assert "Stage 'preprocess' is cached - skipping run, checking out outputs" in messages
+
+
+@in_the_service
+def test_the_log_has_the_levels_of_what_was_said_and_the_reason_once(service, owls):
+    _, children = owls
+    records = logs_of(service, children["owls-2"])
+    reasons = [record for record in records if "is not finite" in record["message"]]
+    assert len(reasons) == 1 and reasons[0]["level"] == 40  # ERROR
+    levels = {record["message"].split(",")[0]: record["level"] for record in records}
+    assert levels["Running stage 'train':"] == 20  # INFO
+    dvc = [record["level"] for record in records if record["message"].startswith("ERROR: failed to reproduce 'train'")]
+    assert dvc == [40]
+    assert "is not finite" in children["owls-2"]["state"]["message"]
+
+
+@in_the_service
+def test_the_page_of_a_child_shows_progress_samples_losses_and_its_run(service, owls):
+    _, children = owls
+    shown = artifacts_of(service, children["owls-1"])
+    assert shown["progress-train"]["type"] == "progress" and shown["progress-train"]["data"] == 100.0
+    assert shown["samples-in-training"]["data"].startswith("Step 6\n\n![samples](data:image/png;base64,")
+    losses = json.loads(shown["losses"]["data"])
+    assert [row["step"] for row in losses] == [2, 4, 6] and all(row["loss"] > 0 for row in losses)
+    assert {"metrics", "samples", "mlflow-run"} <= set(shown)
+
+
+@in_the_service
+def test_the_page_of_a_failed_child_has_its_mlflow_run_all_the_same(service, owls):
+    _, children = owls
+    shown = artifacts_of(service, children["owls-2"])
+    failed = {run_id for run_id, run in tagged(service, "owls").items() if run["info"]["status"] == "FAILED"}
+    assert [run_id for run_id in failed if run_id in shown["mlflow-run"]["data"]] == list(failed)
+
+
+@in_the_service
+def test_runs_of_a_sweep_stand_side_by_side(service, owls, tmp_path):
+    path = tmp_path / "owls.csv"
+    output = service.checkout.run(sys.executable, "-m", "flows.compare", "--sweep", "owls", "--csv", str(path))
+    table = pd.read_csv(path)
+    assert table[KID].dropna().is_monotonic_increasing and len(table) == 4 and table[KID].isna().tolist()[-1]
+    assert {"train.learning_rate", "train.seed", "sample.seed"} <= set(table.columns)
+    assert "train.batch_size" not in table
+    assert "train.learning_rate" in output and f"MLflow: {service.mlflow}/#/compare-runs" in output
+
+
+@in_the_service
+def test_bad_children_are_refused_before_any_is_started(service, owls):
+    before = service.api("POST", "/flow_runs/count", flow_runs={"tags": {"all_": ["sweep:bad"]}})
+    output = service.checkout.run(
+        "prefect", "deployment", "run", "sweep/quickstart", "--watch",
+        "--param", 'grid={"train.num_steps": [6, 0]}', "--param", 'name="bad"', status=1,
+    )  # fmt: skip
+    (failed,) = flow_runs(
+        service, deployment_id={"any_": [deployment(service, "sweep")["id"]]}, state={"type": {"any_": ["FAILED"]}}
+    )
+    assert "1 of 2 children cannot be used" in failed["state"]["message"], output
+    assert "train.num_steps=0: train.num_steps: Input should be greater" in failed["state"]["message"]
+    assert service.api("POST", "/flow_runs/count", flow_runs={"tags": {"all_": ["sweep:bad"]}}) == before == 0
+
+
+@in_the_service
+@pytest.mark.slow
+def test_a_cancelled_sweep_cancels_its_children(service, owls):
+    endless = dict.fromkeys(("num_steps", "sample_every", "checkpoint_every"), 10_000_000)
+    started = service.api(
+        "POST", f"/deployments/{deployment(service, 'sweep')['id']}/create_flow_run",
+        parameters={"grid": {"train.seed": [11, 12, 13]}, "params": {"train": endless}, "name": "cut"},
+        state={"type": "SCHEDULED"},
+    )  # fmt: skip
+
+    def children():
+        return {run["name"]: run["state"]["type"] for run in flow_runs(service, tags={"all_": ["sweep:cut"]})}
+
+    wait_until(lambda: list(children().values()).count("RUNNING") == 2, "two running children", seconds=120)
+    service.api("POST", f"/flow_runs/{started['id']}/set_state", state={"type": "CANCELLING"})
+    wait_until(lambda: set(children().values()) == {"CANCELLED"}, "the end of the children", seconds=120)
+    assert set(children()) == {"cut-1", "cut-2"}
+    wait_until(lambda: not service.checkout.processes("stages.train"), "the end of the trainings", seconds=60)
+
+
+@pytest.fixture(scope="module")
+def rooks(reproduced, tmp_path_factory):
+    """A sweep by hand, without a pool: one child that DVC has already, one that fails."""
+    checkout = reproduced.checkout.copy(tmp_path_factory.mktemp("rooks") / "flowers")
+    overrides = json.dumps([{"train.learning_rate": 0.002}, DROWNED])
+    output = checkout.run(sys.executable, "-m", "flows.sweep", "--overrides", overrides, "--name", "rooks")
+    yield checkout, output
+    checkout.end_processes()
+
+
+@by_hand
+def test_without_a_pool_children_run_in_process_one_by_one(rooks):
+    checkout, output = rooks
+    assert "one after the other in this process, since there is no deployment pipeline/quickstart" in output
+    assert "1 of 2 children completed; not so rooks-2" in output.splitlines()
+    table = pd.read_csv(checkout.folder / "build/sweeps/rooks.csv")
+    assert table["child"].tolist() == ["rooks-1", "rooks-2"] and table["state"].tolist() == ["Completed", "Failed"]
+    assert table[KID].notna().tolist() == [True, False]
+    assert "up to date" in checkout.dvc("status"), "the checkout itself is as it was"
+    assert checkout.git("status", "--porcelain") == ""
+
+
+@by_hand
+def test_a_child_that_dvc_had_is_served_by_the_run_that_made_it_which_joins_the_sweep(rooks):
+    checkout, _ = rooks
+    table = pd.read_csv(checkout.folder / "build/sweeps/rooks.csv")
+    made_it = json.loads((checkout.folder / "build/metrics.json").read_text())["mlflow_run_id"]
+    assert table["run"].tolist()[0] == made_it
+    output = checkout.run(sys.executable, "-m", "flows.compare", "--sweep", "rooks")
+    assert made_it[:8] in output and table["run"].tolist()[1][:8] in output
+
+
+@by_hand
+def test_what_cannot_be_compared_is_one_clear_error(rooks):
+    checkout, _ = rooks
+    for words, message in ((["rose"], "has no run 'rose'"), (["--sweep", "owl"], "no sweep 'owl'; there are rooks")):
+        output = checkout.run(sys.executable, "-m", "flows.compare", *words, status=1)
+        (line,) = output.splitlines()
+        assert line.startswith("compare: MLflow at sqlite:///") and message in line
