@@ -27,7 +27,7 @@ STATE = Path(".service")
 CONFIGURATION = "supervisord.conf"
 SERVERS = ("prefect", "mlflow")
 
-START_SECONDS = 180.0
+START_SECONDS = 300.0
 """How long the servers may take until they answer; a first start makes their databases."""
 
 RUN_GRACE_SECONDS = 75.0
@@ -264,7 +264,7 @@ def set_up(environment: Mapping[str, str]) -> None:
 
 
 def report_restarts(supervisor: Supervisor) -> None:
-    """Say which program has died and was started again, for ever.
+    """Say which program has ended and was started again, for ever.
 
     Raises:
         ServiceError: one could not be started again.
@@ -275,7 +275,7 @@ def report_restarts(supervisor: Supervisor) -> None:
         now = supervisor.started()
         for name in now:
             if now[name] != before[name]:
-                print(f"{name} has died and was started again; its log: {STATE}/{name}.log", flush=True)
+                print(f"{name} has ended and was started again; its log: {STATE}/{name}.log", flush=True)
         before = now
 
 

@@ -54,7 +54,7 @@ def wait_until_up(process: subprocess.Popen, log: Path) -> None:
         assert process.poll() is None, f"{' '.join(process.args)} ended:\n{log.read_text()}"
         return "Ctrl-C stops everything." in log.read_text()
 
-    wait_until(is_up, "the service", seconds=200)
+    wait_until(is_up, "the service", seconds=280)
 
 
 def wait_for_server(process: subprocess.Popen, address: str, log: Path) -> None:

@@ -137,7 +137,7 @@ def starts_again_what_was_killed(up):
     for process in killed.values():
         process.kill()
     for name in killed:
-        wait_until(lambda name=name: f"{name} has died and was started again" in up.said(), f"{name} again")
+        wait_until(lambda name=name: f"{name} has ended and was started again" in up.said(), f"{name} again")
     wait_until(lambda: answers(f"{up.mlflow}/health"), "MLflow again")
 
 
