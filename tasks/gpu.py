@@ -56,10 +56,11 @@ def gpu_slot() -> Iterator[None]:
 
 def has_limit() -> bool:
     """Whether the server knows the limit: the temporary one of a run by hand does not."""
-    try:
-        get_client(sync_client=True).read_global_concurrency_limit_by_name(LIMIT)
-    except ObjectNotFound:
-        return False
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_global_concurrency_limit_by_name(LIMIT)
+        except ObjectNotFound:
+            return False
     return True
 
 

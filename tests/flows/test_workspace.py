@@ -121,6 +121,15 @@ def test_a_worktree_that_was_made_by_half_is_removed(checkout):
         assert (folder / "dvc.yaml").is_file()
 
 
+def test_hooks_such_as_those_of_dvc_install_do_not_run(checkout):
+    hook = checkout.folder / ".git/hooks/post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    with worktree(checkout.folder, "wise-owl") as folder:
+        assert (folder / "dvc.yaml").is_file()
+
+
 def test_without_a_commit_there_is_one_clear_error(tmp_path):
     with (
         pytest.raises(WorkspaceError, match=r"a git worktree of the last commit, and .* failed: fatal: "),

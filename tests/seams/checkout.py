@@ -89,11 +89,11 @@ class Checkout:
         return YAML(typ="safe").load(self.folder / name)
 
     def processes(self, word: str = "") -> list[psutil.Process]:
-        """The living processes in this folder whose command holds `word`."""
+        """The living processes in this folder, or below it, whose command holds `word`."""
         found = []
         for process in psutil.process_iter():
             try:
-                is_here = Path(process.cwd()) == self.folder and process.status() != psutil.STATUS_ZOMBIE
+                is_here = Path(process.cwd()).is_relative_to(self.folder) and process.status() != psutil.STATUS_ZOMBIE
                 if is_here and word in " ".join(process.cmdline()):
                     found.append(process)
             except (psutil.Error, OSError):  # it has ended meanwhile
@@ -101,7 +101,7 @@ class Checkout:
         return found
 
     def end_processes(self) -> None:
-        """Kill what a test has left running in this folder."""
+        """Kill what a test has left running in this folder and its worktrees."""
         for process in self.processes():
             process.kill()
 

@@ -225,7 +225,7 @@ def service(project, tmp_path_factory):
 @pytest.fixture(scope="session")
 def deployed_run(service):
     """The flow run that the deployment made of the whole small experiment, as the server tells it."""
-    run = service.ended(service.start("quickstart", params={"train": {"learning_rate": 0.001}}), seconds=200)
+    run = service.ended(service.start("quickstart", params={"train": {"learning_rate": 0.001}}), seconds=280)
     assert run["state"]["type"] == "COMPLETED", service.log_of(run)
     return run
 

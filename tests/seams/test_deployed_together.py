@@ -17,8 +17,13 @@ pytestmark = [
 ENDLESS = {"seed": 3, "log_every": 20} | dict.fromkeys(("num_steps", "sample_every", "checkpoint_every"), 10_000_000)
 
 
-def start_endless(service, name):
-    return service.start("quickstart", name=name, params={"train": ENDLESS})
+def start(service, name, **train):
+    """A run that trains, and does little else."""
+    return service.start(
+        "quickstart",
+        name=name,
+        params={"train": train, "evaluate": {"enabled": False}, "register": {"enabled": False}},
+    )
 
 
 def slots_taken(service):
@@ -31,17 +36,16 @@ def trains(service, run):
 
 def losses_of(service, mlflow_run):
     """How many are logged."""
-    return len(
-        service.tracking("/metrics/get-history", run_id=mlflow_run["info"]["run_id"], metric_key="loss")["metrics"]
-    )
+    asked = {"run_id": mlflow_run["info"]["run_id"], "metric_key": "loss"}
+    return len(service.tracking("/metrics/get-history", **asked).get("metrics", []))
 
 
 def mlflow_runs(service, run_of_prefect):
     """Those that a flow run has written to."""
-    experiment = service.tracking("/experiments/get-by-name", experiment_name="flowers-ddpm")["experiment"]
+    experiments = service.tracking_post("/experiments/search", max_results=10).get("experiments", [])
+    numbers = [experiment["experiment_id"] for experiment in experiments]
     wanted = f"tags.`train.prefect_flow_run` LIKE '%{run_of_prefect['id']}%'"
-    found = service.tracking_post("/runs/search", experiment_ids=[experiment["experiment_id"]], filter=wanted)
-    return found.get("runs", [])
+    return service.tracking_post("/runs/search", experiment_ids=numbers, filter=wanted).get("runs", [])
 
 
 def checkpoints(checkout):
@@ -59,9 +63,9 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(service, deployed_run):
+def story(service):
     told = Story()
-    first = start_endless(service, "first")
+    first = start(service, "first", **ENDLESS)
     runs = [first]
 
     def watched(condition):
@@ -75,7 +79,7 @@ def story(service, deployed_run):
         return any(losses_of(service, one) > 3 for one in mlflow_runs(service, run))
 
     wait_until(lambda: is_learning(first), "the first training", seconds=200)
-    second = service.start("quickstart", name="second", params={"train": {"learning_rate": 0.003}})
+    second = start(service, "second", learning_rate=0.003)
     runs.append(second)
     wait_until(watched(lambda: "Waiting for a free slot" in service.log_of(second)), "the wait", seconds=120)
     told.waiting.slots_taken = slots_taken(service)
@@ -90,7 +94,7 @@ def story(service, deployed_run):
     told.cancelled.saved = checkpoints(service.checkout) - known
     told.cancelled.folder_stays = service.workspace(first).folder.exists()
 
-    again = start_endless(service, "again")
+    again = start(service, "again", **ENDLESS)
     runs.append(again)
     wait_until(watched(lambda: "going on from build/checkpoints/" in service.log_of(again)), "the rest", seconds=240)
     wait_until(watched(lambda: mlflow_runs(service, again)), "the MLflow run", seconds=60)
@@ -131,8 +135,8 @@ def test_afterwards_no_slot_is_taken(service, story):
 
 
 @pytest.mark.slow
-def test_what_a_killed_run_held_comes_back_and_the_next_one_clears_up(service, deployed_run):
-    killed = start_endless(service, "killed")
+def test_what_a_killed_run_held_comes_back_and_the_next_one_clears_up(service):
+    killed = start(service, "killed", **ENDLESS)
     folder = service.workspace(killed).folder
     wait_until(lambda: trains(service, killed), "the training", seconds=200)
     wait_until(lambda: mlflow_runs(service, killed), "its MLflow run", seconds=60)
@@ -146,7 +150,7 @@ def test_what_a_killed_run_held_comes_back_and_the_next_one_clears_up(service, d
     assert service.ended(killed)["state"]["type"] == "CRASHED"
     assert folder.is_dir() and slots_taken(service) == 1
 
-    following = service.start("quickstart", name="following", params={"train": {"learning_rate": 0.001}})
+    following = start(service, "following", learning_rate=0.004)
     wait_until(service.workspace(following).folder.is_dir, "the next run", seconds=60)
     assert not folder.exists()
     assert service.ended(following, seconds=240)["state"]["type"] == "COMPLETED"

@@ -103,6 +103,12 @@ def test_the_model_version_of_the_server_can_be_loaded_from_its_artifacts(servic
     }
 
 
+def test_a_run_tells_by_its_heartbeats_that_it_lives(service, deployed_run):
+    resource, event = {"id": [f"prefect.flow-run.{deployed_run['id']}"]}, {"name": ["prefect.flow-run.heartbeat"]}
+    found = service.api("POST", "/events/filter", filter={"event": event, "resource": resource})
+    assert found["total"] > 0
+
+
 def test_the_form_explains_and_bounds_every_parameter(service, deployed_run):
     deployment = service.api("GET", "/deployments/name/pipeline/quickstart")
     schema = deployment["parameter_openapi_schema"]

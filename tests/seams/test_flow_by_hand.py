@@ -72,6 +72,21 @@ def test_a_changed_parameter_is_brought_up_to_date_and_every_door_agrees(checkou
     assert checkout.processes() == []
 
 
+def test_an_isolated_run_takes_what_the_cache_holds_and_leaves_the_checkout_alone(checkout):
+    (checkout.folder / "build/metrics.json").write_text("{}")  # what stands here is not what it works on
+    output = checkout.pipeline("--isolated", "--set", "sample.seed=1", "--set", "sample.seed=0")
+    assert stages_run(output) == []
+    (name,) = checkout.dvc("exp", "list", "--name-only").split()
+    assert f"`dvc exp apply {name}` brings it into the checkout" in output
+    assert (checkout.folder / "build/metrics.json").read_text() == "{}"
+    assert checkout.git("status", "--porcelain") == ""
+    assert [path.name for path in (checkout.folder / "workspaces").iterdir()] == [".changing"]
+    assert checkout.processes() == []
+
+    refusal = checkout.pipeline("--isolated", "--set", "train.num_step=7", status=1)
+    assert refusal.splitlines()[-1] == "  train.num_step is not a parameter"
+
+
 def test_a_parameter_that_cannot_be_used_is_one_clear_error(checkout):
     before = (checkout.folder / "params.yaml").read_text()
     output = checkout.pipeline("--set", "train.num_step=7", status=1)
