@@ -203,7 +203,7 @@ def show_ranking(name: str, table: pd.DataFrame, addresses: Mapping[str, str]) -
     """The table on the run page, with the ways to MLflow."""
     links = ", ".join(f"[{what}]({address})" for what, address in addresses.items())
     create_table_artifact(
-        json.loads(table.reset_index().to_json(orient="records")),
+        json.loads(table.reset_index().to_json(orient="records", double_precision=15)),
         key="ranking",
         description=f"Sweep {name}, the best first. MLflow: {links}" if links else f"Sweep {name}: no run in MLflow",
     )

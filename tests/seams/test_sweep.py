@@ -119,7 +119,7 @@ def test_mlflow_has_the_children_under_one_tag(service, owls):
     for name in ("owls-1", "owls-3", "owls-4"):
         run = runs[rows[name]["run"]]
         (figure,) = [metric["value"] for metric in run["data"]["metrics"] if metric["key"] == KID]
-        assert figure == rows[name][KID]
+        assert rows[name][KID] == pytest.approx(figure, rel=1e-12)
 
 
 @in_the_service
@@ -193,7 +193,7 @@ def test_bad_children_are_refused_before_any_is_started(service, owls):
 
 @in_the_service
 @pytest.mark.slow
-def test_a_cancelled_sweep_cancels_its_children(service, owls):
+def test_a_cancelled_sweep_cancels_its_children(service):
     endless = dict.fromkeys(("num_steps", "sample_every", "checkpoint_every"), 10_000_000)
     started = service.api(
         "POST", f"/deployments/{deployment(service, 'sweep')['id']}/create_flow_run",
@@ -204,7 +204,7 @@ def test_a_cancelled_sweep_cancels_its_children(service, owls):
     def children():
         return {run["name"]: run["state"]["type"] for run in flow_runs(service, tags={"all_": ["sweep:cut"]})}
 
-    wait_until(lambda: list(children().values()).count("RUNNING") == 2, "two running children", seconds=120)
+    wait_until(lambda: list(children().values()).count("RUNNING") == 2, "two running children", seconds=240)
     service.api("POST", f"/flow_runs/{started['id']}/set_state", state={"type": "CANCELLING"})
     wait_until(lambda: set(children().values()) == {"CANCELLED"}, "the end of the children", seconds=120)
     assert set(children()) == {"cut-1", "cut-2"}
