@@ -80,7 +80,8 @@ class Checkout:
         return self.run(sys.executable, "-m", "flows.pipeline", *arguments, status=status)
 
     def copy(self, folder: Path) -> "Checkout":
-        shutil.copytree(self.folder, folder, symlinks=True)
+        # Without the socket of a service that runs there.
+        shutil.copytree(self.folder, folder, symlinks=True, ignore=shutil.ignore_patterns(".service"))
         return Checkout(folder, self.environment)
 
     def with_environment(self, **variables: str) -> "Checkout":

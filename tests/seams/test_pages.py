@@ -109,7 +109,7 @@ def test_the_prefect_page_shows_the_log_and_the_artifacts_of_a_run(service, depl
     browser.open(f"{address}?tab=Logs")
     browser.wait_for("document.body.innerText.includes(\"Running stage 'train'\")")
     keep("prefect_log")
-    browser.open(f"{address}?tab=Artifacts")
+    browser.evaluate("[...document.querySelectorAll('.p-tab')].find(tab => tab.innerText == 'Artifacts').click()")
     browser.wait_for("['samples', 'metrics'].every(key => document.body.innerText.toLowerCase().includes(key))")
     keep("prefect_artifacts")
 
@@ -147,10 +147,13 @@ class Form:
             self._press(kind, field)
         self._browser.wait_for(f"{field}.querySelector('input') != null")
         self._browser.evaluate(f"{field}.scrollIntoView({{block: 'center'}})")
+        self._browser.evaluate(f"{field}.querySelector('input').focus()")
         self._browser.evaluate(f"{field}.querySelector('input').select()")
         self._browser.call("Input.insertText", text=value)
+        self._browser.wait_for(f"{field}.querySelector('input').value == '{value}'")
 
     def submit(self):
+        time.sleep(1.0)  # the form takes in with a delay what was typed
         self._press("Submit")
 
     def _press(self, label, place="document"):
@@ -159,9 +162,7 @@ class Form:
         self._browser.evaluate(f"{button}.click()")
 
 
-def test_the_prefect_form_explains_and_bounds_each_parameter_refuses_and_starts(
-    service, deployed_run, resting_pool, browser, keep
-):
+def test_the_prefect_form_explains_and_bounds_each_parameter_refuses_and_starts(service, resting_pool, browser, keep):
     form = Form(service, browser)
     assert "a saved experiment of profiles/" in form.text()
     assert [stage for stage in STAGES if f"{stage.capitalize()} (Optional)" in form.text()] == STAGES
