@@ -40,7 +40,7 @@ class Up:
         workers = self.api("POST", "/work_pools/local/workers/filter")
         return [worker for worker in workers if worker["status"] == "ONLINE"]
 
-    def process(self, words):
+    def one(self, words):
         """The one process in the checkout whose command holds the words."""
         (found,) = self.checkout.processes(words)
         return found
@@ -83,7 +83,7 @@ def test_up_and_down_and_up_again(place):
     with started(checkout, ports, folder / "second.log") as up:
         shows_what_is_set_up(up)
         assert up.api("GET", "/variables/name/kept")["value"] == "over the night"
-        ends_with(up, up.process("-m flows.service").terminate, statuses={0})
+        ends_with(up, up.one("-m flows.service").terminate, statuses={0})
 
 
 def shows_what_is_set_up(up):
@@ -133,7 +133,7 @@ def retrains_when_the_data_have_changed(up):
 
 
 def starts_again_what_was_killed(up):
-    killed = {"mlflow": up.process("mlflow.server.fastapi_app"), "worker": up.process("prefect worker start")}
+    killed = {"mlflow": up.one("mlflow.server.fastapi_app"), "worker": up.one("prefect worker start")}
     for process in killed.values():
         process.kill()
     for name in killed:
