@@ -18,8 +18,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 LIMITS = {"max_images": 64, "max_steps": 1000, "max_network_calls": 12_800}
-"""Of one request, all rows together but for the steps; guidance doubles the network calls. They are the model's
-configuration in MLflow, which may be given others where it is loaded."""
+"""Of one request, all rows together but for the steps; guidance doubles the network calls."""
 
 FIELDS = ("n", "seed", "sampler", "steps", "class", "guidance")
 """What a row may ask for; all but n may be left out, or null."""
@@ -50,7 +49,6 @@ class FlowerSampler(PythonModel):
         from ddpm import load
 
         self.model = load(context.artifacts["model"])
-        self.limits = LIMITS | (context.model_config or {})
         # The server hands over requests side by side, which would only share the device's time and memory.
         self.turn = threading.Lock()
 
@@ -61,7 +59,7 @@ class FlowerSampler(PythonModel):
         Raises:
             RefusedRequest: a row asks for what is unknown, or for too much.
         """
-        rows = understood(model_input, self.model, self.limits)
+        rows = understood(model_input, self.model, LIMITS)
         with self.turn:
             drawn = [self.model.draw(**row) for row in rows]
         return [{"png_base64": [png_base64(image) for image in pixels.permute(0, 2, 3, 1).numpy()]} for pixels in drawn]

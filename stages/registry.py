@@ -147,7 +147,6 @@ def _logged_model(run_id: str, model_folder: Path, weights: str, metadata: Mappi
             artifacts={"model": str(published)},
             code_paths=["ddpm"],
             input_example=_EXAMPLE,
-            model_config=pyfunc_model.LIMITS,
             pip_requirements=[f"{package}=={installed_version(package)}" for package in _PACKAGES],
             metadata=dict(metadata),
         )

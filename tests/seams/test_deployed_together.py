@@ -9,6 +9,7 @@ import pytest
 from tests.seams.checkout import Checkout, wait_until
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.xdist_group("service"),  # one worker, which makes the servers once
     pytest.mark.timeout(600),  # several runs, which may share two cores with other tests
 ]
@@ -134,7 +135,6 @@ def test_afterwards_no_slot_is_taken(service, story):
     wait_until(lambda: slots_taken(service) == 0, "the slots", seconds=10)
 
 
-@pytest.mark.slow
 def test_what_a_killed_run_held_comes_back_and_the_next_one_clears_up(service):
     killed = start(service, "killed", **ENDLESS)
     folder = service.workspace(killed).folder

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.xdist_group("service")  # one worker, which makes the s
 @pytest.fixture(scope="module")
 def evaluated(service, deployed_run):
     """The run that drew other samples with the model of the first."""
-    changes = {"sample": {"seed": 7}, "evaluate": {"reference_split": "test"}}
+    changes = {"sample": {"seed": 7}, "evaluate": {"kernel_subsets": 3}}
     run = service.ended(service.start("evaluate-only", revision=deployed_run["name"], params=changes))
     assert run["state"]["type"] == "COMPLETED", service.log_of(run)
     return run
@@ -31,7 +31,7 @@ def test_its_experiment_has_the_model_of_the_other_and_figures_of_its_own(servic
     assert second["train"] == first["train"]
     assert made.read_yaml("params.yaml")["train"]["learning_rate"] == 0.001
     measured = json.loads((made.folder / "build/metrics.json").read_text())
-    assert measured["reference_split"] == "test" and measured["num_samples"] == 12
+    assert measured["kernel_subsets"] == 3 and measured["num_samples"] == 12
     status = made.dvc("status")
     assert "register" in status and not {"train", "sample", "evaluate"} & set(status.replace(":", "").split())
 

@@ -1,9 +1,11 @@
 """What people see: the run pages of MLflow and Prefect, in a real browser."""
 
+import json
 import os
 import shutil
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -49,19 +51,23 @@ def keep(browser, tmp_path):
 
 @pytest.fixture(scope="module")
 def second_run(applied):
-    """Another experiment on the same servers, started by hand."""
+    """Another experiment on the same servers, started by hand; the MLflow runs of the two."""
+    run_file = applied.folder / "build/model/run.json"
+    runs = [json.loads(run_file.read_text())["mlflow_run_id"]]
     output = applied.pipeline("--set", "train.learning_rate=0.0005")
     assert stages_run(output) == ["train", "sample", "evaluate", "register"]
     assert "temporary server" not in output
+    return [*runs, json.loads(run_file.read_text())["mlflow_run_id"]]
 
 
 def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, second_run, browser, keep):
-    experiment = service.tracking("/experiments/get-by-name", experiment_name="flowers-ddpm")["experiment"]
-    found = service.tracking_post("/runs/search", experiment_ids=[experiment["experiment_id"]])["runs"]
-    names = {run["info"]["run_name"] for run in found}
-    numbers = sorted(run["info"]["run_id"] for run in found)
+    numbers = sorted(second_run)
+    found = [service.tracking("/runs/get", run_id=number)["run"]["info"] for number in numbers]
+    names = {run["run_name"] for run in found}
     assert len(names) == len(numbers) == 2
-    browser.open(f"{service.mlflow}/#/experiments/{experiment['experiment_id']}/runs?compareRunsMode=CHART")
+    chosen = quote(f"attributes.run_id IN ('{numbers[0]}', '{numbers[1]}')")
+    page = f"{service.mlflow}/#/experiments/{found[0]['experiment_id']}/runs"
+    browser.open(f"{page}?searchFilter={chosen}&compareRunsMode=CHART")
     browser.wait_for("document.querySelectorAll('.js-plotly-plot').length > 0")
     browser.evaluate(
         "document.querySelector('[aria-label=close], [aria-label=Close]')?.click()"

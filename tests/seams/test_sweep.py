@@ -18,7 +18,10 @@ DROWNED = {
 }
 """Allowed, and so much noise that the losses' weights are 0 / 0: the training fails at its first losses."""
 
-pytestmark = pytest.mark.timeout(600)  # the first test waits for a whole sweep, on a machine that runs others, too
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),  # the first test waits for a whole sweep, on a machine that runs others, too
+]
 
 in_the_service = pytest.mark.xdist_group("service")
 by_hand = pytest.mark.xdist_group("checkouts")
@@ -192,7 +195,6 @@ def test_bad_children_are_refused_before_any_is_started(service, owls):
 
 
 @in_the_service
-@pytest.mark.slow
 def test_a_cancelled_sweep_cancels_its_children(service):
     endless = dict.fromkeys(("num_steps", "sample_every", "checkpoint_every"), 10_000_000)
     started = service.api(

@@ -18,16 +18,17 @@ from ddpm.images import to_pixels
 
 
 @pytest.fixture
-def loaded(tmp_path):
+def loaded(tmp_path, monkeypatch):
     """Loads a published model as MLflow does."""
 
     def load(published, **limits):
-        from stages.pyfunc_model import FlowerSampler
+        from stages.pyfunc_model import LIMITS, FlowerSampler
 
         for name in ("config.json", "averaged.safetensors"):
             shutil.copyfile(published / name, tmp_path / name)
         sampler = FlowerSampler()
-        sampler.load_context(SimpleNamespace(artifacts={"model": str(tmp_path)}, model_config=limits))
+        sampler.load_context(SimpleNamespace(artifacts={"model": str(tmp_path)}))
+        monkeypatch.setattr("stages.pyfunc_model.LIMITS", LIMITS | limits)
         return sampler
 
     return load

@@ -134,7 +134,6 @@ print(json.dumps({
     "schemas": [metadata.get_input_schema().to_dict(), metadata.get_output_schema().to_dict()],
     "metadata": metadata.metadata,
     "example": model.input_example,
-    "limits": model.model_config,
 }))
 """
     environment = dict(os.environ) | {
@@ -153,7 +152,6 @@ print(json.dumps({
     assert (inputs["type"], inputs["values"]) == ("map", {"type": "any"})
     assert (outputs["type"], outputs["values"]["type"]) == ("map", "array")
     assert told["metadata"] == {"image_size": 16}
-    assert told["limits"]["max_images"] == 64
     (model_folder,) = (folder / "mlartifacts").glob("models/*/artifacts")
     assert json.loads((model_folder / "input_example.json").read_text())[0]["n"] == 1
     pinned = (model_folder / "requirements.txt").read_text().split()
