@@ -50,11 +50,12 @@ def keep(browser, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def second_run(applied):
+def second_run(applied, tmp_path_factory):
     """Another experiment on the same servers, started by hand; the MLflow runs of the two."""
-    run_file = applied.folder / "build/model/run.json"
+    checkout = applied.copy(tmp_path_factory.mktemp("second") / "flowers")
+    run_file = checkout.folder / "build/model/run.json"
     runs = [json.loads(run_file.read_text())["mlflow_run_id"]]
-    output = applied.pipeline("--set", "train.learning_rate=0.0005")
+    output = checkout.pipeline("--set", "train.learning_rate=0.0005")
     assert stages_run(output) == ["train", "sample", "evaluate", "register"]
     assert "temporary server" not in output
     return [*runs, json.loads(run_file.read_text())["mlflow_run_id"]]
