@@ -10,11 +10,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 from tests.seams.checkout import wait_until
 
 web = requests.Session()
 web.trust_env = False  # a proxy has no way to this machine's own ports
+# Prefect says 503 while its database is busy; its own client tries again, too.
+web.mount("http://", HTTPAdapter(max_retries=Retry(
+    total=None, connect=0, read=0, other=0, status=8, status_forcelist=[503], allowed_methods=None, backoff_factor=0.5,
+    raise_on_status=False,
+)))  # fmt: skip
 _GRACE_SECONDS = 10.0
 
 
