@@ -33,9 +33,13 @@ from stages.sections import (
 PARAMS_FILE = Path("params.yaml")
 PROFILES_FOLDER = Path("profiles")
 
-OF_OTHER_SECTIONS = {"reference": ("evaluate.enabled",), "evaluate": ("reference",)}
+OF_OTHER_SECTIONS = {
+    "reference": ("evaluate.enabled",),
+    "evaluate": ("reference",),
+    "register": ("profile", "preprocess.image_size", "sample.weights"),
+}
 """What a stage reads beside its own section; dvc.yaml names the same. Samples' features are extracted as the real
-images' are, and those only where figures are wanted."""
+images' are, and those only where figures are wanted; a registered version names what it is."""
 
 
 EVALUATION = ("reference", "sample", "evaluate")

@@ -58,9 +58,10 @@ import resource, sys, torch
 from ddpm.devices import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
-torch.ones(50_000_000)
+for _ in range(3):
+    torch.ones(50_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(50_000_000)
+torch.ones(40_000_000)  # fits, whatever small block lies beside
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     faults = {

@@ -24,6 +24,7 @@ OF_ANOTHER_STAGE = {
         "reference.extractor", "reference.inception_weights", "reference.batch_size", "reference.num_processes",
     },
     "reference": {"evaluate.enabled"},
+    "register": {"profile", "preprocess.image_size", "sample.weights"},
 }  # fmt: skip
 
 MODULES = {

@@ -73,6 +73,10 @@ def test_an_error_is_one_line(client, write_params, monkeypatch):
 
 def test_make_serves_at_the_port_that_it_is_given(project):
     plan = subprocess.run(
-        ["make", "--dry-run", "serve", "SERVE_PORT=6001"], cwd=project, capture_output=True, text=True, check=True
+        ["make", "--dry-run", "--no-print-directory", "serve", "SERVE_PORT=6001"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert plan.stdout.splitlines()[-1] == "python -m stages.serve --port 6001"
