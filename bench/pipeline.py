@@ -17,7 +17,7 @@ import torch
 
 from ddpm.training import train
 from stages.params import read_params
-from stages.tracking import opened_run
+from stages.tracking.runs import opened_run
 from stages.train import Experiment, learn, prepare
 
 

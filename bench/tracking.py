@@ -17,7 +17,7 @@ import torch
 from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, UNetConfig, cosine_betas, train
 from ddpm.training import StepEvent
 from stages.params import read_params
-from stages.tracking import NoTracker, Tracker, opened_run
+from stages.tracking.runs import NoTracker, Tracker, opened_run
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.errors import StageError
 from stages.runner import EXIT_ERROR
-from stages.tracking import SWEEP_TAG, join_sweep, recorded_runs, tracking_uri
+from stages.tracking.runs import SWEEP_TAG, join_sweep, recorded_runs, tracking_uri
 
 LEAST_PREFIX = 4
 """Characters of a run's id that name it, where no other begins with them."""

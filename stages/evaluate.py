@@ -25,7 +25,7 @@ from stages.progress import progress_bar
 from stages.real_features import RealFeatures, read_real_features, read_record
 from stages.runner import run_stage
 from stages.sections import LEAST_COMPARED_IMAGES, EvaluateParams, ReferenceParams
-from stages.tracking import Tracker, reopened_run
+from stages.tracking.runs import Tracker, reopened_run
 
 
 def main(params: Params) -> None:

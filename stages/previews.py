@@ -10,7 +10,7 @@ from ddpm.distributed import is_first
 from ddpm.files import atomic_path
 from stages.paths import PREVIEWS
 from stages.progress import print_beside_bar
-from stages.tracking import Tracker
+from stages.tracking.runs import Tracker
 
 NUM_KEPT = 3
 """The newest; who was told of one may read it a little later."""

@@ -6,7 +6,7 @@ import sys
 from stages.errors import StageError
 from stages.params import read_params
 from stages.register import PROMOTION_TAG
-from stages.registry import Registry
+from stages.tracking.registry import Registry
 
 
 def promote(registry: Registry, number: str) -> str:

@@ -11,9 +11,9 @@ from stages.params import Params
 from stages.paths import METRICS, MODEL
 from stages.prepared import recorded_run_id
 from stages.promotion import Champion, Figures, judged
-from stages.registry import CONTENTS_TAG, Registry
 from stages.runner import run_stage
-from stages.tracking import reopened_run
+from stages.tracking.registry import CONTENTS_TAG, Registry
+from stages.tracking.runs import reopened_run
 
 FIGURE = "evaluate."
 """What the tags with a version's figures begin with."""
@@ -85,7 +85,7 @@ def version_tags(params: Params, figures: Figures) -> dict[str, str]:
 def contents_digest(weights: str, figures: Figures) -> str:
     """Of the weights, their configuration, the code that draws with them, and their figures."""
     package = Path(ddpm.__file__).parent
-    code = [*sorted(package.rglob("*.py")), Path(__file__).with_name("pyfunc_model.py")]
+    code = [*sorted(package.rglob("*.py")), Path(__file__).parent / "tracking/pyfunc_model.py"]
     files = [MODEL / f"{weights}.safetensors", MODEL / "config.json", *code]
     parts = [f"{path.name} {file_digest(path, 'sha256')}" for path in files]
     return hashlib.sha256(json.dumps([parts, dict(sorted(figures.items()))]).encode()).hexdigest()

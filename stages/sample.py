@@ -33,7 +33,7 @@ from stages.prepared import recorded_run_id
 from stages.progress import progress_bar
 from stages.runner import run_stage
 from stages.sections import SampleParams
-from stages.tracking import reopened_run
+from stages.tracking.runs import reopened_run
 
 Item = TypeVar("Item")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from stages.errors import StageError
 from stages.params import read_params
 from stages.promotion import CHAMPION
-from stages.registry import Registry
-from stages.tracking import tracking_uri
+from stages.tracking.registry import Registry
+from stages.tracking.runs import tracking_uri
 
 
 def main() -> None:

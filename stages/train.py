@@ -56,7 +56,7 @@ from stages.previews import show_samples
 from stages.progress import progress_bar
 from stages.runner import Interrupted, interruption_deferred, run_stage
 from stages.sections import TrainParams
-from stages.tracking import Tracker, opened_run
+from stages.tracking.runs import Tracker, opened_run
 from stages.training_evaluation import TrainingEvaluation, publish_best
 
 # What changes how a training is watched, not what it learns.

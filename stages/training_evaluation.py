@@ -23,7 +23,7 @@ from stages.errors import StageError
 from stages.extraction import at_random, features_of
 from stages.prepared import all_images, positions_of
 from stages.sections import LEAST_COMPARED_IMAGES, TrainParams
-from stages.tracking import Tracker
+from stages.tracking.runs import Tracker
 
 EXTRACTOR: ExtractorName = "efficientnet_lite0"
 """Always: it needs no file and no network, and the curve is compared with itself alone."""

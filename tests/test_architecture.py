@@ -28,15 +28,15 @@ SHAPE_NO_RESULT = {
     "stages.progress": "a bar on the terminal",
     "stages.previews": "pictures to look at while a training goes on",
     "stages.alone": "it lets one run after another at the same checkpoints",
-    "stages.tracking": "it tells MLflow of results that DVC has without it",
+    "stages.tracking.runs": "it tells MLflow of results that DVC has without it",
     "stages.lineage": "it names code and data, to MLflow and in the fingerprint of checkpoints",
     "ddpm.files": "it writes what it is given whole or not at all; a digest is what its name says",
     "ddpm.shapes": "annotations",
 }
 """Modules that stages import and need not depend on, each with its reason."""
 
-CARRIED_ALONG = {"register": ("stages.pyfunc_model", "ddpm")}
-"""What goes into a stage's result beside its imports: stages.registry logs this file, and a copy of this folder."""
+CARRIED_ALONG = {"register": ("stages.tracking.pyfunc_model", "ddpm")}
+"""What goes into a stage's result beside its imports: a registered model is this file, and a copy of this folder."""
 
 
 def syntax(path):
@@ -183,7 +183,7 @@ def test_every_exception_is_one(graph):
 def test_the_registered_model_carries_what_it_is_said_to():
     (call,) = (
         node
-        for node in ast.walk(syntax("stages/registry.py"))
+        for node in ast.walk(syntax("stages/tracking/registry.py"))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "mlflow.pyfunc.log_model"
     )
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}

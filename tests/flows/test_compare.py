@@ -123,7 +123,7 @@ def test_the_addresses_lead_to_these_runs(monkeypatch):
 
 
 def test_the_tag_in_the_address_is_that_of_the_stages():
-    from stages.tracking import SWEEP_TAG  # flows may not import it
+    from stages.tracking.runs import SWEEP_TAG  # flows may not import it
 
     assert SWEEP_TAG in unquote(charts_address("owls", "7"))
 

@@ -18,7 +18,7 @@ from ddpm.classes import ImageClass
 from ddpm.features import FeatureExtractor
 from stages import extraction, training_evaluation
 from stages.params import Params
-from stages.tracking import NoTracker
+from stages.tracking.runs import NoTracker
 
 PROJECT = Path(__file__).parents[2]
 

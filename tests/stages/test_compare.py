@@ -9,7 +9,7 @@ import pytest
 
 from stages import compare
 from stages.compare import RecordedRun, UnknownRunError, chosen_runs, named_run
-from stages.tracking import SWEEP_TAG, join_sweep, opened_run, recorded_runs
+from stages.tracking.runs import SWEEP_TAG, join_sweep, opened_run, recorded_runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # in MLflow's own tables
 
@@ -53,7 +53,7 @@ def test_the_newest_runs(three, last, expected):
 
 
 def test_many_runs_come_page_by_page(three, monkeypatch):
-    monkeypatch.setattr("stages.tracking._PAGE_RUNS", 2)
+    monkeypatch.setattr("stages.tracking.runs._PAGE_RUNS", 2)
     assert [run.info.run_id for run in recorded_runs()] == three[::-1]
     assert [run.info.run_id for run in recorded_runs(max_runs=3)] == three[::-1]
 

@@ -15,7 +15,7 @@ from stages import evaluate as module
 from stages import reference
 from stages.errors import StageError
 from stages.prepared import dataset_digest
-from stages.tracking import _closing
+from stages.tracking.runs import _closing
 
 METRICS, EVALUATION = Path("build/metrics.json"), Path("build/evaluation")
 SPLITS = ("train",) * 20 + ("valid",) * 24 + ("test",) * 11

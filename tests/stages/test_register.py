@@ -8,13 +8,13 @@ from stages import register as module
 from stages.paths import METRICS, MODEL
 from stages.promote import promote
 from stages.register import PROMOTION_TAG, contents_digest, evaluated_figures, register, version_tags
-from stages.registry import CONTENTS_TAG, Version
-from stages.tracking import _closing
+from stages.tracking.registry import CONTENTS_TAG, Version
+from stages.tracking.runs import _closing
 from tests.stages.test_promotion import figures
 
 
 class Shelf:
-    """A registry that keeps its versions in a list; stages.registry is tested against MLflow itself."""
+    """A registry that keeps its versions in a list; MLflow's own is tested in tracking/."""
 
     name = "tulips"
 

@@ -15,7 +15,7 @@ from ddpm.images import class_grid, grid, to_pixels
 from stages import sample as module
 from stages.errors import StageError
 from stages.sample import draw
-from stages.tracking import _closing
+from stages.tracking.runs import _closing
 
 SAMPLES = Path("build/samples")
 CPU = torch.device("cpu")

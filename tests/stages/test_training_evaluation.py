@@ -19,7 +19,7 @@ from ddpm.metrics import KernelDistance, kernel_distance
 from stages import training_evaluation as module
 from stages.errors import StageError
 from stages.runner import run_stage
-from stages.tracking import _closing
+from stages.tracking.runs import _closing
 
 MODEL, CHECKPOINTS = Path("build/model"), Path("build/checkpoints")
 FIGURES = [f"kid_efficientnet_lite0{end}" for end in ("", "_low", "_high")]

@@ -119,7 +119,7 @@ def test_what_stages_say_is_what_the_page_waits_for(artifacts, tmp_path, monkeyp
     import numpy as np
 
     from stages.previews import show_samples
-    from stages.tracking import NoTracker, _announce
+    from stages.tracking.runs import NoTracker, _announce
 
     tracker = NoTracker()
     tracker.run_id, tracker.experiment_id = "0a1b", "7"

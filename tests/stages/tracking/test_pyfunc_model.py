@@ -22,13 +22,13 @@ def loaded(tmp_path, monkeypatch):
     """Loads a published model as MLflow does."""
 
     def load(published, **limits):
-        from stages.pyfunc_model import LIMITS, FlowerSampler
+        from stages.tracking.pyfunc_model import LIMITS, FlowerSampler
 
         for name in ("config.json", "averaged.safetensors"):
             shutil.copyfile(published / name, tmp_path / name)
         sampler = FlowerSampler()
         sampler.load_context(SimpleNamespace(artifacts={"model": str(tmp_path)}))
-        monkeypatch.setattr("stages.pyfunc_model.LIMITS", LIMITS | limits)
+        monkeypatch.setattr("stages.tracking.pyfunc_model.LIMITS", LIMITS | limits)
         return sampler
 
     return load
@@ -48,7 +48,7 @@ def by_hand(published, labels, seed=0, guidance=1.0, steps=3, sampler="ddim"):
 
 
 def refusal(model, *rows):
-    from stages.pyfunc_model import RefusedRequest
+    from stages.tracking.pyfunc_model import RefusedRequest
 
     with pytest.raises(RefusedRequest) as refused:
         model.predict(list(rows))

@@ -1,4 +1,4 @@
-"""The registered models of MLflow; beside stages.tracking and the model's own code the only importer of mlflow."""
+"""The registered models of MLflow."""
 
 import contextlib
 import shutil
@@ -13,7 +13,7 @@ from typing import Any
 
 from ddpm.checkpoint import CheckpointError
 from stages.promotion import CHAMPION
-from stages.tracking import TrackingError, connect, explained, tracking_uri
+from stages.tracking.runs import TrackingError, connect, explained, tracking_uri
 
 CONTENTS_TAG = "contents_sha256"
 """The digest of all that makes a version what it is: the same is not registered twice."""
@@ -139,7 +139,7 @@ def _logged_model(run_id: str, model_folder: Path, weights: str, metadata: Mappi
         warnings.catch_warnings(record=True),
         mlflow.start_run(run_id=run_id, log_system_metrics=False),
     ):
-        from stages import pyfunc_model
+        from stages.tracking import pyfunc_model
 
         return mlflow.pyfunc.log_model(
             name="model",

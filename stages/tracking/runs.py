@@ -1,4 +1,4 @@
-"""One MLflow run an experiment; beside stages.registry and the registered model's own code the only importer of mlflow.
+"""One MLflow run an experiment.
 
 Training opens the run, the later stages reopen it. A run that cannot be opened stops a stage before its work; a record
 that is lost later does not: logging is asynchronous, holds nothing up, and what DVC keeps is whole without MLflow.

@@ -14,8 +14,8 @@ import pytest
 import ddpm
 from ddpm import loading
 from ddpm.checkpoint import CheckpointError, load_model
-from stages.registry import CONTENTS_TAG, Registry, _evaluated_weights, opened_model
-from stages.tracking import TrackingError, opened_run
+from stages.tracking.registry import CONTENTS_TAG, Registry, _evaluated_weights, opened_model
+from stages.tracking.runs import TrackingError, opened_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # in MLflow's own tables
 

@@ -10,10 +10,10 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-from stages import tracking
 from stages.params import flat
 from stages.runner import Interrupted
-from stages.tracking import (
+from stages.tracking import runs as module
+from stages.tracking.runs import (
     EXPERIMENT,
     SWEEP_TAG,
     NoTracker,
@@ -93,7 +93,7 @@ def test_a_training_leaves_parameters_metrics_images_and_tags(client, runs, make
 
 def test_a_run_names_code_and_data(client, runs, make_params, monkeypatch):
     tags = {"git_commit": "a" * 40, "dvc_data": "b.dir", "prefect_flow_run": "wise-owl"}
-    monkeypatch.setattr(tracking, "lineage_tags", lambda: tags)
+    monkeypatch.setattr(module, "lineage_tags", lambda: tags)
     with opened_run(make_params()):
         pass
     (run,) = runs()

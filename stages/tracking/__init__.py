@@ -1,0 +1,1 @@
+"""What MLflow remembers: runs, and registered models. The only importer of mlflow."""
