@@ -1,5 +1,6 @@
 """Flows that are started from a terminal, on a temporary Prefect server where none is configured."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from typing import Any, NoReturn
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+
+from flows.proxy import proxy_exceptions
 
 EXIT_INTERRUPTED = 130  # as a shell counts Ctrl-C
 EXIT_TERMINATED = 143  # as a shell counts SIGTERM
@@ -39,6 +42,7 @@ def start_server() -> None:
 
     That signal goes to all that the terminal runs, and a flow whose server has ended hangs in reporting its own end.
     """
+    os.environ.update(proxy_exceptions(os.environ))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         get_client(sync_client=True)

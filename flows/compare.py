@@ -128,10 +128,12 @@ def compare_address(runs: Sequence[dict[str, Any]]) -> str:
     return f"{mlflow_address()}/#/compare-runs?runs={numbers}&experiments={experiments}"
 
 
-def charts_address(sweep: str, experiment_id: str) -> str:
-    """The page on which MLflow shows the losses, figures and image grids of a sweep's runs together."""
-    chosen = quote(f"tags.`ddpm.sweep` LIKE '%{sweep}%'")
-    return f"{mlflow_address()}/#/experiments/{experiment_id}/runs?searchFilter={chosen}&compareRunsMode=CHART"
+def charts_address(runs: Sequence[dict[str, Any]]) -> str:
+    """The page on which MLflow shows the losses, figures and image grids of these runs together."""
+    numbers = ", ".join(f"'{run['run_id']}'" for run in runs)
+    chosen = quote(f"attributes.run_id IN ({numbers})")
+    experiment = runs[0]["experiment_id"]
+    return f"{mlflow_address()}/#/experiments/{experiment}/runs?searchFilter={chosen}&compareRunsMode=CHART"
 
 
 def _choice(arguments: argparse.Namespace) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from prefect import flow
 
 from flows.by_hand import completed
-from flows.workspace import WorkspaceKind, opened
+from flows.workspace import ProfileName, WorkspaceError, WorkspaceKind, last_commit, opened
 from stages.params import Overrides, ParamsError, activate, composed, list_profiles, parse_overrides
 from tasks.download import download
 from tasks.evaluate import evaluate
@@ -23,7 +23,7 @@ from tasks.train import train
 
 @flow(name="pipeline")
 def pipeline(
-    profile: str | None = None,
+    profile: ProfileName | None = None,
     params: Overrides = Overrides(),  # noqa: B008
     workspace: WorkspaceKind = "checkout",
 ) -> None:
@@ -52,9 +52,13 @@ def main() -> None:
     workspace: WorkspaceKind = "isolated" if arguments.isolated else "checkout"
     try:
         overrides = parse_overrides(arguments.set)
-        # An isolated run leaves the checkout's params.yaml alone, and must hear of bad parameters as soon.
-        params = (composed if arguments.isolated else activate)(arguments.profile, overrides)
-    except ParamsError as error:
+        # Bad parameters are told before a server is started; an isolated run leaves the checkout's params.yaml alone.
+        if arguments.isolated:
+            with last_commit():
+                params = composed(arguments.profile, overrides)
+        else:
+            params = activate(arguments.profile, overrides)
+    except (ParamsError, WorkspaceError) as error:
         sys.exit(f"pipeline: {error}")
     if workspace == "checkout" and is_up_to_date():
         print(f"Everything is up to date with params.yaml (profile {params.profile}).")

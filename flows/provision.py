@@ -11,16 +11,17 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
+from flows.service import POOL
 from tasks import gpu
 
-POOL = "local"
 SLOTS_VARIABLE = "DDPM_GPU_SLOTS"
 """How many runs may use a GPU at once; unset, as many as this machine has devices, and one where it has none."""
 
@@ -44,7 +45,7 @@ def main() -> None:
     except ProvisionError as error:
         sys.exit(f"provision: {error}")
     with get_client(sync_client=True) as client:
-        client.create_work_pool(work_pool(), overwrite=True)
+        put_work_pool(client, work_pool())
         client.upsert_global_concurrency_limit_by_name(gpu.LIMIT, slots)
         put_automation(client, crash_of_silent_runs())
     deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
@@ -79,6 +80,14 @@ def work_pool() -> WorkPoolCreate:
     variables = template["variables"]["properties"]
     variables["env"]["default"] = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
     return WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
+
+
+def put_work_pool(client: SyncPrefectClient, pool: WorkPoolCreate) -> None:
+    """Make the pool, or bring the one of its name up to date; its limit, and whether it is paused, are people's."""
+    try:
+        client.create_work_pool(pool)
+    except ObjectAlreadyExists:
+        client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=pool.base_job_template))
 
 
 def crash_of_silent_runs() -> AutomationCore:

@@ -16,16 +16,23 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xmlrpc.client import ServerProxy
+from xmlrpc.client import Fault, ServerProxy
 
 import psutil
 import requests
 from supervisor.xmlrpc import SupervisorTransport
 
+from flows.proxy import proxy_exceptions
+
 ROOT = Path(__file__).resolve().parents[1]
 STATE = Path(".service")
+SOCKET = STATE / "supervisor.sock"
 CONFIGURATION = "supervisord.conf"
 SERVERS = ("prefect", "mlflow")
+POOL = "local"
+
+HELD = STATE / "pool-is-held"
+"""There while the pool is paused by the end of a service, not by people."""
 
 START_SECONDS = 300.0
 """How long the servers may take until they answer; a first start makes their databases."""
@@ -88,6 +95,8 @@ class Supervisor:
             programs = self._call("getAllProcessInfo")
         except (FileNotFoundError, ConnectionRefusedError):  # it is about to listen
             return {}
+        except Fault as fault:
+            raise ServiceError(f"supervisord is shutting down ({fault.faultString})") from None
         for program in programs:
             if program["statename"] == "FATAL":
                 raise ServiceError(f"{program['name']} does not start:\n{log_end(program['name'])}")
@@ -96,7 +105,7 @@ class Supervisor:
     @staticmethod
     def _call(method: str, *arguments: Any) -> Any:
         # A connection each: one that has failed serves no other call.
-        transport = SupervisorTransport(serverurl=f"unix://{STATE}/supervisor.sock")
+        transport = SupervisorTransport(serverurl=f"unix://{SOCKET}")
         with ServerProxy("http://localhost", transport=transport) as server:
             return getattr(server.supervisor, method)(*arguments)
 
@@ -108,12 +117,14 @@ def main() -> None:
     for number in _ENDING_SIGNALS:
         signal.signal(number, signal.default_int_handler)  # even where a script's background ignores SIGINT
     try:
+        refuse_second_service()
         refuse_taken_ports(addresses)
         environment = service_environment(addresses, os.environ)
         print("Starting; the first time takes a minute.", flush=True)
         with supervised(environment) as supervisor:
             wait_for_servers(supervisor, addresses)
             set_up(environment)
+            release_queue(environment["PREFECT_API_URL"])
             supervisor.start("worker")
             print(welcome(addresses), flush=True)
             report_restarts(supervisor)
@@ -121,6 +132,19 @@ def main() -> None:
         sys.exit(f"make up: {error}")
     except KeyboardInterrupt:
         print("Stopped.")
+
+
+def refuse_second_service() -> None:
+    """Look whether a service of this folder is running, whatever its ports.
+
+    Raises:
+        ServiceError: there is one.
+    """
+    with socket.socket(socket.AF_UNIX) as probe, suppress(FileNotFoundError, ConnectionRefusedError):
+        probe.connect(str(SOCKET))
+        raise ServiceError(
+            "this folder's service is running already: stop it by Ctrl-C in its terminal or by `supervisorctl shutdown`"
+        )
 
 
 def refuse_taken_ports(addresses: Addresses) -> None:
@@ -166,6 +190,7 @@ def service_environment(addresses: Addresses, caller: Mapping[str, str]) -> dict
         "MLFLOW_TRACKING_URI": addresses.mlflow,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
+        **proxy_exceptions(caller, addresses.host),
     }
     environment = {**defaults, **caller, **ours}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
@@ -189,6 +214,7 @@ def supervised(environment: Mapping[str, str]) -> Iterator[Supervisor]:
         for number in _ENDING_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         print("Stopping; runs in progress save their work.", flush=True)
+        hold_queue(environment["PREFECT_API_URL"])
         end_runs(environment["PREFECT_API_URL"])
         process.terminate()
         process.wait()  # it kills what has not ended in its time
@@ -201,6 +227,31 @@ def kill_session(leader: int) -> None:
         with suppress(ProcessLookupError, psutil.NoSuchProcess):
             if os.getsid(process.pid) == leader:
                 process.kill()
+
+
+def hold_queue(api: str) -> None:
+    """Pause the pool, so that the worker starts no waiting run while those in progress end; they wait on."""
+    with suppress(requests.RequestException), _direct_session() as session:
+        pool = session.get(f"{api}/work_pools/{POOL}", timeout=5).json()
+        if pool.get("is_paused") is False:
+            HELD.touch()
+            session.patch(f"{api}/work_pools/{POOL}", json={"is_paused": True}, timeout=5)
+
+
+def release_queue(api: str) -> None:
+    """Resume the pool, if it was the end of a service that has paused it.
+
+    Raises:
+        ServiceError: the Prefect server does not take it.
+    """
+    if not HELD.exists():
+        return
+    try:
+        with _direct_session() as session:
+            session.patch(f"{api}/work_pools/{POOL}", json={"is_paused": False}, timeout=30).raise_for_status()
+    except requests.RequestException as error:
+        raise ServiceError(f"the work pool cannot be resumed: {error}") from error
+    HELD.unlink()
 
 
 def end_runs(api: str) -> None:
@@ -241,12 +292,18 @@ def wait_for_servers(supervisor: Supervisor, addresses: Addresses) -> None:
 
 def answers(address: str) -> bool:
     """Whether a GET of the address gives 200."""
-    with requests.Session() as session:
-        session.trust_env = False  # a proxy has no way to this machine's own ports
+    with _direct_session() as session:
         try:
             return session.get(address, timeout=5).ok
         except requests.RequestException:
             return False
+
+
+def _direct_session() -> requests.Session:
+    """Past any proxy, to this machine's own ports."""
+    session = requests.Session()
+    session.trust_env = False
+    return session
 
 
 def set_up(environment: Mapping[str, str]) -> None:
@@ -274,7 +331,7 @@ def report_restarts(supervisor: Supervisor) -> None:
         time.sleep(_POLL_SECONDS)
         now = supervisor.started()
         for name in now:
-            if now[name] != before[name]:
+            if now[name] != before.get(name, now[name]):
                 print(f"{name} has ended and was started again; its log: {STATE}/{name}.log", flush=True)
         before = now
 

@@ -35,10 +35,13 @@ from flows.compare import (
     read_runs,
     write_csv,
 )
+from flows.experiments import experiment_name
 from flows.fan_out import Outcome, as_deployments, in_process, why_in_process
-from flows.workspace import opened
+from flows.git import GitError
+from flows.workspace import ProfileName, WorkspaceError, last_commit, opened
 from stages.params import Overrides, ParamsError, flat, list_profiles, parse_overrides
 from tasks.download import download
+from tasks.gpu import GpuSlotLostError
 from tasks.preprocess import preprocess
 from tasks.reference import reference
 from tasks.run_page import show
@@ -50,13 +53,15 @@ TABLES = Path("build/sweeps")
 _PREPARATION = ("download", "preprocess", "reference")
 """What children share that do not vary it."""
 
+_OF_ONE_EXPERIMENT = (StageFailedError, GpuSlotLostError, GitError)
+
 NAME_PATTERN = "^[a-z0-9][a-z0-9-]{0,39}$"
 MOST_CONCURRENT = 64
 
 
 @flow(name="sweep")
 def sweep(
-    profile: str | None = None,
+    profile: ProfileName | None = None,
     grid: dict[str, list[Any]] = {},  # noqa: B006 (Prefect copies it)
     overrides: list[dict[str, Any]] = [],  # noqa: B006 (likewise)
     params: Overrides = Overrides(),  # noqa: B008
@@ -79,8 +84,10 @@ def sweep(
         max_concurrent: experiments at once, where a worker runs them; how many share a GPU is the affair of the
             concurrency limit gpu.
     """
-    called, logger = name or str(flow_run.name), get_run_logger()
-    children = children_of(called, profile, params.model_dump(by_alias=True, exclude_unset=True), grid, overrides)
+    # A flow run may be called anything; what bears this name are a tag, a file, and flow runs again.
+    called, logger = name or experiment_name(str(flow_run.name)), get_run_logger()
+    with last_commit():
+        children = children_of(called, profile, params.model_dump(by_alias=True, exclude_unset=True), grid, overrides)
     if why := why_in_process():
         logger.info("Sweep %s: %d children one after the other in this process, since %s", called, len(children), why)
         outcomes = in_process(called, profile, children)
@@ -101,22 +108,27 @@ def prepare(profile: str | None, children: Sequence[Child]) -> None:
                 download()
                 preprocess()
                 reference()
-        except StageFailedError:  # which the stage has told; the children meet it, too, and the others go on
-            get_run_logger().warning("what %s needs could not be prepared", child.described)
+        except _OF_ONE_EXPERIMENT as error:  # its child meets it, too, or does without
+            get_run_logger().warning("What %s needs could not be prepared: %s", child.described, error)
 
 
 def conclude(name: str, outcomes: Sequence[Outcome]) -> State[Any]:
     """The ranked table as artifact and file, and the state of the sweep: completed, where at least one child has."""
     logger = get_run_logger()
+    measured = {
+        outcome.child.name: recorded_metrics(outcome.flow_run_id)
+        for outcome in outcomes
+        if outcome.is_completed and outcome.flow_run_id
+    }
     try:
-        runs = runs_of(name, outcomes)
+        runs = runs_of(name, outcomes, measured)
     except CompareError as error:
-        logger.error("MLflow cannot be asked for the figures: %s", error)
+        logger.error("MLflow cannot be asked for the runs: %s", error)
         runs = {}
-    table = ranking(outcomes, runs)
+    table = ranking(outcomes, runs, measured)
     path = TABLES / f"{name}.csv"
     write_csv(table, path)
-    addresses = mlflow_addresses(name, list(runs.values()))
+    addresses = mlflow_addresses(list(runs.values()))
     show("the ranking", lambda: show_ranking(name, table, addresses), logger)
     shown = table.drop(columns="why", errors="ignore")
     logger.info("Sweep %s, whole in %s:\n%s", name, path, in_columns(shown))
@@ -129,19 +141,18 @@ def conclude(name: str, outcomes: Sequence[Outcome]) -> State[Any]:
     return Failed(message=said) if len(failed) == len(outcomes) else Completed(message=said)
 
 
-def runs_of(name: str, outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
+def runs_of(
+    name: str, outcomes: Sequence[Outcome], measured: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """What MLflow has of each child's run, by the child's name; one that ended before its training has none.
 
-    A child whose results DVC had is served by an earlier run, which is tagged as part of this sweep, too.
+    A child whose results DVC had is served by an earlier run, which is tagged as part of this sweep, too, if MLflow
+    still has it.
 
     Raises:
         CompareError: MLflow does not answer.
     """
-    made = {
-        outcome.child.name: recorded_run(outcome.flow_run_id)
-        for outcome in outcomes
-        if outcome.is_completed and outcome.flow_run_id
-    }
+    made = {child: metrics.get("mlflow_run_id") for child, metrics in measured.items()}
     known = [run_id for run_id in made.values() if run_id]
     try:
         runs = {run["run_id"]: run for run in read_runs([*known, "--join", name])}
@@ -157,8 +168,8 @@ def runs_of(name: str, outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]
     return {child: run for child, run in found.items() if run}
 
 
-def recorded_run(flow_run_id: UUID) -> str | None:
-    """The MLflow run that a child's figures are recorded in, as its own table of metrics says."""
+def recorded_metrics(flow_run_id: UUID) -> dict[str, Any]:
+    """A child's own table of metrics: its figures, and the MLflow run that they are recorded in."""
     with get_client(sync_client=True) as client:
         tables = client.read_artifacts(
             artifact_filter=ArtifactFilter(
@@ -167,34 +178,38 @@ def recorded_run(flow_run_id: UUID) -> str | None:
             )
         )
     if not tables:  # the server did not take it
-        return None
-    metrics = {row["metric"]: row["value"] for row in json.loads(str(tables[0].data))}
-    return metrics.get("mlflow_run_id") or None
+        return {}
+    return {row["metric"]: row["value"] for row in json.loads(str(tables[0].data))}
 
 
-def ranking(outcomes: Sequence[Outcome], runs: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
-    """A row a child, the best first: its figures, what it varies, its state and its MLflow run; those without last."""
-    rows = []
+def ranking(
+    outcomes: Sequence[Outcome], runs: Mapping[str, dict[str, Any]], measured: Mapping[str, Mapping[str, Any]]
+) -> pd.DataFrame:
+    """A row a child, the best first: its figures, what it varies, its state and its MLflow run; those without last.
+
+    The figures are MLflow's, or where it does not have the run, those of the child's own table.
+    """
+    rows, compared = [], []
     for outcome in outcomes:
         run = runs.get(outcome.child.name)
         row: dict[str, Any] = {"child": outcome.child.name, "state": outcome.state}
-        row |= figures(run) if run and outcome.is_completed else {}
+        if outcome.is_completed:
+            extractor = {"reference.extractor": outcome.child.params.reference.extractor}
+            compared.append(run or {"params": extractor, "metrics": measured.get(outcome.child.name, {})})
+            row |= figures(compared[-1])
         row |= {parameter: str(value) for parameter, value in outcome.child.varied.items()}
         rows.append(row | {"run": run["run_id"] if run else None, "why": outcome.why or None})
-    completed = [
-        runs[outcome.child.name] for outcome in outcomes if outcome.is_completed and outcome.child.name in runs
-    ]
     table = pd.DataFrame(rows)
     last = [column for column in ("run", "why") if column in table]
-    return ranked(table[[*table.columns.drop(last), *last]], headline(completed))
+    return ranked(table[[*table.columns.drop(last), *last]], headline(compared))
 
 
-def mlflow_addresses(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, str]:
+def mlflow_addresses(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
     """The pages on which MLflow compares the runs; none where there are no runs."""
     if not runs:
         return {}
     return {
-        "charts and image grids": charts_address(name, runs[0]["experiment_id"]),
+        "charts and image grids": charts_address(runs),
         "side by side": compare_address(runs),
     }
 
@@ -215,8 +230,9 @@ def main() -> None:
     try:
         grid = flat(parse_overrides(arguments.grid))
         shared, overrides = parse_overrides(arguments.set), _parsed_list(arguments.overrides)
-        children = children_of("sweep", arguments.profile, shared, grid, overrides)
-    except (ParamsError, SweepError) as error:
+        with last_commit():
+            children = children_of("sweep", arguments.profile, shared, grid, overrides)
+    except (ParamsError, SweepError, WorkspaceError) as error:
         sys.exit(f"sweep: {error}")
     print(f"A sweep of {len(children)} experiments.", flush=True)
     state = completed(

@@ -4,21 +4,26 @@ import contextlib
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from pydantic import Field
 
 from flows.experiments import experiment_name, free_names, save_experiment
-from flows.git import GitError, git
+from flows.git import GitError, file_in, git
 from flows.shared_cache import bring_raw_data, share_cache
-from stages.params import activate
+from stages.params import PARAMS_FILE, PROFILES_FOLDER, activate, list_profiles
 
 WorkspaceKind = Literal["checkout", "isolated"]
+
+ProfileName = Annotated[str, Field(json_schema_extra={"enum": list_profiles()})]
+"""A form offers the profiles that there are, and a server refuses others."""
 
 FOLDER = Path("workspaces")
 """Of the worktrees, in the checkout; ignored by git and DVC."""
@@ -46,9 +51,11 @@ class Workspace:
 
         Raises:
             ParamsError: they cannot be used; nothing is written.
+            WorkspaceError: the images' directory is named as the checkout sees it, and this is another place.
         """
         params = activate(profile, overrides)
         if self.folder != self.checkout:
+            _require_reachable(params.download.source)
             bring_raw_data(self.checkout, self.folder, params.section("download"))
 
 
@@ -77,6 +84,26 @@ def opened(kind: WorkspaceKind) -> Iterator[Workspace]:
         yield Workspace(folder, checkout)
         saved = save_experiment(folder, name)
     logger.info("Saved as DVC experiment %s: `dvc exp apply %s` brings it into the checkout", saved, saved)
+
+
+@contextmanager
+def last_commit() -> Iterator[None]:
+    """Inside the block, params.yaml and profiles/ are those of the last commit: what an isolated run starts from.
+
+    Raises:
+        WorkspaceError: there is no commit.
+    """
+    checkout = Path.cwd()
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            wanted = (str(PARAMS_FILE), str(PROFILES_FOLDER))
+            for name in git(checkout, "ls-tree", "-r", "--name-only", "HEAD", "--", *wanted).splitlines():
+                (Path(temporary) / name).parent.mkdir(exist_ok=True)
+                (Path(temporary) / name).write_text(file_in(checkout, "HEAD", name) or "")
+        except GitError as error:
+            raise WorkspaceError(f"an isolated run starts from the last commit, and {error}") from None
+        with contextlib.chdir(temporary):
+            yield
 
 
 def uncommitted(checkout: Path) -> str:
@@ -167,12 +194,31 @@ def _changing(checkout: Path) -> Iterator[None]:
 @contextmanager
 def _working_in(folder: Path, checkout: Path) -> Iterator[None]:
     """The current directory is `folder`, and MLflow's runs go where those of the checkout go."""
-    is_set = bool(os.environ.get(TRACKING_VARIABLE))
-    if not is_set:
-        os.environ[TRACKING_VARIABLE] = f"sqlite:///{checkout / 'mlflow.db'}"
+    before = os.environ.get(TRACKING_VARIABLE)
+    os.environ[TRACKING_VARIABLE] = _seen_from(checkout, before or "sqlite:///mlflow.db")
     try:
         with contextlib.chdir(folder):
             yield
     finally:
-        if not is_set:
+        if before is None:
             del os.environ[TRACKING_VARIABLE]
+        else:
+            os.environ[TRACKING_VARIABLE] = before
+
+
+def _seen_from(checkout: Path, address: str) -> str:
+    """An address of MLflow that means the same in every folder: one within a worktree would go away with it."""
+    for scheme in ("sqlite:///", "file:"):
+        if address.startswith(scheme):
+            return f"{scheme}{checkout / address.removeprefix(scheme)}"
+    return address
+
+
+def _require_reachable(source: str | None) -> None:
+    if source is None or source.startswith(("http://", "https://", "~")) or Path(source).exists():
+        return
+    if not Path(source).is_absolute():
+        raise WorkspaceError(
+            f"download.source={source!r} is looked for in the worktree of an isolated run, which does not have it: "
+            "give the whole path"
+        )

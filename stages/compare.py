@@ -78,6 +78,17 @@ def chosen_runs(names: Sequence[str], sweep: str | None, last: int | None) -> li
     return list({run.run_id: run for run in runs}.values())
 
 
+def joined_runs(run_ids: Sequence[str], sweep: str) -> list[RecordedRun]:
+    """The runs of a sweep, after these have joined it as far as MLflow has them: some may have been deleted since.
+
+    Raises:
+        UnknownRunError: the sweep has no run.
+        TrackingError: MLflow cannot be reached.
+    """
+    join_sweep([run.run_id for run in found_runs() if run.run_id in run_ids], sweep)
+    return runs_of_sweep(sweep)
+
+
 def named_run(name: str, recorded: Sequence[RecordedRun]) -> RecordedRun:
     """The run of this id, or of this name in MLflow, or whose id alone begins so.
 
@@ -118,9 +129,9 @@ def main() -> None:
     arguments = _parse_arguments()
     try:
         if arguments.join:
-            joining = chosen_runs(arguments.runs, None, None) if arguments.runs else []
-            join_sweep([run.run_id for run in joining], arguments.join)
-        runs = chosen_runs(arguments.runs, arguments.sweep or arguments.join, arguments.last)
+            runs = joined_runs(arguments.runs, arguments.join)
+        else:
+            runs = chosen_runs(arguments.runs, arguments.sweep, arguments.last)
     except StageError as error:
         sys.stderr.write(f"compare: error: {error}\n")
         sys.exit(EXIT_ERROR)
@@ -132,7 +143,9 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="the id of an MLflow run, its beginning, or its name")
     parser.add_argument("--sweep", help="the runs of this sweep")
     parser.add_argument("--last", type=int, help="so many of the newest runs")
-    parser.add_argument("--join", metavar="SWEEP", help="tag these runs as parts of a sweep, and print all its runs")
+    parser.add_argument(
+        "--join", metavar="SWEEP", help="tag these runs, by their ids, as parts of a sweep, and print all its runs"
+    )
     return parser.parse_args()
 
 

@@ -27,10 +27,13 @@ UPDATE_SECONDS = 2.0
 _CLOSING_SECONDS = 10.0
 """How long the end of a stage may wait for its page."""
 
+PAGES_VARIABLE = "DDPM_MLFLOW_PAGES"
+"""How browsers call MLflow, where they call it otherwise than this machine's programs do."""
+
 LOCAL_MLFLOW = "http://127.0.0.1:5000"
 """Where `make mlflow` serves the local runs."""
 
-# What stages.tracking and stages.previews say.
+# What stages.tracking.runs and stages.previews say.
 _MLFLOW_RUN = re.compile(r"[a-z]+: MLflow run (?P<run>\w+) of experiment (?P<experiment>\w+)")
 _PREVIEW = re.compile(r"train: samples of step (?P<step>\d+) in (?P<path>\S+\.png)")
 
@@ -142,7 +145,8 @@ def show(what: str, action: Callable[[], object], logger: "logging.Logger | logg
 def show_mlflow_run(run_id: str, experiment_id: str) -> None:
     """A link to the page of an MLflow run."""
     link = f"{mlflow_address()}/#/experiments/{experiment_id}/runs/{run_id}"
-    create_link_artifact(link=link, link_text="MLflow run", key="mlflow-run", description="`make mlflow` serves it")
+    description = None if tracking_server() else "`make mlflow` serves it"
+    create_link_artifact(link=link, link_text="MLflow run", key="mlflow-run", description=description)
 
 
 def show_preview(path: Path, step: str) -> None:
@@ -152,9 +156,14 @@ def show_preview(path: Path, step: str) -> None:
 
 
 def mlflow_address() -> str:
-    """Where MLflow's pages are: on the tracking server, or where `make mlflow` serves the local runs."""
-    server = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return server.rstrip("/") if server.startswith("http") else LOCAL_MLFLOW
+    """Where people find MLflow's pages: on the tracking server, or where `make mlflow` serves the local runs."""
+    return (os.environ.get(PAGES_VARIABLE) or tracking_server() or LOCAL_MLFLOW).rstrip("/")
+
+
+def tracking_server() -> str | None:
+    """The address of the MLflow server that runs are recorded on, if there is one."""
+    address = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return address if address.startswith("http") else None
 
 
 def embedded(picture: Path) -> str:

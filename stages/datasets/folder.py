@@ -20,7 +20,7 @@ class Folder:
         assert params.source is not None  # params.py sees to it
         source = Path(params.source).expanduser()
         if not source.is_dir():
-            raise DatasetError(f"download.source must be a directory of images, got {source}, which is none")
+            raise DatasetError(f"download.source must be a directory of images, got {source.absolute()}, which is none")
         paths = image_paths(source)
         if not paths:
             raise DatasetError(f"{source} holds no image; looked for {', '.join(sorted(SUFFIXES))} in it and below it")

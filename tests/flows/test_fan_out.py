@@ -16,7 +16,6 @@ from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Runni
 from flows import fan_out
 from flows.children import Child
 from flows.fan_out import DEPLOYMENT, as_deployments, in_process, why_in_process
-from stages.params import Overrides
 
 
 def children(count):
@@ -235,4 +234,3 @@ def test_in_process_children_run_one_by_one_and_a_failed_one_sinks_no_other(monk
     outcomes = in_process("owls", "quickstart", children(2))
     assert [(outcome.state, outcome.flow_run_id) for outcome in outcomes] == [("Failed", run_id), ("Completed", run_id)]
     assert seen[1] == ("owls-2", "quickstart", {"train": {"seed": 2}}, "isolated", {"sweep:owls"})
-    assert isinstance(Overrides(), Overrides)

@@ -1,6 +1,8 @@
 """What `make up` decides before and beside the servers; the servers themselves are tested in tests/seams."""
 
 import socket
+from types import SimpleNamespace
+from xmlrpc.client import Fault
 
 import pytest
 
@@ -36,6 +38,18 @@ def test_one_port_for_both_is_an_error():
         refuse_taken_ports(Addresses("127.0.0.1", port, port))
 
 
+def test_a_second_service_of_the_folder_is_refused_whatever_its_ports(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    service.refuse_second_service()
+    service.STATE.mkdir()
+    with socket.socket(socket.AF_UNIX) as running:
+        running.bind(str(service.SOCKET))
+        running.listen()
+        with pytest.raises(ServiceError, match="running already: stop it by Ctrl-C"):
+            service.refuse_second_service()
+    service.refuse_second_service()  # a killed one leaves its socket behind
+
+
 def test_free_ports_pass():
     refuse_taken_ports(Addresses("127.0.0.1", free_port(), free_port()))
 
@@ -61,6 +75,20 @@ def test_the_programs_find_the_servers_and_this_environments_commands_whatever_t
     first, *_, last = environment["PATH"].split(":")
     assert (service.Path(first) / "python").exists()
     assert last == "/bin"
+
+
+def test_no_proxy_stands_before_the_servers():
+    environment = service_environment(Addresses("10.0.0.7", 4200, 5000), {"NO_PROXY": "intranet"})
+    assert environment["no_proxy"] == environment["NO_PROXY"] == "intranet,127.0.0.1,localhost,::1,10.0.0.7"
+
+
+def test_a_supervisor_on_its_way_out_is_no_surprise(monkeypatch):
+    def refuse(*_):
+        raise Fault(6, "SHUTDOWN_STATE")
+
+    monkeypatch.setattr(service.Supervisor, "_call", staticmethod(refuse))
+    with pytest.raises(ServiceError, match="shutting down"):
+        service.Supervisor(SimpleNamespace(poll=lambda: None)).started()
 
 
 def test_databases_are_the_projects_own_unless_the_caller_names_others():

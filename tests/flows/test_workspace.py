@@ -4,11 +4,12 @@ import os
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flows import workspace
-from flows.workspace import WorkspaceError, opened, remove_left_overs, uncommitted, worktree
+from flows.workspace import WorkspaceError, last_commit, opened, remove_left_overs, uncommitted, worktree
 from tests.seams.checkout import Checkout, wait_until
 
 PROJECT = Path(__file__).parents[2]
@@ -205,6 +206,60 @@ def test_a_tracking_server_stays_the_one_that_is_named(checkout, run_named, monk
     with opened("isolated"):
         assert os.environ["MLFLOW_TRACKING_URI"] == "http://server:5000"
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://server:5000"
+
+
+@pytest.mark.parametrize(
+    ("address", "meant"),
+    [
+        ("sqlite:///mlflow.db", "sqlite:///{checkout}/mlflow.db"),
+        ("sqlite:////srv/mlflow.db", "sqlite:////srv/mlflow.db"),
+        ("file:./mlruns", "file:{checkout}/mlruns"),
+        ("", "sqlite:///{checkout}/mlflow.db"),
+    ],
+)
+def test_runs_are_recorded_where_the_checkout_records_them_not_in_the_worktree(
+    checkout, run_named, monkeypatch, address, meant
+):
+    run_named("wise-owl")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with opened("isolated"):
+        assert os.environ["MLFLOW_TRACKING_URI"] == meant.format(checkout=checkout.folder)
+    assert os.environ["MLFLOW_TRACKING_URI"] == address
+
+
+def test_an_isolated_run_starts_from_the_parameters_of_the_last_commit(checkout):
+    saved = checkout.folder / "profiles/owl.yaml"
+    saved.parent.mkdir()
+    saved.write_text("profile: owl\n")
+    checkout.commit("A profile")
+    saved.write_text("profile: changed\n")
+    (checkout.folder / "params.yaml").write_text("train:\n  learning_rate: 0.7\n")
+    with last_commit():
+        assert Path("params.yaml").read_text() == "train:\n  learning_rate: 0.1\n"
+        assert Path("profiles/owl.yaml").read_text() == "profile: owl\n"
+    assert Path.cwd() == checkout.folder
+    assert (checkout.folder / "params.yaml").read_text() == "train:\n  learning_rate: 0.7\n"
+
+
+def test_without_a_commit_there_is_nothing_to_start_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WorkspaceError, match=r"starts from the last commit, and .*fatal"), last_commit():
+        pass
+
+
+def test_images_that_only_the_checkout_finds_are_refused(checkout, run_named, monkeypatch):
+    run_named("wise-owl")
+    (checkout.folder / "pictures").mkdir()
+    given = SimpleNamespace(download=SimpleNamespace(source="pictures"), section=lambda _: {})
+    monkeypatch.setattr(workspace, "activate", lambda *_: given)
+    with pytest.raises(WorkspaceError, match=r"'pictures' is looked for in the worktree"), opened("isolated") as place:
+        place.put_in_force(None, {})
+    given.download.source = str(checkout.folder / "pictures")
+    with opened("isolated") as place:
+        place.put_in_force(None, {})
+    given.download.source = "pictures"
+    with opened("checkout") as place:
+        place.put_in_force(None, {})
 
 
 def test_changes_that_are_not_committed_are_named_once(checkout, run_named):

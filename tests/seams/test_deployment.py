@@ -131,6 +131,7 @@ def test_the_form_explains_and_bounds_every_parameter(service, deployed_run):
         ("quickstart", {"params": {"train": {"num_step": 5}}}, "num_step"),
         ("quickstart", {"params": {"trian": {"num_steps": 5}}}, "trian"),
         ("flowers102", {"workspace": "elsewhere"}, "workspace"),
+        ("quickstart", {"profile": "tulips"}, "tulips"),
         ("evaluate-only", {"params": {"train": {"num_steps": 5}}}, "train"),
         ("evaluate-only", {"params": {"sample": {"sampler": "euler"}}}, "sampler"),
     ],

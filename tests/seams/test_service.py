@@ -76,6 +76,7 @@ def test_up_and_down_and_up_again(place):
         shows_what_is_set_up(up)
         shows_the_experiment_made_before(up)
         refuses_to_start_twice(up, ports)
+        keeps_what_people_have_set_of_the_pool(up)
         retrains_when_the_data_have_changed(up)
         starts_again_what_was_killed(up)
         up.api("POST", "/variables/", name="kept", value="over the night")
@@ -83,6 +84,8 @@ def test_up_and_down_and_up_again(place):
     with started(checkout, ports, folder / "second.log") as up:
         shows_what_is_set_up(up)
         assert up.api("GET", "/variables/name/kept")["value"] == "over the night"
+        pool = up.api("GET", "/work_pools/local")
+        assert (pool["concurrency_limit"], pool["is_paused"]) == (3, False)
         ends_with(up, up.one("-m flows.service").terminate, statuses={0})
 
 
@@ -114,7 +117,10 @@ def shows_the_experiment_made_before(up):
 
 def refuses_to_start_twice(up, ports):
     before = up.checkout.processes("supervisord")
-    output = up.checkout.run(*make_up(ports), status=2)
+    output = up.checkout.run(*make_up((free_port(), free_port())), status=2)
+    assert "this folder's service is running already: stop it by Ctrl-C" in output
+    with_own_state = up.checkout.copy(up.checkout.folder.parent / "another clone")
+    output = with_own_state.run(*make_up(ports), status=2)
     assert f"cannot listen on 127.0.0.1 port {ports[0]}: Address already in use" in output
     assert "make up PREFECT_PORT=" in output
     assert up.checkout.processes("supervisord") == before
@@ -130,6 +136,10 @@ def retrains_when_the_data_have_changed(up):
     assert run["created_by"]["type"] == "AUTOMATION"
     checkout.run("prefect", "flow-run", "delete", run["id"])
     checkout.run("prefect", "work-pool", "resume", "local")
+
+
+def keeps_what_people_have_set_of_the_pool(up):
+    up.api("PATCH", "/work_pools/local", concurrency_limit=3)
 
 
 def starts_again_what_was_killed(up):

@@ -176,10 +176,6 @@ def test_ending_what_has_ended_is_no_error(family):
     assert one.process.returncode == 0
 
 
-def test_the_grace_period_is_long_enough_for_a_checkpoint():
-    assert stage.GRACE_SECONDS >= 30.0
-
-
 def test_the_environment_of_a_stage(monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
