@@ -1,5 +1,6 @@
 """A small experiment in a copy of the project, run by the real DVC, Prefect and MLflow."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -104,12 +105,20 @@ class Reproduced:
 
 
 @pytest.fixture(scope="session")
-def reproduced(project, tmp_path_factory):
-    """For looking at only: tests that change something take `checkout`."""
-    checkout = project.copy(tmp_path_factory.mktemp("reproduced") / "flowers")
-    output = checkout.dvc("repro")
-    checkout.commit("The experiment")
-    return Reproduced(checkout, output)
+def reproduced(project, tmp_path_factory, worker_id):
+    """For looking at only: tests that change something take `checkout`. The first of pytest's workers makes it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base if worker_id == "master" else base.parent) / "reproduced"
+    shared.mkdir(exist_ok=True)
+    told, checkout = shared / "output.txt", Checkout(shared / "flowers", project.environment)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not told.exists():
+            project.copy(checkout.folder)
+            output = checkout.dvc("repro")
+            checkout.commit("The experiment")
+            told.write_text(output)
+    return Reproduced(checkout, told.read_text())
 
 
 @pytest.fixture
