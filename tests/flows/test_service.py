@@ -1,6 +1,9 @@
 """What `make up` decides before and beside the servers; the servers themselves are tested in tests/seams."""
 
+import json
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from xmlrpc.client import Fault
 
@@ -89,6 +92,63 @@ def test_a_supervisor_on_its_way_out_is_no_surprise(monkeypatch):
     monkeypatch.setattr(service.Supervisor, "_call", staticmethod(refuse))
     with pytest.raises(ServiceError, match="shutting down"):
         service.Supervisor(SimpleNamespace(poll=lambda: None)).started()
+
+
+@pytest.fixture
+def pool(tmp_path, monkeypatch):
+    """The work pool of a server: its state, and the server's address."""
+    monkeypatch.chdir(tmp_path)
+    service.STATE.mkdir()
+    state = {"is_paused": False}
+
+    class Pool(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.answer()
+
+        def do_PATCH(self):
+            state.update(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.answer()
+
+        def answer(self):
+            assert self.path == "/api/work_pools/local"
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(state).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pool) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield state, f"http://127.0.0.1:{server.server_port}/api"
+        server.shutdown()
+
+
+def test_runs_that_wait_are_not_started_by_a_service_that_ends_and_are_by_the_next(pool):
+    state, api = pool
+    service.release_queue(api)
+    assert state == {"is_paused": False}
+    service.hold_queue(api)
+    assert state == {"is_paused": True}
+    service.release_queue(api)
+    assert state == {"is_paused": False}
+
+
+def test_a_pool_that_people_have_paused_stays_so(pool):
+    state, api = pool
+    state["is_paused"] = True
+    service.hold_queue(api)
+    service.release_queue(api)
+    assert state == {"is_paused": True}
+
+
+def test_a_pool_that_cannot_be_resumed_is_an_error_and_one_that_cannot_be_held_is_none(pool):
+    _, api = pool
+    service.hold_queue(api)
+    nowhere = f"http://127.0.0.1:{free_port()}/api"
+    service.hold_queue(nowhere)
+    with pytest.raises(ServiceError, match="the work pool cannot be resumed"):
+        service.release_queue(nowhere)
 
 
 def test_databases_are_the_projects_own_unless_the_caller_names_others():
