@@ -4,7 +4,6 @@
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,9 +20,10 @@ from prefect.workers.process import ProcessWorker
 
 from flows.service import POOL
 from tasks import gpu
+from tasks.cards import visible_cards
 
 SLOTS_VARIABLE = "DDPM_GPU_SLOTS"
-"""How many runs may use a GPU at once; unset, as many as this machine has devices, and one where it has none."""
+"""How many processes of runs may use a GPU at once; unset, as many as this machine has cards, and one without."""
 
 HEARTBEAT_SECONDS = 30
 """How often a run says that it is alive; Prefect takes no less. prefect.toml says the same for runs by hand."""
@@ -53,25 +53,17 @@ def main() -> None:
 
 
 def num_gpu_slots(environment: Mapping[str, str]) -> int:
-    """The number that DDPM_GPU_SLOTS gives, or that of this machine's NVIDIA devices, and at least one.
+    """The number that DDPM_GPU_SLOTS gives, or that of the cards that runs of this machine see, and at least one.
 
     Raises:
         ProvisionError: the variable holds no such number.
     """
     wanted = environment.get(SLOTS_VARIABLE)
     if not wanted:
-        return max(1, num_devices())
+        return max(1, len(visible_cards(environment)))
     if not wanted.isdecimal() or int(wanted) < 1:
         raise ProvisionError(f"{SLOTS_VARIABLE} must be a number from 1, got {wanted!r}")
     return int(wanted)
-
-
-def num_devices() -> int:
-    """The devices that NVIDIA's driver lists; none without it."""
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False, timeout=60)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def work_pool() -> WorkPoolCreate:

@@ -41,7 +41,7 @@ from flows.git import GitError
 from flows.workspace import ProfileName, WorkspaceError, last_commit, opened
 from stages.params import Overrides, ParamsError, flat, list_profiles, parse_overrides
 from tasks.download import download
-from tasks.gpu import GpuSlotLostError
+from tasks.gpu import GpuSlotLostError, TooFewGpusError
 from tasks.preprocess import preprocess
 from tasks.reference import reference
 from tasks.run_page import show
@@ -53,7 +53,7 @@ TABLES = Path("build/sweeps")
 _PREPARATION = ("download", "preprocess", "reference")
 """What children share that do not vary it."""
 
-_OF_ONE_EXPERIMENT = (StageFailedError, GpuSlotLostError, GitError)
+_OF_ONE_EXPERIMENT = (StageFailedError, GpuSlotLostError, TooFewGpusError, GitError)
 
 NAME_PATTERN = "^[a-z0-9][a-z0-9-]{0,39}$"
 MOST_CONCURRENT = 64

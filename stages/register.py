@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import ddpm
@@ -10,9 +11,9 @@ from stages.lineage import lineage_tags, model_digest
 from stages.params import Params
 from stages.paths import METRICS, MODEL
 from stages.prepared import recorded_run_id
-from stages.promotion import Champion, Figures, judged
+from stages.promotion import Champion, Figures, Verdict, judged
 from stages.runner import run_stage
-from stages.tracking.registry import CONTENTS_TAG, Registry
+from stages.tracking.registry import CONTENTS_TAG, Registry, Version
 from stages.tracking.runs import reopened_run
 
 FIGURE = "evaluate."
@@ -27,6 +28,8 @@ def main(params: Params) -> None:
     if not params.register_.enabled:
         print("register: switched off by register.enabled", flush=True)
         return
+    # The stage holds no slot of the GPUs, so torch is to find none: the trial of the model is drawn on the CPU.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with reopened_run(params, "register", recorded_run_id(METRICS)) as tracker:
         if not tracker.run_id:
             print("register: nothing is registered, since tracking is off", flush=True)
@@ -46,13 +49,11 @@ def register(params: Params, run_id: str, registry: Registry) -> None:
         _say(f"{registry.name} version {version.number}, run {run_id}")
     else:
         _say(f"this model is {registry.name} version {version.number} already")
-    champion = registry.champion()
-    if champion is not None and champion.number == version.number:
+    verdict = contest(registry, version, figures)
+    if verdict is None:
         _say(f"version {version.number} is the champion")
         return
-    verdict = judged(figures, Champion(champion.number, figures_of(champion.tags)) if champion else None)
     if verdict.promotes:
-        registry.promote(version.number)
         outcome = f"Became champion: {verdict.reason}"
         _say(f"version {version.number} becomes champion: {verdict.reason}")
     else:
@@ -60,6 +61,22 @@ def register(params: Params, run_id: str, registry: Registry) -> None:
         _say(f"version {version.number} does not become champion: {verdict.reason}")
         _say(f"`python -m stages.promote {version.number}` makes it champion all the same")
     registry.note(version.number, {PROMOTION_TAG: outcome}, f"Profile {params.profile}. {outcome}.")
+
+
+def contest(registry: Registry, version: Version, figures: Figures) -> Verdict | None:
+    """Judge the version against the champion, and promote it if it is better; None, where it is the champion already.
+
+    MLflow moves the alias for whoever asks last. Another registration may move it meanwhile, so the champion is read
+    again before and after: whoever finds another one than expected judges once more, against that.
+    """
+    verdict = None
+    while (champion := registry.champion()) is None or champion.number != version.number:
+        verdict = judged(figures, Champion(champion.number, figures_of(champion.tags)) if champion else None)
+        if not verdict.promotes:
+            break
+        if registry.champion() == champion:
+            registry.promote(version.number)
+    return verdict
 
 
 def evaluated_figures() -> Figures:

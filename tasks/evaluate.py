@@ -8,7 +8,8 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
-from tasks.gpu import gpu_slot
+from stages.params import read_params
+from tasks.gpu import gpu_slots
 from tasks.run_page import show
 from tasks.stage import run_stage
 
@@ -18,8 +19,8 @@ METRICS = Path("build/metrics.json")
 @task(name="evaluate")
 def evaluate() -> None:
     """Compute the distances, and show them on the run page."""
-    with gpu_slot():
-        run_stage("evaluate")
+    with gpu_slots(read_params().reference.num_processes) as cards:
+        run_stage("evaluate", cards)
     show("the metrics", show_metrics, get_run_logger())
 
 

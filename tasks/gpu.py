@@ -1,7 +1,8 @@
-"""A slot of the GPUs: with as many slots as cards, no two runs share one."""
+"""Slots of the GPUs, one a process of a stage, and with them cards of this machine: no two runs share one."""
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
+from tasks.cards import claimed, visible_cards
+
 LIMIT = "gpu"
 """The name of the global concurrency limit."""
 
@@ -21,32 +24,51 @@ LEASE_SECONDS = 60.0
 looked for such leases, which it does four times a minute."""
 
 NOTICE_SECONDS = 2.0
-"""So long a slot may take before the log says what the run is waiting for."""
+"""So long a slot or a card may take before the log says what the run is waiting for."""
 
 
 class GpuSlotLostError(Exception):
-    """The server no longer holds the slot for this run, so another one may take the card."""
+    """The server no longer holds the slots for this run, so another one may take them."""
+
+
+class TooFewGpusError(Exception):
+    """A stage asks for more slots or cards than there are, and would wait for them without an end."""
 
 
 @contextmanager
-def gpu_slot() -> Iterator[None]:
-    """Hold one slot of the limit for the block; where the server has no such limit, just run it.
+def gpu_slots(num_processes: int) -> Iterator[dict[str, str]]:
+    """Hold a slot of the limit and a card of this machine for each process of a stage, as long as the block lasts.
+
+    Where the server has no such limit, nothing is held. Where the machine has no card, the processes share its cores,
+    and one slot.
+
+    Returns:
+        What in the environment of the stage names its cards.
 
     Raises:
-        GpuSlotLostError: the slot could not be kept; what ran in the block has been ended.
+        TooFewGpusError: the limit has fewer slots than that, or the machine fewer cards.
+        GpuSlotLostError: the slots could not be kept; what ran in the block has been ended.
     """
-    if not has_limit():
-        yield
+    num_slots = slots_of_limit()
+    if num_slots is None:
+        yield {}
         return
-    holder = ConcurrencyLeaseHolder(type="task_run", id=task_run.id)
+    cards = visible_cards(os.environ)
+    wanted = num_processes if cards else 1
+    _require_enough(wanted, num_slots, len(cards))
     try:
         with contextlib.ExitStack() as held:
-            with _noticed_wait():
-                # Not strict about its existence: it may be deleted meanwhile.
-                held.enter_context(
-                    concurrency(LIMIT, lease_duration=LEASE_SECONDS, holder=holder, raise_on_lease_renewal_failure=True)
+            with _noticed_wait(f"slot of the concurrency limit {LIMIT!r}", f"slot of {LIMIT!r}"):
+                holder = ConcurrencyLeaseHolder(type="task_run", id=task_run.id)
+                # Not strict about the limit's existence: it may be deleted meanwhile.
+                slots = concurrency(
+                    LIMIT, wanted, lease_duration=LEASE_SECONDS, holder=holder, raise_on_lease_renewal_failure=True
                 )
-            yield
+                held.enter_context(slots)
+            # The slots may be of several machines, or more than there are cards.
+            with _noticed_wait("GPU of this machine", "GPU of this machine"):
+                names = held.enter_context(claimed(cards, wanted)) if cards else {}
+            yield names
     except asyncio.CancelledError:  # how Prefect interrupts the thread whose lease is lost
         raise GpuSlotLostError(
             f"the slot of the concurrency limit {LIMIT!r} could not be renewed on the Prefect server, so the stage was "
@@ -54,24 +76,34 @@ def gpu_slot() -> Iterator[None]:
         ) from None
 
 
-def has_limit() -> bool:
-    """Whether the server knows the limit: the temporary one of a run by hand does not."""
+def slots_of_limit() -> int | None:
+    """How many slots the limit has; None where it is off, or where, as for a run by hand, the server has none."""
     with get_client(sync_client=True) as client:
         try:
-            client.read_global_concurrency_limit_by_name(LIMIT)
+            limit = client.read_global_concurrency_limit_by_name(LIMIT)
         except ObjectNotFound:
-            return False
-    return True
+            return None
+    return limit.limit if limit.active else None
+
+
+def _require_enough(wanted: int, num_slots: int, num_cards: int) -> None:
+    if num_slots < wanted:
+        raise TooFewGpusError(
+            f"num_processes={wanted} takes as many slots of the concurrency limit {LIMIT!r}, which has {num_slots}: "
+            f"lower it, or `prefect gcl update {LIMIT} --limit {wanted}` where there are so many GPUs"
+        )
+    if 0 < num_cards < wanted:
+        raise TooFewGpusError(f"num_processes={wanted} takes as many GPUs, and this run sees {num_cards}: lower it")
 
 
 @contextmanager
-def _noticed_wait() -> Iterator[None]:
-    """Say in the log that the block waits for a slot, where that takes a while, and when it has one."""
+def _noticed_wait(what: str, in_short: str) -> Iterator[None]:
+    """Say in the log that the block waits for what is free, where that takes a while, and when it has it."""
     logger, noticed = get_run_logger(), threading.Event()
 
     def notice() -> None:
         noticed.set()
-        logger.info("Waiting for a free slot of the concurrency limit %r", LIMIT)
+        logger.info("Waiting for a free %s", what)
 
     timer = threading.Timer(NOTICE_SECONDS, notice)
     timer.daemon = True
@@ -81,4 +113,4 @@ def _noticed_wait() -> Iterator[None]:
     finally:
         timer.cancel()
     if noticed.is_set():
-        logger.info("Got a slot of %r", LIMIT)
+        logger.info("Got a %s", in_short)

@@ -2,12 +2,13 @@
 
 from prefect import task
 
-from tasks.gpu import gpu_slot
+from stages.params import read_params
+from tasks.gpu import gpu_slots
 from tasks.stage import run_stage
 
 
 @task(name="reference")
 def reference() -> None:
     """Extract the features of real images, which samples will be compared with."""
-    with gpu_slot():
-        run_stage("reference")
+    with gpu_slots(read_params().reference.num_processes) as cards:
+        run_stage("reference", cards)

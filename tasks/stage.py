@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,15 @@ class StageFailedError(Exception):
     """DVC could not bring a stage up to date; the message says why, in the stage's own words."""
 
 
-def run_stage(name: str) -> StagePage:
+def run_stage(name: str, variables: Mapping[str, str] | None = None) -> StagePage:
     """Bring stage `name` up to date by `dvc repro --single-item`.
 
     A child process, so that a cancelled or crashed task takes the stage and its GPU memory with it; a group of its own,
     so that the terminal's Ctrl-C reaches it only through here.
+
+    Args:
+        name: as dvc.yaml names it.
+        variables: of its environment, beside those of every stage.
 
     Returns:
         Its part of the run page, which knows what has been shown.
@@ -53,8 +58,8 @@ def run_stage(name: str) -> StagePage:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            close_fds=False,  # a lock made inheritable, as a workspace's is, lasts as long as the stage
-            env=stage_environment(),
+            close_fds=False,  # a lock made inheritable, of a workspace or a card, lasts as long as the stage
+            env=stage_environment() | dict(variables or {}),
         )
         try:
             assert process.stdout is not None

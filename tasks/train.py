@@ -9,7 +9,8 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
-from tasks.gpu import gpu_slot
+from stages.params import read_params
+from tasks.gpu import gpu_slots
 from tasks.run_page import show, show_mlflow_run
 from tasks.stage import run_stage
 
@@ -23,8 +24,8 @@ SHOWN_LOSSES = 40
 @task(name="train")
 def train() -> None:
     """Train the network; show its progress, its MLflow run, its samples as they are drawn, and its losses."""
-    with gpu_slot():
-        page = run_stage("train")
+    with gpu_slots(read_params().train.num_processes) as cards:
+        page = run_stage("train", cards)
     logger = get_run_logger()
     if not page.has_linked_run:
         show("the MLflow run", link_recorded_run, logger)

@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import re
 import tomllib
 from pathlib import Path
 
@@ -89,14 +90,21 @@ def test_the_flow_takes_each_task_from_the_module_of_its_name():
     assert {name: imported[name] for name in STAGES} == {name: f"tasks.{name}" for name in STAGES}
 
 
-def test_what_computes_on_a_gpu_holds_a_slot_of_it():
-    holding = {stage for stage in STAGES if "with gpu_slot():" in (PROJECT / f"tasks/{stage}.py").read_text()}
-    assert holding == {"reference", "train", "sample", "evaluate"}
+def found_in(path, pattern):
+    found = re.search(pattern, (PROJECT / path).read_text())
+    return found and found[1]
+
+
+def test_what_computes_on_a_gpu_holds_a_slot_of_it_for_each_of_its_processes():
+    held = {stage: found_in(f"tasks/{stage}.py", r"with gpu_slots\(read_params\(\)\.(\S+)\) as") for stage in STAGES}
+    processes = {stage: found_in(f"stages/{stage}.py", r"main, lambda params: params\.(\S+)\)") for stage in STAGES}
+    assert held == processes
+    assert {stage for stage in STAGES if held[stage]} == {"reference", "train", "sample", "evaluate"}
 
 
 def test_each_stage_has_a_task_and_a_program():
     tasks = {path.stem for path in (PROJECT / "tasks").glob("*.py")}
-    assert tasks == {*STAGES, "stage", "output", "run_page", "gpu", "__init__"}
+    assert tasks == {*STAGES, "stage", "output", "run_page", "gpu", "cards", "__init__"}
     assert {path.stem for path in (PROJECT / "stages").glob("*.py")} > set(STAGES)
 
 

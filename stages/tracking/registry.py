@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.checkpoint import CheckpointError
+from stages.errors import StageError
 from stages.promotion import CHAMPION
 from stages.tracking.runs import TrackingError, connect, explained, tracking_uri
 
@@ -20,7 +21,7 @@ CONTENTS_TAG = "contents_sha256"
 
 _DESCRIPTION = "Draws images of flowers; see docs/serving.md"
 
-_EXAMPLE = [{"n": 1, "seed": 0, "sampler": "ddim", "steps": 2}]
+_EXAMPLE: list[dict[str, Any]] = [{"n": 1, "seed": 0, "sampler": "ddim", "steps": 2}]
 """A request, which MLflow keeps with the model, and tries when it is logged."""
 
 _PACKAGES = ("mlflow", "torch", "numpy", "pillow", "safetensors", "pandas")
@@ -63,7 +64,11 @@ class Registry:
     def add(
         self, run_id: str, model_folder: Path, weights: str, tags: Mapping[str, str], metadata: Mapping[str, Any]
     ) -> Version:
-        """Log the model with these weights in the run, and register it as a new version."""
+        """Log the model with these weights in the run, and register it as a new version.
+
+        Raises:
+            StageError: the model cannot draw; nothing is logged.
+        """
         from mlflow.exceptions import MlflowException
 
         with explained():
@@ -134,22 +139,39 @@ def _logged_model(run_id: str, model_folder: Path, weights: str, metadata: Mappi
     import mlflow
 
     # Recorded and dropped: MLflow warns of values of any type, whatever the filters say.
-    with (
-        _evaluated_weights(model_folder, weights) as published,
-        warnings.catch_warnings(record=True),
-        mlflow.start_run(run_id=run_id, log_system_metrics=False),
-    ):
+    with _evaluated_weights(model_folder, weights) as published, warnings.catch_warnings(record=True):
         from stages.tracking import pyfunc_model
 
-        return mlflow.pyfunc.log_model(
-            name="model",
-            python_model=pyfunc_model.__file__,
-            artifacts={"model": str(published)},
-            code_paths=["ddpm"],
-            input_example=_EXAMPLE,
-            pip_requirements=[f"{package}=={installed_version(package)}" for package in _PACKAGES],
-            metadata=dict(metadata),
-        )
+        _require_drawing(published)
+        with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+            return mlflow.pyfunc.log_model(
+                name="model",
+                python_model=pyfunc_model.__file__,
+                artifacts={"model": str(published)},
+                code_paths=["ddpm"],
+                input_example=_EXAMPLE,
+                pip_requirements=[f"{package}=={installed_version(package)}" for package in _PACKAGES],
+                metadata=dict(metadata),
+            )
+
+
+def _require_drawing(folder: Path) -> None:
+    """Draw the example as the served model would: MLflow tries it, too, but of its failure it merely warns.
+
+    Raises:
+        StageError: the model cannot draw it.
+    """
+    from mlflow.pyfunc.model import PythonModelContext
+
+    from stages.tracking.pyfunc_model import FlowerSampler
+
+    sampler = FlowerSampler()
+    context = PythonModelContext(artifacts={"model": str(folder)}, model_config=None)  # type: ignore[no-untyped-call]
+    try:
+        sampler.load_context(context)
+        sampler.predict(_EXAMPLE)
+    except Exception as error:  # of the files, of the network's shapes, of whatever serving would meet
+        raise StageError(f"the model cannot draw an example, so it is not registered: {error}") from error
 
 
 @contextmanager

@@ -276,11 +276,16 @@ def _client() -> Any:
 
     client = connect()
     try:
-        if client.get_experiment_by_name(EXPERIMENT) is None:
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
             # Another stage may have made it meanwhile.
             with contextlib.suppress(MlflowException):
                 client.create_experiment(EXPERIMENT, artifact_location=_artifact_location(tracking_uri()))
+        elif experiment.lifecycle_stage == "deleted":
+            raise TrackingError(_deleted(experiment.experiment_id))
         mlflow.set_experiment(EXPERIMENT)
+    except TrackingError:
+        raise
     except Exception as error:  # as above
         raise TrackingError(_unanswered(error)) from error
     return client
@@ -290,6 +295,13 @@ def _unanswered(error: Exception) -> str:
     return (
         f"MLflow at {tracking_uri()} does not answer: {error}. Start its server, unset MLFLOW_TRACKING_URI to use the "
         f"project's mlflow.db, or set {TRACKING_VARIABLE}=off to do without"
+    )
+
+
+def _deleted(experiment_id: str) -> str:
+    return (
+        f"the experiment {EXPERIMENT} has been deleted from MLflow at {tracking_uri()}: `MLFLOW_TRACKING_URI="
+        f"{tracking_uri()} mlflow experiments restore --experiment-id {experiment_id}` brings it back"
     )
 
 
@@ -311,12 +323,16 @@ def _created_run(client: Any, params: Params, tags: Mapping[str, str]) -> str:
 
 
 def _run(client: Any, run_id: str) -> Any | None:
+    """The run; None where it was made in another database, or deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
         run = client.get_run(run_id)
-    except MlflowException:  # made in another database, or deleted for good
-        return None
+    except MlflowException as error:
+        # The second, where the other database names its runs in another way. All else says nothing of the run.
+        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            return None
+        raise
     return None if run.info.lifecycle_stage == "deleted" else run
 
 

@@ -127,6 +127,7 @@ def tracker(tmp_path, checkout, monkeypatch, capsys):
     with mlflow_server(tmp_path / "tracking", checkout.environment) as address:
         monkeypatch.chdir(checkout.folder)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as the stage does, whose process this is not
         yield Tracker(address, checkout.with_environment(MLFLOW_TRACKING_URI=address), capsys)
 
 

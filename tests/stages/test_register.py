@@ -1,6 +1,7 @@
 """Registering: what a version is traced by, which one becomes champion, and what is said of it."""
 
 import json
+import os
 
 import pytest
 
@@ -44,6 +45,12 @@ class Shelf:
 
     def promote(self, number):
         self.alias = number
+
+
+@pytest.fixture(autouse=True)
+def cards(monkeypatch):
+    """What a test hides comes back after it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
 
 
 @pytest.fixture
@@ -112,6 +119,51 @@ def test_where_the_champion_is_gone_the_next_one_becomes_it(shelf, registered):
     assert "version 2 becomes champion: there was no champion" in registered(figures(0.2))[1]
 
 
+@pytest.fixture
+def contested(shelf, registered, monkeypatch):
+    """Registers figures while another registration puts a version of its own in the champion's place, at its turn."""
+
+    def run(ours, theirs, turn):
+        registered(figures(0.1))
+        shelf.tags.append({CONTENTS_TAG: "of another", **{f"evaluate.{name}": str(v) for name, v in theirs.items()}})
+        calls = iter(range(1, 100))
+
+        def take_turn(call):
+            def taken(*arguments):
+                result = call(*arguments)
+                if next(calls) == turn:
+                    shelf.alias = "2"
+                return result
+
+            return taken
+
+        for name in ("champion", "promote"):
+            monkeypatch.setattr(shelf, name, take_turn(getattr(shelf, name)))
+        return registered(ours)
+
+    return run
+
+
+READ, PROMOTED = 1, 3
+"""What the registration has just done when the other one moves the alias."""
+
+
+@pytest.mark.parametrize("turn", [READ, PROMOTED])
+def test_a_better_one_that_has_become_champion_meanwhile_stays_it(shelf, contested, turn):
+    said = contested(figures(0.05), figures(0.01), turn)
+    assert shelf.alias == "2"
+    assert said[1].startswith("register: version 3 does not become champion: it is no lower")
+    assert shelf.tags[2][PROMOTION_TAG].startswith("Did not become champion: it is no lower")
+
+
+@pytest.mark.parametrize("turn", [READ, PROMOTED])
+def test_a_lesser_one_that_has_become_champion_meanwhile_is_beaten(shelf, contested, turn):
+    said = contested(figures(0.01), figures(0.05), turn)
+    assert shelf.alias == "3"
+    assert said[1].startswith("register: version 3 becomes champion: its whole interval lies below")
+    assert "the champion's, version 2" in shelf.tags[2][PROMOTION_TAG]
+
+
 def test_the_same_again_is_not_registered_twice(shelf, registered):
     # There, elsewhere, and back again, as `dvc repro` does where parameters change back.
     registered(figures(0.1))
@@ -175,6 +227,7 @@ def test_the_evaluated_run_is_gone_on_with(model, make_params, notes, monkeypatc
     module.main(make_params({"register.model_name": "tulips"}))
     assert asked == [("register", "the evaluated")] and notes.ended == ["FINISHED"]
     assert registered == [("the run", "tulips")]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""  # it holds no slot of a GPU
 
 
 def test_switched_off_it_says_so_and_needs_no_model(folder, make_params, monkeypatch, capsys):

@@ -283,3 +283,11 @@ def test_a_lock_that_is_made_inheritable_lasts_as_long_as_the_stage(log, dvc, tm
         dvc("readlink /proc/$$/fd/* | grep -e '/lock$' -e '/other$'; true")
         run_stage("train")
         assert log.lines == [str(tmp_path / "lock")]
+
+
+def test_the_stage_gets_variables_of_its_own_besides(log, dvc, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    dvc('echo "$CUDA_VISIBLE_DEVICES $PYTHONUNBUFFERED"')
+    run_stage("train", {"CUDA_VISIBLE_DEVICES": "1"})
+    run_stage("train")
+    assert log.lines == ["1 1", "0,1 1"] and os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"

@@ -20,6 +20,8 @@ from tasks.train import SHOWN_LOSSES, losses_table
 
 LOGGER = logging.getLogger("test")
 STAGES = ("download", "preprocess", "reference", "train", "sample", "evaluate", "register")
+THREE = SimpleNamespace(num_processes=3)
+PARAMS = SimpleNamespace(reference=THREE, train=THREE, sample=THREE)
 
 
 @pytest.fixture
@@ -78,13 +80,15 @@ def shown(monkeypatch, trained):
         module = import_module(f"tasks.{name}")
         stages, artifacts = [], {}
 
-        def run_stage(stage):
+        def run_stage(stage, variables=None):
             stages.append(stage)
+            assert variables == ({"CARDS": "3"} if hasattr(module, "gpu_slots") else None)
             return SimpleNamespace(has_linked_run=has_linked_run)
 
         monkeypatch.setattr(module, "run_stage", run_stage)
-        if hasattr(module, "gpu_slot"):
-            monkeypatch.setattr(module, "gpu_slot", nullcontext)
+        if hasattr(module, "gpu_slots"):
+            monkeypatch.setattr(module, "read_params", lambda: PARAMS)
+            monkeypatch.setattr(module, "gpu_slots", lambda number: nullcontext({"CARDS": str(number)}))
         if hasattr(module, "get_run_logger"):
             monkeypatch.setattr(module, "get_run_logger", lambda: LOGGER)
         for place in (module, run_page):

@@ -14,6 +14,7 @@ import pytest
 import ddpm
 from ddpm import loading
 from ddpm.checkpoint import CheckpointError, load_model
+from stages.errors import StageError
 from stages.tracking.registry import CONTENTS_TAG, Registry, _evaluated_weights, opened_model
 from stages.tracking.runs import TrackingError, opened_run
 
@@ -70,6 +71,24 @@ def test_versions_are_found_by_contents_promoted_and_noted(client, registry, add
     assert registry.champion().number == "2"
     client.delete_model_version("flowers", "2")  # takes the alias with it
     assert registry.champion() is None and registry.find("other") is None
+
+
+def halve_the_weights(model):
+    weights = model / "averaged.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+
+
+def ask_for_an_odd_size(model):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"image_size": 15}))
+
+
+@pytest.mark.parametrize("damage", [halve_the_weights, ask_for_an_odd_size])
+def test_a_model_that_cannot_draw_is_refused_and_nothing_is_logged(client, add, model, folder, damage):
+    damage(model)
+    with pytest.raises(StageError, match="the model cannot draw an example, so it is not registered: "):
+        add()
+    assert client.search_registered_models() == [] and not (folder / "mlartifacts/models").exists()
 
 
 def test_a_version_that_is_not_there_is_no_champion(registry, add):

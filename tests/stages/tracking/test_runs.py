@@ -205,14 +205,48 @@ def test_a_training_carried_further_gets_a_run_with_its_own_parameters(client, m
     assert run.data.tags["ddpm.continues"] == trained
 
 
-@pytest.mark.parametrize("how", ["of another database", "deleted"])
+@pytest.mark.parametrize("how", ["of another database", "named otherwise there", "deleted"])
 def test_a_training_whose_run_is_gone_gets_a_new_one(client, make_params, trained, how):
+    gone = {"of another database": "0" * 32, "named otherwise there": "train/7", "deleted": trained}[how]
     if how == "deleted":
         client.delete_run(trained)
-    with opened_run(make_params(), trained if how == "deleted" else "0" * 32) as tracker:
+    with opened_run(make_params(), gone) as tracker:
         pass
-    assert tracker.run_id not in {trained, "0" * 32}
+    assert tracker.run_id not in {trained, gone}
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_deleted_experiment_is_said_to_be_deleted_and_how_to_restore_it(client, make_params, trained, folder):
+    experiment_id = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    client.delete_experiment(experiment_id)
+    with pytest.raises(TrackingError) as caught:
+        opened_run(make_params()).__enter__()
+    address = f"sqlite:///{folder}/mlflow.db"
+    assert str(caught.value) == (
+        f"the experiment {EXPERIMENT} has been deleted from MLflow at {address}: `MLFLOW_TRACKING_URI={address} "
+        f"mlflow experiments restore --experiment-id {experiment_id}` brings it back"
+    )
+    client.restore_experiment(experiment_id)
+    with opened_run(make_params(), trained) as tracker:
+        assert tracker.run_id == trained
+
+
+@pytest.mark.parametrize(
+    "enter",
+    [
+        opened_run,
+        lambda params, run_id: reopened_run(params, "sample", run_id),
+    ],
+)
+def test_a_server_that_hiccups_is_an_error_and_opens_no_second_run(client, runs, make_params, trained, enter):
+    def get_run(_self, _run_id):
+        raise MlflowException("the database is locked")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlflow.MlflowClient.get_run", get_run)
+        with pytest.raises(TrackingError, match="refused: the database is locked"):
+            enter(make_params(), trained).__enter__()
+    assert [run.info.run_id for run in runs()] == [trained]
 
 
 def test_later_stages_add_to_the_run_of_the_training(client, runs, make_params, trained):
