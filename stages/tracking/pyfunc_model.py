@@ -7,6 +7,7 @@ it is served: `RefusedRequest`.
 import base64
 import io
 import json
+import os
 import reprlib
 import threading
 from collections.abc import Iterator, Mapping
@@ -106,8 +107,8 @@ class FlowerSampler(PythonModel):
         # The server hands over requests side by side, which would only share the device's time and memory.
         self.turn = threading.Lock()
         # What the server was started with, in its own variable; without a server nobody gives up waiting.
-        timeout = MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
-        self.seconds: float | None = timeout.get() if timeout.is_set() else None
+        timeout = os.environ.get(MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.name)
+        self.seconds = None if timeout is None else float(timeout)
 
     # MLflow makes the model's signature of the type hints, and hands rows over as they were sent.
     def predict(self, model_input: list[dict[str, Any]]) -> list[dict[str, list[str]]]:  # type: ignore[override]
