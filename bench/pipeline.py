@@ -32,7 +32,8 @@ def main() -> None:
     times: dict[str, list[float]] = {"bare loop": [], "train stage": []}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        experiment.checkpoints = Path(folder)  # those of a real training stay apart
+        # Those of a real training stay apart.
+        experiment.checkpoints = experiment.previews = Path(folder)
         with opened_run(params) as tracker:
             # A multiple of all intervals to start from: then each block logs, draws and saves as often.
             _bare(experiment, num_steps - experiment.state.step)

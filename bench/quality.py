@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.machine import described
 from ddpm.checkpoint import PublishedModel, load_model
 from ddpm.data import load_images
-from ddpm.devices import arithmetic, best_device
+from ddpm.devices import best_device, drawing
 from ddpm.features import FeatureExtractor, build_extractor, extract_features
 from ddpm.images import to_pixels
 from ddpm.metrics import frechet_distance, kernel_distance
@@ -58,7 +58,7 @@ def drawn(
     batches = []
     for start in range(0, num_images, BATCH_SIZE):
         noise = ImageNoise(0, range(start, min(start + BATCH_SIZE, num_images)), shape, device)
-        with arithmetic("auto", device):
+        with drawing(model.unet, "auto", device):
             batches.append(to_pixels(sample(name, model.unet, model.diffusion, noise, num_steps, eta)).cpu())
     return torch.cat(batches)
 

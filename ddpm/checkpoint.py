@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddpm.classes import ImageClass, labels_in_turn, labels_of
-from ddpm.devices import Precision, arithmetic
+from ddpm.devices import Precision, drawing
 from ddpm.diffusion import GaussianDiffusion, NoiseModel, Prediction
 from ddpm.ema import ExponentialMovingAverage
 from ddpm.files import atomic_path
@@ -77,7 +77,6 @@ class PublishedModel:
         """Where it draws."""
         return self.diffusion.betas.device
 
-    @torch.no_grad()
     def draw(
         self,
         n: int,
@@ -90,6 +89,7 @@ class PublishedModel:
         guidance: float = 1.0,
         batch_size: int = 32,
         precision: Precision = "auto",
+        on_step: Callable[[SamplerStep], object] | None = None,
     ) -> Pixels:
         """The first `n` images of a seed, uint8, on the CPU; image i depends on the seed and on i alone.
 
@@ -98,11 +98,12 @@ class PublishedModel:
             seed: at least 0.
             sampler: "ddpm", "ddim" or "dpm_solver++"; see `ddpm.samplers`.
             steps: network calls an image, in 1 … T.
-            eta: the sampler's own noise, in [0, 1].
+            eta: how much noise each step of "ddim" and "dpm_solver++" adds, in [0, 1].
             classes: see `asked`.
             guidance: see `ddpm.guidance.guided`.
             batch_size: images at a time; changes no image, but for the rounding of the arithmetic.
             precision: see `ddpm.devices`.
+            on_step: told of each step of each batch; what it raises ends the drawing.
 
         Raises:
             ValueError: an argument lies outside its range.
@@ -110,11 +111,13 @@ class PublishedModel:
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         batches = []
-        with arithmetic(precision, self.device):
+        with drawing(self.unet, precision, self.device):
             for start in range(0, n, batch_size):
                 numbers = range(start, min(start + batch_size, n))
                 for step in self.steps(numbers, seed, sampler, steps, eta, classes, guidance):
                     x_t = step.x_t  # a list of all steps would keep a thousand images of each
+                    if on_step is not None:
+                        on_step(step)
                 batches.append(to_pixels(x_t).cpu())
         return torch.cat(batches)
 
@@ -295,7 +298,8 @@ def load_model(folder: Path | str, weights: str = "averaged", device: torch.devi
 
     Args:
         folder: holds config.json and the weights.
-        weights: "averaged" (what one samples from), "raw", or "averaged_0.9999" for a further average of that decay.
+        weights: "averaged" (what one samples from), "raw", "averaged_0.9999" for a further average of that decay, or
+            "best", the averaged ones of the step that an evaluation during training found best.
         device: where the network goes.
 
     Raises:

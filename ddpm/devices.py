@@ -95,6 +95,26 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def drawing(network: nn.Module, precision: Precision, device: torch.device) -> Iterator[None]:
+    """`arithmetic` without gradients, for a block that calls `network` again and again.
+
+    Autocast keeps the cast weights from call to call, but only of weights that could be trained: inside the block
+    those of `network` are marked as such, and afterwards as they were before.
+
+    Raises:
+        ValueError: the precision is unknown.
+    """
+    before = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    with torch.no_grad(), arithmetic(precision, device):
+        network.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter, requires_grad in before:
+                parameter.requires_grad_(requires_grad)
+
+
 def compiled(network: Module, compilation: Compilation, device: torch.device) -> Module:
     """The network as torch.compile makes it; weights stay shared with `network`.
 

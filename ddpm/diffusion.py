@@ -48,13 +48,15 @@ class GaussianDiffusion:
     """The tables of one noise schedule, and the distributions that they define.
 
     Args:
-        betas: variances of the forward process, in (0, 1), one a time step.
+        betas: variances of the forward process, in (0, 1), one a time step; after each step alphas_cumprod must lie in
+            (0, 1), too, since all quotients of signal and noise are made of it.
         prediction: what the network predicts: "eps" (published); "x_0" (Ho et al. 2020, section 3.2); or "v" =
             sqrt(alphas_cumprod_t) eps - sqrt(1 - alphas_cumprod_t) x_0 (Salimans & Ho 2022, section 4), which stays
             well-conditioned at high and at low noise.
 
     Raises:
-        ValueError: `betas` is not a vector of numbers in (0, 1), or the prediction is unknown.
+        ValueError: `betas` is not a vector of numbers in (0, 1), their alphas_cumprod is rounded to 0 or 1, or the
+            prediction is unknown.
     """
 
     def __init__(self, betas: Float[Tensor, " num_timesteps"], prediction: Prediction = "eps") -> None:
@@ -67,6 +69,7 @@ class GaussianDiffusion:
         self.betas = betas
         self.alphas = 1.0 - betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
+        _require_signal_and_noise(self.alphas_cumprod)
         self.alphas_cumprod_prev = torch.cat([torch.ones_like(betas[:1]), self.alphas_cumprod[:-1]])
         # Eq. 7. Zero at t = 0, where x_0 is known.
         self.posterior_variance = betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
@@ -140,7 +143,8 @@ class GaussianDiffusion:
             t: time steps in 0 … T-1.
             clip_x_0: keep x_0_pred in [-1, 1]; eps_pred then follows it.
         """
-        output = model(x_t, t)
+        # Autocast leaves it in bfloat16. An x_0_pred of that dtype would have its coefficients rounded to it, too.
+        output = model(x_t, t).to(x_t.dtype)
         if self.prediction == "v":
             cumprod = self.alphas_cumprod[t]
             x_0_pred = gathered(cumprod.sqrt(), x_t) * x_t - gathered((1.0 - cumprod).sqrt(), x_t) * output
@@ -209,6 +213,15 @@ class GaussianDiffusion:
         elif self.prediction == "v":
             weights = weights / (snr + 1.0)
         return weights.float()
+
+
+def _require_signal_and_noise(alphas_cumprod: Float[Tensor, " num_timesteps"]) -> None:
+    first, last = float(alphas_cumprod[0]), float(alphas_cumprod[-1])
+    if first == 1.0:
+        raise ValueError("betas must leave alphas_cumprod in (0, 1), got 1 at t = 0: float64 loses so low a beta")
+    if last == 0.0:
+        t = int((alphas_cumprod == 0.0).nonzero()[0])
+        raise ValueError(f"betas must leave alphas_cumprod in (0, 1), got 0 from t = {t} on: take fewer or lower ones")
 
 
 def pixel_losses(prediction: Images, target: Images, loss: LossName) -> Images:

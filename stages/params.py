@@ -177,10 +177,15 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         ParamsError: a word is not of the form NAME=VALUE, its value is not YAML, or two words contradict each other.
     """
     overrides: dict[str, Any] = {}
+    before: dict[str, str] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals or not name:
             raise ParamsError(f"a parameter is set by NAME=VALUE, such as train.num_steps=100, got {assignment!r}")
+        for earlier, words in before.items():
+            if earlier.startswith(f"{name}."):
+                raise ParamsError(f"{assignment!r} replaces the section that {words!r} sets a part of; give it first")
+        before[name] = assignment
         *sections, leaf = name.split(".")
         place = overrides
         for section in sections:

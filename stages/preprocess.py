@@ -37,6 +37,9 @@ INDEX_COLUMNS = (
 )  # fmt: skip
 SKIPPED_COLUMNS = ("number", "name", "class_number", "class_name", "split", "source_md5", "reason")
 
+_SHOWN_NAMES = 3
+"""Of files, in an error."""
+
 _JPEG_BLOCK = 8
 _TURNED_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
@@ -154,13 +157,26 @@ def verify_data(receipt: dict[str, Any], folder: Path) -> None:
     """Compare data/ with the receipt, so that nothing is prepared from bytes that nobody pinned.
 
     Raises:
-        StageError: a file is missing or has other bytes.
+        StageError: a file is missing, has other bytes, or was not downloaded.
     """
+    known = {file["path"] for file in receipt["files"]}
+    if unknown := [name for name in visible_files(folder) if name not in known]:
+        more = f" and {len(unknown) - _SHOWN_NAMES} more" if len(unknown) > _SHOWN_NAMES else ""
+        raise StageError(
+            f"{folder} holds what was not downloaded: {', '.join(unknown[:_SHOWN_NAMES])}{more}; move it away (to "
+            "download.source, if it is meant), then `dvc repro --force download` makes the folder anew"
+        )
     for file in receipt["files"]:
         path = folder / file["path"]
         if not path.is_file() or file_digest(path) != file["md5"]:
             problem = "has other bytes than were downloaded" if path.is_file() else "is missing"
             raise StageError(f"{path} {problem}; `dvc repro --force download` brings it back")
+
+
+def visible_files(folder: Path) -> list[str]:
+    """The relative paths of all files that are not hidden: of those no dataset reads any."""
+    names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
 
 
 def prepare_or_refuse(image: SourceImage, size: int) -> PreparedImage | DamagedImageError:

@@ -18,11 +18,11 @@ NUM_KEPT = 3
 _LEAST_SIDE, _LARGEST_SIDE = 400, 1000
 
 
-def show_samples(tracker: Tracker, picture: NDArray[np.uint8], step: int) -> None:
+def show_samples(tracker: Tracker, picture: NDArray[np.uint8], step: int, folder: Path = PREVIEWS) -> None:
     """To MLflow, and as a file whose place is told, by the first of several processes."""
     tracker.record_image("samples", picture, step)
     if is_first():
-        print_beside_bar(f"train: samples of step {step} in {leave_preview(picture, step)}")
+        print_beside_bar(f"train: samples of step {step} in {leave_preview(picture, step, folder)}")
 
 
 def leave_preview(picture: NDArray[np.uint8], step: int, folder: Path = PREVIEWS) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ddpm.checkpoint import PublishedModel, load_model
 from ddpm.classes import ImageClass, labels_of
-from ddpm.devices import arithmetic, best_device, compiled, largest_batch_size
+from ddpm.devices import best_device, compiled, drawing, largest_batch_size
 from ddpm.distributed import collected, is_first, share
 from ddpm.files import atomic_path, file_digest
 from ddpm.images import class_grid, enlargement, grid, save_animation, save_png, to_pixels
@@ -82,16 +82,14 @@ def asked_classes(model: PublishedModel, wanted: SampleParams) -> list[ImageClas
         raise StageError(f"{MODEL} cannot be asked for this: {error}") from None
 
 
-@torch.no_grad()
 def draw(model: PublishedModel, wanted: SampleParams, device: torch.device) -> tuple[Tensor, list[Tensor]]:
     """All images as bytes, and the first `num_grid_images` of them at each shown step on their way from noise.
 
     Each process draws its share of the images; the first one gets them all.
     """
     numbers = range(wanted.num_images)[share(wanted.num_images)]
-    # Autocast keeps the cast weights from call to call, but only of weights that could be trained.
-    network = compiled(model.unet.requires_grad_(True), wanted.compilation, device)
-    with arithmetic(wanted.precision, device):
+    network = compiled(model.unet, wanted.compilation, device)
+    with drawing(model.unet, wanted.precision, device):
         batch_size = wanted.batch_size or fitting_batch_size(model, wanted, len(numbers), device)
         batches: list[Tensor] = [torch.empty(0, 3, model.image_size, model.image_size, dtype=torch.uint8)]
         shown = {number: list(batches) for number in frame_steps(wanted.num_sampling_steps, wanted.num_frames)}
@@ -127,7 +125,6 @@ def fitting_batch_size(model: PublishedModel, wanted: SampleParams, num_images: 
     return largest_batch_size(attempt, max(1, min(LARGEST_BATCH_SIZE, num_images)))
 
 
-@torch.no_grad()
 def interpolate(model: PublishedModel, wanted: SampleParams, device: torch.device) -> Tensor:
     """Images from one of the two ends to the other, as bytes; all of the class of the first end."""
     ends = wanted.interpolation_ends[0], wanted.interpolation_ends[1]
@@ -137,7 +134,7 @@ def interpolate(model: PublishedModel, wanted: SampleParams, device: torch.devic
         noise = InterpolatedNoise(wanted.seed, ends, fractions, model.image_shape, device)
         # Not compiled: it would be compiled for this size.
         predict = model.asked(wanted.classes, ends[:1] * len(fractions), wanted.guidance_scale)
-        with arithmetic(wanted.precision, device):
+        with drawing(model.unet, wanted.precision, device):
             images = sample(wanted.sampler, predict, model.diffusion, noise, wanted.num_sampling_steps, wanted.eta)
         parts.append(to_pixels(images).cpu())
     return torch.cat(parts)

@@ -1,5 +1,7 @@
 """The sections of params.yaml, one a stage: each parameter with its type, bounds and the help that forms show."""
 
+import math
+import sys
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -99,12 +101,29 @@ class DiffusionParams(Section):
     beta_end: Annotated[float, Field(gt=0.0, lt=1.0)]
     """variance of the last step of the linear schedule"""
     prediction: Literal["eps", "v", "x_0"]
-    """what the network predicts: eps, the noise (published), or v (Salimans & Ho 2022)"""
+    """what the network predicts: eps, the noise (published); v (Salimans & Ho 2022); or x_0, the image"""
 
     @model_validator(mode="after")
     def _betas_rise(self) -> Self:
         if self.beta_start > self.beta_end:
             raise ValueError(f"beta_start={self.beta_start} must not exceed beta_end={self.beta_end}")
+        return self
+
+    @model_validator(mode="after")
+    def _signal_and_noise_remain(self) -> Self:
+        # As ddpm.diffusion refuses them, but before anything runs, and without torch, which the flows would wait for.
+        if self.schedule != "linear":
+            return self
+        if self.beta_start < sys.float_info.epsilon:
+            raise ValueError(f"beta_start must be at least {sys.float_info.epsilon:.1e}, got {self.beta_start}")
+        rise = (self.beta_end - self.beta_start) / (self.num_timesteps - 1)
+        alphas_cumprod = math.prod(1.0 - (self.beta_start + t * rise) for t in range(self.num_timesteps))
+        if alphas_cumprod < sys.float_info.min:
+            raise ValueError(
+                f"beta_start={self.beta_start}, beta_end={self.beta_end} and num_timesteps={self.num_timesteps} leave "
+                f"{alphas_cumprod:.1e} of the image at the last time step (alphas_cumprod), which must be at least "
+                f"{sys.float_info.min:.1e}; lower beta_end or num_timesteps"
+            )
         return self
 
 

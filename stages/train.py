@@ -27,7 +27,7 @@ from ddpm.checkpoint import (
 )
 from ddpm.classes import ImageClass, labels_in_turn
 from ddpm.data import TrainingImages
-from ddpm.devices import arithmetic, best_device
+from ddpm.devices import best_device, drawing
 from ddpm.diffusion import NoiseModel
 from ddpm.distributed import Vote, collected, is_first, share, wait_for_all, world_size
 from ddpm.files import atomic_path
@@ -50,7 +50,7 @@ from stages.errors import StageError
 from stages.labels import labelled, labels_digest
 from stages.lineage import code_digest
 from stages.params import Params
-from stages.paths import CHECKPOINTS, LOSSES, MODEL
+from stages.paths import CHECKPOINTS, LOSSES, MODEL, PREVIEWS
 from stages.prepared import all_images, dataset_summary, positions_of
 from stages.previews import show_samples
 from stages.progress import progress_bar
@@ -116,6 +116,8 @@ class Experiment:
     recording: Recording
     checkpoints: Path = CHECKPOINTS
     """of all experiments"""
+    previews: Path = PREVIEWS
+    """where samples lie as files while it goes on"""
 
     @property
     def folder(self) -> Path:
@@ -265,7 +267,7 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
     wanted, state, num_steps = experiment.wanted, experiment.state, experiment.config.num_steps
     if state.step == 0:
         # Where MLflow's slider starts: without it, the grid of a page just opened is empty.
-        show_samples(tracker, drawn_grid(experiment), 0)
+        show_samples(tracker, drawn_grid(experiment), 0, experiment.previews)
     evaluation = TrainingEvaluation(
         wanted,
         experiment.folder,
@@ -286,7 +288,7 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
                 losses.write(event)
             if is_last or event.step % wanted.sample_every == 0:
                 ensure_finite(experiment)
-                show_samples(tracker, drawn_grid(experiment), event.step)
+                show_samples(tracker, drawn_grid(experiment), event.step, experiment.previews)
             signal_name = interruption()
             is_interrupted = vote.any(signal_name is not None)
             is_evaluated = evaluation.is_due(event.step, is_last)
@@ -380,7 +382,6 @@ def drawn_grid(experiment: Experiment) -> NDArray[np.uint8]:
     return np.asarray(grid(pixels))
 
 
-@torch.no_grad()
 def drawn(experiment: Experiment, count: int) -> Tensor:
     """Samples of the averaged weights, from the same noise each time, of all classes in turn where it knows any.
 
@@ -396,7 +397,7 @@ def drawn(experiment: Experiment, count: int) -> Tensor:
         model: NoiseModel = network
         if experiment.classes:
             model = guided(network, labels_in_turn(range(len(experiment.classes)), batch).to(device))
-        with arithmetic(wanted.precision, device):
+        with drawing(network, wanted.precision, device):
             images = sample("ddim", model, diffusion, noise, wanted.grid_sampling_steps)
         batches.append(to_pixels(images).cpu())
     return collected(torch.cat(batches))

@@ -7,20 +7,24 @@ it is served: `RefusedRequest`.
 import base64
 import io
 import json
+import os
 import reprlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 import mlflow
+from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 LIMITS = {"max_images": 64, "max_steps": 1000, "max_network_calls": 12_800}
 """Of one request, all rows together but for the steps; guidance doubles the network calls."""
 
-FIELDS = ("n", "seed", "sampler", "steps", "class", "guidance")
+FIELDS = ("n", "seed", "sampler", "steps", "eta", "class", "guidance")
 """What a row may ask for; all but n may be left out, or null."""
 
 _MAX_SEED = 2**63 - 1
@@ -32,13 +36,64 @@ _USUAL_STEPS = 50
 class RefusedRequest(MlflowException):
     """A request that cannot be drawn; the message says what was got and what is allowed."""
 
+    code = INVALID_PARAMETER_VALUE
+
     def __init__(self, reason: str) -> None:
-        super().__init__(reason, error_code=INVALID_PARAMETER_VALUE)
+        super().__init__(reason, error_code=self.code)
         self.reason = reason
 
     def serialize_as_json(self) -> str:
         """What the server answers; MLflow's own would repeat the request before the reason."""
         return json.dumps({"error_code": self.error_code, "message": self.reason})
+
+
+class OverdueRequest(RefusedRequest):
+    """A request whose time is up."""
+
+    code = DEADLINE_EXCEEDED
+
+
+class Deadline:
+    """When a request's time is up.
+
+    The server then answers by itself, and leaves the request to be drawn for nobody, while others wait for their turn.
+
+    Args:
+        seconds: from now on; None never ends.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._end = monotonic() + (seconds or 0.0)
+
+    def check(self, _step: object = None) -> None:
+        """Let another step be drawn.
+
+        Raises:
+            OverdueRequest: the time is up.
+        """
+        if self._seconds is not None and monotonic() >= self._end:
+            raise self._overdue()
+
+    @contextmanager
+    def turn(self, lock: threading.Lock) -> Iterator[None]:
+        """Hold the lock, waiting for it until then.
+
+        Raises:
+            OverdueRequest: others held it all the time.
+        """
+        if not lock.acquire(timeout=-1 if self._seconds is None else max(0.0, self._end - monotonic())):
+            raise self._overdue()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _overdue(self) -> OverdueRequest:
+        return OverdueRequest(
+            f"the request took longer than {self._seconds:g} seconds, its wait for others included; ask for fewer "
+            "images or steps, or serve with a longer --timeout"
+        )
 
 
 class FlowerSampler(PythonModel):
@@ -51,17 +106,22 @@ class FlowerSampler(PythonModel):
         self.model = load(context.artifacts["model"])
         # The server hands over requests side by side, which would only share the device's time and memory.
         self.turn = threading.Lock()
+        # What the server was started with, in its own variable; without a server nobody gives up waiting.
+        timeout = os.environ.get(MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.name)
+        self.seconds = None if timeout is None else float(timeout)
 
     # MLflow makes the model's signature of the type hints, and hands rows over as they were sent.
     def predict(self, model_input: list[dict[str, Any]]) -> list[dict[str, list[str]]]:  # type: ignore[override]
-        """A row {n, seed, sampler, steps, class, guidance} gives n images, as PNG in base64.
+        """A row {n, seed, sampler, steps, eta, class, guidance} gives n images, as PNG in base64.
 
         Raises:
             RefusedRequest: a row asks for what is unknown, or for too much.
+            OverdueRequest: the server has given the request up.
         """
+        deadline = Deadline(self.seconds)
         rows = understood(model_input, self.model, LIMITS)
-        with self.turn:
-            drawn = [self.model.draw(**row) for row in rows]
+        with deadline.turn(self.turn):
+            drawn = [self.model.draw(**row, on_step=deadline.check) for row in rows]
         return [{"png_base64": [png_base64(image) for image in pixels.permute(0, 2, 3, 1).numpy()]} for pixels in drawn]
 
 
@@ -112,8 +172,9 @@ def _understood_row(row: Mapping[str, Any], model: Any, limits: Mapping[str, int
         "seed": _whole("seed", given.get("seed", 0), 0, _MAX_SEED),
         "sampler": _sampler(given.get("sampler", "ddim")),
         "steps": _whole("steps", given.get("steps", min(_USUAL_STEPS, most_steps)), 1, most_steps),
+        "eta": _number("eta", given.get("eta", 0.0), 1.0),
         "classes": _classes(given.get("class")),
-        "guidance": _guidance(given.get("guidance", 1.0)),
+        "guidance": _number("guidance", given.get("guidance", 1.0), _MAX_GUIDANCE),
     }
     model.asked(asked["classes"], [0], asked["guidance"])  # refuses what this model cannot be asked for
     return asked
@@ -143,10 +204,10 @@ def _classes(value: Any) -> list[str | int] | None:
     return [value]
 
 
-def _guidance(value: Any) -> float:
+def _number(name: str, value: Any, most: float) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0.0 <= value <= _MAX_GUIDANCE:
-        raise ValueError(f"guidance must be a number in 0 … {_MAX_GUIDANCE:.0f}, got {_shown(value)}")
+    if not is_number or not 0.0 <= value <= most:
+        raise ValueError(f"{name} must be a number in 0 … {most:.0f}, got {_shown(value)}")
     return float(value)
 
 

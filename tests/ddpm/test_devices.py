@@ -1,5 +1,6 @@
 """What suits a device: precision, compilation, and the largest batch; GPUs are named here, never asked."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import platform
@@ -8,9 +9,10 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm import unet
-from ddpm.devices import arithmetic, compiled, largest_batch_size, resolve_precision
+from ddpm.devices import arithmetic, compiled, drawing, largest_batch_size, resolve_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -119,6 +121,43 @@ def test_an_error_inside_leaves_the_callers_settings_as_they_were(flags, precisi
         raise KeyError
     assert tensorfloat32() == flags
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_weights_could_be_trained_while_something_is_drawn_and_are_then_as_before(fails):
+    network = torch.nn.Linear(2, 2)
+    network.bias.requires_grad_(False)
+    with contextlib.suppress(KeyError), drawing(network, "bfloat16", CPU):
+        assert network.weight.requires_grad and network.bias.requires_grad
+        assert not network(torch.ones(1, 2)).requires_grad
+        if fails:
+            raise KeyError
+    assert network.weight.requires_grad and not network.bias.requires_grad
+    assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
+class Casts(TorchDispatchMode):
+    """Counts the conversions of tensors of one shape."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and args[0].shape == self.shape:
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_once_for_all_that_is_drawn():
+    network = torch.nn.Linear(3, 5).requires_grad_(False)
+    drawn = {}
+    for name, context in (("each time", arithmetic("bfloat16", CPU)), ("once", drawing(network, "bfloat16", CPU))):
+        with context, Casts(network.weight.shape) as casts:
+            drawn[name] = [network(torch.full((2, 3), float(i))) for i in range(4)]
+        assert casts.count == {"each time": 4, "once": 1}[name]
+    for one, other in zip(*drawn.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("compilation", ["off", "auto"])

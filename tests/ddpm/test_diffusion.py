@@ -270,6 +270,21 @@ def test_losses_of_half_precision_predictions_are_computed_in_float32(diffusion)
     torch.testing.assert_close(losses, eps.square().mean(dim=(1, 2, 3)), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
+def test_half_precision_predictions_are_used_in_the_precision_of_the_images(prediction, clip, bent_model):
+    diffusion = GaussianDiffusion(linear_betas(T), prediction)
+    t, x_t = some_timesteps(), images(7, 3, 4, 4, dtype=torch.float32)
+    rounded = bent_model(x_t, t).bfloat16()
+    for step in (diffusion.denoise, diffusion.p_mean_variance):
+        half, full = (
+            vars(step(lambda *_, output=output: output, x_t, t, clip)) for output in (rounded, rounded.float())
+        )
+        for name, part in half.items():
+            assert part.dtype == torch.float32, name
+            torch.testing.assert_close(part, full[name], rtol=0, atol=0)
+
+
 @pytest.mark.usefixtures("without_shape_checks")
 def test_an_unknown_loss_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match="unknown loss 'l2'; choose one of mse, l1, huber"):
@@ -305,6 +320,19 @@ def test_moving_to_a_device_keeps_tables_and_prediction():
 def test_betas_outside_their_range_are_an_error(betas):
     with pytest.raises(ValueError, match=r"betas must be a vector of numbers in \(0, 1\)"):
         GaussianDiffusion(torch.tensor(betas))
+
+
+@pytest.mark.parametrize(
+    ("betas", "what"),
+    [
+        (linear_betas(10_000, 1e-4, 0.5), r"got 0 from t = \d{4} on: take fewer or lower ones"),
+        (torch.full((30,), 1.0 - 1e-12, dtype=torch.float64), "got 0 from t = 26 on"),
+        (torch.tensor([1e-17, 0.1], dtype=torch.float64), "got 1 at t = 0: float64 loses so low a beta"),
+    ],
+)
+def test_betas_that_leave_no_signal_or_no_noise_are_an_error(betas, what):
+    with pytest.raises(ValueError, match=rf"betas must leave alphas_cumprod in \(0, 1\), {what}"):
+        GaussianDiffusion(betas)
 
 
 @pytest.mark.usefixtures("without_shape_checks")

@@ -10,6 +10,7 @@ import torch
 import ddpm
 from ddpm import ImageNoise, loading, sample
 from ddpm.checkpoint import CheckpointError, DiffusionConfig, load_model, publish_model
+from ddpm.devices import arithmetic
 from ddpm.images import to_pixels
 
 
@@ -97,6 +98,34 @@ def test_drawing_leaves_no_graph(folder):
     model = load_model(folder)
     model.unet.requires_grad_(True)
     assert not model.draw(1, steps=1).requires_grad
+
+
+def test_in_bfloat16_the_images_are_those_of_weights_cast_at_each_call(folder):
+    model = load_model(folder)
+    with arithmetic("bfloat16", torch.device("cpu")):
+        expected = to_pixels(sample("ddim", model.unet, model.diffusion, ImageNoise(7, range(3), (3, 8, 8)), 4))
+    flags = []
+    model.unet.register_forward_pre_hook(lambda unet, _: flags.append([p.requires_grad for p in unet.parameters()]))
+    drawn = model.draw(3, seed=7, steps=4, precision="bfloat16")
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=0)
+    assert len(flags) == 4 and all(map(all, flags)), "autocast keeps the casts of trainable weights alone"
+    assert not any(parameter.requires_grad for parameter in model.unet.parameters())
+
+
+def test_each_step_is_told_and_may_end_the_drawing(folder):
+    model, told = load_model(folder), []
+    model.draw(3, steps=4, batch_size=2, on_step=lambda step: told.append((step.number, len(step.x_t))))
+    assert told == [(1, 2), (2, 2), (3, 2), (4, 2), (1, 1), (2, 1), (3, 1), (4, 1)]
+
+    def give_up(step):
+        told.append(step.number)
+        if step.number == 2:
+            raise KeyError
+
+    told.clear()
+    with pytest.raises(KeyError):
+        model.draw(3, steps=4, on_step=give_up)
+    assert told == [1, 2] and torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("n", [0, -1])

@@ -55,18 +55,18 @@ def test_the_server_draws_the_images_of_the_sample_stage(address, reproduced):
         "seed": wanted["seed"],
         "sampler": wanted["sampler"],
         "steps": wanted["num_sampling_steps"],
+        "eta": wanted["eta"],
     }
     (images,) = drawn(post(address, {"inputs": [row]}))
     np.testing.assert_array_equal(images, np.load(checkout.folder / "build/samples/samples.npy"))
 
 
 def test_rows_are_drawn_each_by_its_own_wishes_and_all_but_n_may_be_left_out(address):
-    few, same, other = drawn(
-        post(address, {"inputs": [{"n": 1}, {"n": 2, "seed": 0, "steps": 50}, {"n": 2, "seed": 1, "sampler": "ddpm"}]})
-    )
+    rows = [{"n": 1}, {"n": 2, "seed": 0, "steps": 50}, {"n": 2, "seed": 1, "sampler": "ddpm"}, {"n": 2, "eta": 1}]
+    few, same, other, noisy = drawn(post(address, {"inputs": rows}))
     assert few.shape == (1, 16, 16, 3) and same.shape == other.shape == (2, 16, 16, 3)
     assert np.abs(few[0].astype(int) - same[0]).max() <= 1  # alone or in company, but for the rounding
-    assert not np.array_equal(same, other)
+    assert not np.array_equal(same, other) and not np.array_equal(same, noisy)
 
 
 @pytest.mark.parametrize(
@@ -78,10 +78,11 @@ def test_rows_are_drawn_each_by_its_own_wishes_and_all_but_n_may_be_left_out(add
         ({"n": "four"}, "n must be a whole number in 1 … 64, got 'four'"),
         ({"n": float("nan")}, "n must be a whole number in 1 … 64, got nan"),
         ({"n": 1, "steps": 51}, "steps must be a whole number in 1 … 50, got 51"),
+        ({"n": 1, "eta": 1.5}, "eta must be a number in 0 … 1, got 1.5"),
         ({"n": 1, "sampler": "euler"}, "sampler must be one of ddpm, ddim, dpm_solver++, got 'euler'"),
         ({"n": 1, "class": "rose"}, "the model knows no classes, got ['rose']"),
         ({"n": 1, "guidance": 2}, "the model knows no classes, so guidance_scale must be 1, got 2.0"),
-        ({"n": 1, "sed": 1}, "unknown field 'sed'; a row may hold n, seed, sampler, steps, class, guidance"),
+        ({"n": 1, "sed": 1}, "unknown field 'sed'; a row may hold n, seed, sampler, steps, eta, class, guidance"),
     ],
 )
 def test_bad_input_is_answered_by_400_and_a_line_that_says_why(address, row, reason):

@@ -135,6 +135,19 @@ def test_the_experiment_in_force_started_from_a_profile_that_exists():
             {"train.diffusion.beta_start": 0.5},
             "train.diffusion: beta_start=0.5 must not exceed beta_end=0.02",
         ),
+        (
+            {
+                "train.diffusion.schedule": "linear",
+                "train.diffusion.beta_end": 0.5,
+                "train.diffusion.num_timesteps": 10_000,
+            },
+            "train.diffusion: beta_start=0.0001, beta_end=0.5 and num_timesteps=10000 leave 0.0e+00 of the image at "
+            "the last time step (alphas_cumprod), which must be at least 2.2e-308; lower beta_end or num_timesteps",
+        ),
+        (
+            {"train.diffusion.schedule": "linear", "train.diffusion.beta_start": 1e-17},
+            "train.diffusion: beta_start must be at least 2.2e-16, got 1e-17",
+        ),
         ({"train.warmup_steps": 7}, "train: warmup_steps=7 must not exceed num_steps=6"),
         (
             {"train.num_processes": 3},
@@ -215,7 +228,7 @@ def test_a_refusal_names_the_parameter_what_was_got_and_what_is_allowed(written,
 def test_every_validator_has_a_case_above():
     # A new combination that is refused needs its message in the list.
     covered = {"_source_fits_dataset", "_dimensions_fit", "_betas_rise", "_steps_fit", "_counts_fit"}
-    covered |= {"_stages_fit", "_classes_fit"}
+    covered |= {"_signal_and_noise_remain", "_stages_fit", "_classes_fit"}
     assert {name for section in sections() for name in section.__pydantic_decorators__.model_validators} == covered
 
 

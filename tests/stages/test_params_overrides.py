@@ -160,6 +160,11 @@ def test_the_file_is_replaced_whole(params_file, monkeypatch):
         (["download.source=http://host/a?b=c"], {"download": {"source": "http://host/a?b=c"}}),
         (["profile=mine"], {"profile": "mine"}),
         (["train.seed=1", "train.seed=2"], {"train": {"seed": 2}}),
+        (
+            ["train.unet={dropout: 0.2}", "train.unet.norm_groups=4"],
+            {"train": {"unet": {"dropout": 0.2, "norm_groups": 4}}},
+        ),
+        (["train.unet.dropout=0.2", "train.unet_=3"], {"train": {"unet": {"dropout": 0.2}, "unet_": 3}}),
     ],
 )
 def test_words_become_nested_overrides(words, overrides):
@@ -178,6 +183,14 @@ def test_words_become_nested_overrides(words, overrides):
         (["train.unet.widths=[8"], "the value of 'train.unet.widths=.8' is not YAML"),
         (["train=3", "train.seed=1"], "'train.seed=1' sets a part of what was set whole before it"),
         (["train.seed=1", "train.seed.deep=1"], "'train.seed.deep=1' sets a part"),
+        (
+            ["train.seed=1", "train.unet.dropout=0.1", "train.unet={widths: [8]}"],
+            r"'train.unet={widths: \[8\]}' replaces the section that 'train.unet.dropout=0.1' sets a part of; give it",
+        ),
+        (
+            ["train.unet.dropout=0.1", "train=null"],
+            "'train=null' replaces the section that 'train.unet.dropout=0.1' sets",
+        ),
     ],
 )
 def test_words_that_say_nothing_are_refused(words, message):

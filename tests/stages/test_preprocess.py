@@ -338,6 +338,32 @@ def test_data_that_was_tampered_with_is_refused(downloaded, make_params, tamper,
     assert not DATASET.exists()
 
 
+@pytest.mark.parametrize(
+    ("added", "named"),
+    [
+        (["rose/new.png"], "rose/new.png"),
+        (["notes.txt"], "notes.txt"),
+        ([f"{name}.png" for name in "febcd"], "b.png, c.png, d.png and 2 more"),
+    ],
+)
+def test_what_was_dropped_into_the_data_is_refused(photographs, make_params, added, named):
+    picture = encoded(Image.fromarray(noise(16, 16)))
+    photographs({"a.png": picture, "rose/d.png": picture})
+    for name in added:
+        Path("data", name).write_bytes(picture)
+    with pytest.raises(StageError) as refused:
+        preprocess(make_params())
+    assert str(refused.value).startswith(f"data holds what was not downloaded: {named}; move it away")
+    assert "`dvc repro --force download`" in str(refused.value) and not DATASET.exists()
+
+
+def test_hidden_files_that_no_dataset_reads_are_no_matter(photographs, make_params):
+    photographs({"a.png": encoded(Image.fromarray(noise(16, 16)))})
+    Path("data/.DS_Store").write_bytes(b"of the desktop")
+    preprocess(make_params())
+    assert read_index()["name"].tolist() == ["a.png"]
+
+
 def test_missing_images_are_an_error(downloaded, make_params, monkeypatch):
     downloaded()
     dataset = DATASETS["synthetic_flowers"]

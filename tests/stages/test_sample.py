@@ -121,6 +121,17 @@ def test_what_shapes_the_images_changes_them(drawn, images, changes):
     assert not differ_by_rounding_alone(drawn(changes)[0], images[0])
 
 
+def test_weights_could_be_trained_only_while_images_are_drawn(published, make_params):
+    wanted = make_params({"sample.precision": "bfloat16", "sample.num_interpolation_images": 3}).sample
+    model, flags = load_model(published), []
+    model.unet.register_forward_pre_hook(lambda unet, _: flags.append([p.requires_grad for p in unet.parameters()]))
+    for drawing in (draw, module.interpolate):
+        drawing(model, wanted, CPU)
+        assert flags and all(map(all, flags)), "autocast keeps the casts of trainable weights alone"
+        assert not any(parameter.requires_grad for parameter in model.unet.parameters())
+        flags.clear()
+
+
 def test_each_image_differs(images):
     assert len({image.numpy().tobytes() for image in images[0]}) == 12
 

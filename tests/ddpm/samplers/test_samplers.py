@@ -1,12 +1,13 @@
 """What all samplers share."""
 
 import itertools
+from typing import get_args
 
 import pytest
 import torch
 
-from ddpm import GaussianDiffusion, ImageNoise, linear_betas, sample, sampler_steps
-from ddpm.samplers import ancestral, ddim, dpm_solver
+from ddpm import GaussianDiffusion, ImageNoise, cosine_betas, linear_betas, sample, sampler_steps
+from ddpm.samplers import SamplerName, ancestral, ddim, dpm_solver
 
 SHAPE = (3, 4, 4)
 ALL = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("dpm_solver++", 0.0)]
@@ -82,6 +83,16 @@ def test_the_name_chooses_the_sampler_and_eta_is_passed_on(diffusion, bent_model
         results.append(one.x_t)
     for one, other in itertools.combinations(results, 2):
         assert (one - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "betas", [linear_betas(10_000, 1e-4, 0.1), linear_betas(26, 1e-16, 1.0 - 1e-12), cosine_betas(10_000)]
+)
+@pytest.mark.parametrize("name", get_args(SamplerName))
+def test_schedules_at_the_ends_of_what_is_allowed_can_be_sampled_with(betas, name, bent_model):
+    # Of the first nearly all of an image is lost from one of twenty steps to the next.
+    drawn = sample(name, bent_model, GaussianDiffusion(betas), ImageNoise(0, [0], SHAPE), 20)
+    assert drawn.isfinite().all()
 
 
 def test_sampling_computes_no_gradients(diffusion, awake_unet):

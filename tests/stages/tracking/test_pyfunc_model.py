@@ -38,12 +38,12 @@ def images(row):
     return np.stack([np.asarray(Image.open(io.BytesIO(base64.b64decode(word)))) for word in row["png_base64"]])
 
 
-def by_hand(published, labels, seed=0, guidance=1.0, steps=3, sampler="ddim"):
+def by_hand(published, labels, seed=0, guidance=1.0, steps=3, sampler="ddim", eta=0.0):
     model = load_model(published)
     predict = model.unet if labels is None else guided(model.unet, torch.tensor(labels), guidance)
     noise = ImageNoise(seed, range(2), (3, 16, 16))
     with arithmetic("auto", torch.device("cpu")):
-        drawn = sample(sampler, predict, model.diffusion, noise, steps)
+        drawn = sample(sampler, predict, model.diffusion, noise, steps, eta)
     return to_pixels(drawn).permute(0, 2, 3, 1).numpy()
 
 
@@ -77,7 +77,23 @@ def test_a_row_draws_by_its_own_sampler_steps_and_seed(loaded, published, sample
     np.testing.assert_array_equal(images(second), by_hand(published, None, 2**40, steps=5, sampler=sampler))
 
 
-@pytest.mark.parametrize("left_out", [{}, dict.fromkeys(["seed", "sampler", "steps", "class", "guidance"])])
+@pytest.mark.parametrize("sampler", ["ddim", "dpm_solver++"])
+def test_a_row_may_ask_for_noise_in_each_step(loaded, published, sampler):
+    etas = (0, 0.5, 1)
+    answers = loaded(published).predict([{"n": 2, "steps": 4, "sampler": sampler, "eta": eta} for eta in etas])
+    for eta, answer in zip(etas, answers, strict=True):
+        expected = by_hand(published, None, steps=4, sampler=sampler, eta=float(eta))
+        np.testing.assert_array_equal(images(answer), expected)
+    assert len({answer["png_base64"][0] for answer in answers}) == 3
+
+
+def test_a_sampler_with_noise_of_its_own_takes_none(loaded, published):
+    # As in the section `sample`: eta may stay as it is when the sampler changes.
+    one, other = loaded(published).predict([{"n": 1, "steps": 3, "sampler": "ddpm", "eta": eta} for eta in (0, 1)])
+    assert one == other
+
+
+@pytest.mark.parametrize("left_out", [{}, dict.fromkeys(["seed", "sampler", "steps", "eta", "class", "guidance"])])
 def test_all_but_n_may_be_left_out_or_null(loaded, published, left_out):
     # The model has 20 time steps, fewer than the usual 50.
     (answer,) = loaded(published).predict([{"n": 2} | left_out])
@@ -102,6 +118,11 @@ def test_all_but_n_may_be_left_out_or_null(loaded, published, left_out):
         ({"n": 1, "steps": 21}, "steps must be a whole number in 1 … 20, got 21"),
         ({"n": 1, "sampler": "euler"}, "sampler must be one of ddpm, ddim, dpm_solver++, got 'euler'"),
         ({"n": 1, "sampler": {}}, "sampler must be one of ddpm, ddim, dpm_solver++, got {}"),
+        ({"n": 1, "eta": -0.1}, "eta must be a number in 0 … 1, got -0.1"),
+        ({"n": 1, "eta": 1.1}, "eta must be a number in 0 … 1, got 1.1"),
+        ({"n": 1, "eta": float("nan")}, "eta must be a number in 0 … 1, got nan"),
+        ({"n": 1, "eta": True}, "eta must be a number in 0 … 1, got True"),
+        ({"n": 1, "eta": "1"}, "eta must be a number in 0 … 1, got '1'"),
         ({"n": 1, "guidance": float("nan")}, "guidance must be a number in 0 … 100, got nan"),
         ({"n": 1, "guidance": 10**400}, "guidance must be a number in 0 … 100, got 1000000000"),
         ({"n": 1, "guidance": "2"}, "guidance must be a number in 0 … 100, got '2'"),
@@ -110,7 +131,7 @@ def test_all_but_n_may_be_left_out_or_null(loaded, published, left_out):
         ({"n": 1, "class": ["rose"]}, "class must be a name or a number of a class, got ['rose']"),
         ({"n": 1, "class": False}, "class must be a name or a number of a class, got False"),
         ({"n": 1, "class": "\n" * 500}, r"class must be a name or a number of a class, got '\n\n"),
-        ({"n": 1, "sed": 3}, "unknown field 'sed'; a row may hold n, seed, sampler, steps, class, guidance"),
+        ({"n": 1, "sed": 3}, "unknown field 'sed'; a row may hold n, seed, sampler, steps, eta, class, guidance"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_a_line(loaded, published, row, reason):
@@ -138,6 +159,61 @@ def test_a_request_is_bounded_as_a_whole(loaded, published, published_conditiona
     model = loaded(published_conditional, max_network_calls=20)
     assert refusal(model, {"n": 2, "steps": 6, "guidance": 2}).startswith("a request takes at most 20 network calls")
     assert len(model.predict([{"n": 2, "steps": 6, "guidance": 0}])) == 1
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Stands still unless it is moved."""
+    now = [0.0]
+    monkeypatch.setattr("stages.tracking.pyfunc_model.monotonic", lambda: now[0])
+    return now
+
+
+def overdue(model, *rows):
+    from stages.tracking.pyfunc_model import OverdueRequest
+
+    with pytest.raises(OverdueRequest) as refused:
+        model.predict(list(rows))
+    assert refused.value.get_http_status_code() == 504
+    return refused.value.reason
+
+
+@pytest.fixture
+def served(loaded, published, monkeypatch):
+    """The model as a server loads it that waits for seven seconds; each call of the network takes one."""
+
+    def load(clock):
+        monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "7")
+        model = loaded(published)
+        model.model.unet.register_forward_hook(lambda *_: clock.__setitem__(0, clock[0] + 1.0))
+        return model
+
+    return load
+
+
+def test_a_request_that_the_server_has_given_up_is_drawn_no_further(served, clock):
+    model = served(clock)
+    reason = overdue(model, {"n": 1, "steps": 4}, {"n": 1, "steps": 10})
+    assert reason.startswith("the request took longer than 7 seconds, its wait for others included; ask for fewer")
+    assert clock == [7.0], "not a call more"
+    # The next one has its turn, and its own time.
+    assert len(model.predict([{"n": 1, "steps": 6}])) == 1
+
+
+def test_a_request_waits_for_its_turn_no_longer_than_the_server_waits_for_it(served):
+    model = served([0.0])
+    model.seconds = 0.05
+    with model.turn:
+        assert overdue(model, {"n": 1}).startswith("the request took longer than 0.05 seconds")
+    model.seconds = 60
+    assert len(model.predict([{"n": 1, "steps": 1}])) == 1
+
+
+def test_without_a_server_a_request_may_take_any_time(loaded, published, clock, monkeypatch):
+    monkeypatch.delenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", raising=False)
+    model = loaded(published)
+    model.model.unet.register_forward_hook(lambda *_: clock.__setitem__(0, clock[0] + 1e6))
+    assert len(model.predict([{"n": 1, "steps": 20}])) == 1
 
 
 def test_no_rows_are_refused(loaded, published):
