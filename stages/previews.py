@@ -33,7 +33,7 @@ def leave_preview(picture: NDArray[np.uint8], step: int, folder: Path = PREVIEWS
     """
     path = folder / f"step_{step:09d}.png"
     with atomic_path(path) as temporary:
-        _for_the_eye(Image.fromarray(picture)).save(temporary, format="PNG", optimize=True)
+        _for_the_eye(Image.fromarray(picture)).save(temporary, format="PNG")
     by_age = sorted(folder.glob("step_*.png"), key=lambda preview: (preview.stat().st_mtime_ns, preview.name))
     for older in by_age[:-NUM_KEPT]:
         older.unlink()
