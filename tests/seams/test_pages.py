@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from urllib.parse import quote
@@ -92,6 +93,14 @@ def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, se
     browser.wait_for(f"{GRIDS}.every(image => !image.src.includes('step%2B0%2B')) && {RUNS_WITH_GRIDS}.length >= 2")
     assert browser.evaluate(RUNS_WITH_GRIDS) == numbers
     keep("mlflow_image_grid_later")
+
+
+def test_the_address_that_compare_prints_is_the_page_of_these_runs(service, second_run, browser):
+    output = service.checkout.run(sys.executable, "-m", "flows.compare", *second_run)
+    browser.open(output.rpartition("MLflow: ")[2].strip())
+    names = [service.tracking("/runs/get", run_id=number)["run"]["info"]["run_name"] for number in second_run]
+    browser.wait_for(f"{names}.every(name => document.body.innerText.includes(name))")
+    assert "learning_rate" in browser.text()
 
 
 def test_the_prefect_page_shows_the_grid_of_samples(service, deployed_run, browser, keep):
