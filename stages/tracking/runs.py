@@ -5,6 +5,7 @@ that is lost later does not: logging is asynchronous, holds nothing up, and what
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import sys
@@ -264,9 +265,21 @@ def connect() -> Any:
     uri = tracking_uri()
     try:
         mlflow.set_tracking_uri(uri)
-        return mlflow.MlflowClient()
+        with _one_at_a_time(uri):
+            return mlflow.MlflowClient()
     except Exception as error:  # MLflow's own, or of its database or the disk
         raise TrackingError(_unanswered(error)) from error
+
+
+@contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """The first user of a database file has MLflow make its tables, at which two at once would fail."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    with Path(f"{uri.removeprefix('sqlite:///')}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _client() -> Any:

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -89,6 +91,24 @@ def test_a_training_leaves_parameters_metrics_images_and_tags(client, runs, make
     assert pictures("samples") == [1, 2]
     assert run.data.tags["mood"] == "cheerful" and run.data.tags["profile"] == params.profile
     assert [file.path for file in client.list_artifacts(run.info.run_id, "training")] == ["training/losses.csv"]
+
+
+def test_two_first_users_of_a_database_make_it_once(folder, project):
+    program = "import mlflow, sys; from stages.tracking.runs import _client; sys.stdin.readline(); _client()"
+    users = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONPATH": str(project)},
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for user in users:
+        user.stdin.write("go\n")
+        user.stdin.flush()
+    assert [(user.communicate(timeout=120)[1], user.returncode) for user in users] == [("", 0)] * 3
 
 
 def test_a_run_names_code_and_data(client, runs, make_params, monkeypatch):
