@@ -48,8 +48,8 @@ format: $(VENV)/installed-dev  ## bring the sources into style
 mlflow: $(VENV)/installed  ## compare runs in the browser, at http://127.0.0.1:5000 (MLFLOW_PORT)
 	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(MLFLOW_PORT)
 
-prefect: $(VENV)/installed  ## look at flow runs in the browser, at http://127.0.0.1:4200
-	prefect server start
+prefect: $(VENV)/installed  ## look at flow runs in the browser, at http://127.0.0.1:4200 (PREFECT_PORT)
+	PREFECT_SERVER_API_PORT=$(PREFECT_PORT) prefect server start
 
 serve: $(VENV)/installed  ## draw images on request over HTTP, at http://127.0.0.1:5001/invocations (SERVE_PORT)
 	@python -m stages.serve --port $(SERVE_PORT)

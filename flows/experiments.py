@@ -6,9 +6,11 @@ so that two runs that end together, a `dvc exp run` in the checkout, or a kill i
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import count
 from pathlib import Path
+
+from ruamel.yaml import YAML
 
 from flows.git import GitError, commit_named, git
 
@@ -68,6 +70,15 @@ def save_experiment(folder: Path, name: str) -> str:
                 raise
             return candidate
     raise AssertionError("there is always another name")
+
+
+def keep_stages(lock: Path, stages: Collection[str]) -> None:
+    """Take out of a dvc.lock what it holds of other stages: an experiment would show their figures as its own."""
+    yaml = YAML()
+    document = yaml.load(lock.read_text())
+    document["stages"] = {name: made for name, made in document["stages"].items() if name in stages}
+    with lock.open("w") as file:
+        yaml.dump(document, file)
 
 
 def commit_of(folder: Path, revision: str) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from tasks.evaluate import evaluate
 from tasks.preprocess import preprocess
 from tasks.reference import reference
 from tasks.register import register
+from tasks.run_page import LOCAL_MLFLOW, mlflow_address, tracking_server
 from tasks.sample import sample
 from tasks.train import train
 
@@ -94,10 +96,20 @@ def results_summary() -> str:
             *figures,
             f"  MLflow run  {metrics['mlflow_run_id'] or 'none (tracking is off)'}",
             "",
-            "  make mlflow     compare runs:           http://127.0.0.1:5000",
-            "  make prefect    look at the flow runs:  http://127.0.0.1:4200",
+            *pages(),
         ]
     )
+
+
+def pages() -> list[str]:
+    """Where runs can be looked at: on the servers in force, or by the command that starts one."""
+    if tracking_server():
+        lines = [f"  compare runs:           {mlflow_address()}"]
+    else:
+        lines = [f"  make mlflow     compare runs:           {LOCAL_MLFLOW}"]
+    if server := os.environ.get("PREFECT_API_URL"):
+        return [*lines, f"  look at the flow runs:  {server.removesuffix('/api')}"]
+    return [*lines, "  make prefect    look at the flow runs:  http://127.0.0.1:4200"]
 
 
 def interval(metrics: dict[str, Any], name: str) -> str:

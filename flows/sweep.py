@@ -35,7 +35,7 @@ from flows.compare import (
     read_runs,
     write_csv,
 )
-from flows.experiments import experiment_name
+from flows.experiments import experiment_name, keep_stages
 from flows.fan_out import Outcome, as_deployments, in_process, why_in_process
 from flows.git import GitError
 from flows.workspace import ProfileName, WorkspaceError, last_commit, opened
@@ -108,6 +108,7 @@ def prepare(profile: str | None, children: Sequence[Child]) -> None:
                 download()
                 preprocess()
                 reference()
+                keep_stages(place.folder / "dvc.lock", _PREPARATION)
         except _OF_ONE_EXPERIMENT as error:  # its child meets it, too, or does without
             get_run_logger().warning("What %s needs could not be prepared: %s", child.described, error)
 

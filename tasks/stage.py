@@ -14,6 +14,7 @@ from typing import Any
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
+from stages.params import ParamsError
 from tasks.output import LineLevels, Reason, Said, is_advice, streamed
 from tasks.run_page import StagePage, stage_page
 
@@ -151,12 +152,19 @@ class LoggedBar:
 
 
 class OfFailedStages(logging.Filter):
-    """What Prefect logs of a failed stage: that it has failed. The stage has said itself why, once."""
+    """What Prefect logs of a failed stage: that it has failed. The stage has said itself why, once.
+
+    Parameters that cannot be used are told in their own words, without the way there.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Leave out where Prefect caught the error, and of the final state the repeated reason."""
-        if record.exc_info and isinstance(record.exc_info, tuple) and isinstance(record.exc_info[1], StageFailedError):
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if isinstance(error, StageFailedError):
             return False
+        if isinstance(error, ParamsError):
+            record.msg, record.args, record.exc_info = str(error), None, None
+            return True
         said = record.getMessage()
         if said.startswith("Finished in state") and StageFailedError.__name__ in said:
             record.msg, record.args = f"{said.partition('(')[0]}: a stage has failed, as it says above", None

@@ -9,6 +9,7 @@ from flows.experiments import (
     UnknownRevisionError,
     commit_of,
     experiment_name,
+    keep_stages,
     list_experiments,
     save_experiment,
 )
@@ -42,6 +43,13 @@ def test_dvc_lists_applies_and_removes_what_was_saved(checkout, save):
     assert checkout.read_yaml("params.yaml") == {"train": {"learning_rate": 0.2}}
     checkout.dvc("exp", "remove", "wise-owl")
     assert list_experiments(checkout.folder) == {}
+
+
+def test_what_other_stages_have_made_goes_out_of_a_lock(tmp_path):
+    lock = tmp_path / "dvc.lock"
+    lock.write_text("schema: '2.0'\nstages:\n  download:\n    cmd: a\n  train:\n    cmd: b\n")
+    keep_stages(lock, ("download", "preprocess"))
+    assert lock.read_text() == "schema: '2.0'\nstages:\n  download:\n    cmd: a\n"
 
 
 def test_a_name_that_is_taken_gets_a_number(checkout, save):

@@ -1,5 +1,7 @@
 """Sweeps against the real servers: as deployments under a worker, and in process; and the comparison of their runs."""
 
+import csv
+import io
 import json
 import sys
 
@@ -128,6 +130,13 @@ def test_children_share_what_was_prepared_once(service, owls):
         messages = [record["message"] for record in logs_of(service, run)]
         assert "Running stage 'preprocess':" not in messages
         assert "Stage 'preprocess' is cached - skipping run, checking out outputs" in messages
+
+
+@in_the_service
+def test_what_they_share_is_an_experiment_without_figures(service, owls):
+    sweep, _ = owls
+    rows = {row["Experiment"]: row for row in csv.DictReader(io.StringIO(service.checkout.dvc("exp", "show", "--csv")))}
+    assert rows[sweep["name"]][KID] == "" and float(rows["owls-1"][KID])
 
 
 @in_the_service

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from stages.params import ParamsError
 from tasks import stage
 from tasks.output import Said
 from tasks.stage import StageFailedError, StageLog, end_group, run_stage, stage_environment
@@ -73,6 +74,8 @@ def test_prefect_does_not_log_again_why_a_stage_failed(name):
         record = prefect_record(message)
         assert logger.filter(record)
         assert record.getMessage() == "Finished in state Failed: a stage has failed, as it says above"
+    unusable = prefect_record("Encountered exception during execution: %r", ParamsError("no such\n  parameter"))
+    assert logger.filter(unusable) and unusable.getMessage() == "no such\n  parameter" and unusable.exc_info is None
     other = prefect_record("Finished in state Failed('KeyError: %s')")
     assert logger.filter(other) and other.getMessage() == "Finished in state Failed('KeyError: %s')"
 
