@@ -60,21 +60,11 @@ from stages.tracking.runs import Tracker, opened_run
 from stages.training_evaluation import TrainingEvaluation, publish_best
 
 # What changes how a training is watched, not what it learns.
-_WATCHING = frozenset(
-    {
-        "log_every",
-        "sample_every",
-        "num_grid_images",
-        "grid_sampling_steps",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "keep_checkpoints_every",
-        "evaluate_every",
-        "evaluate_num_images",
-        "evaluate_split",
-        "num_processes",
-    }
-)
+_WATCHING = frozenset({
+    "log_every", "sample_every", "num_grid_images", "grid_sampling_steps", "checkpoint_every",
+    "keep_checkpoints", "keep_checkpoints_every", "evaluate_every", "evaluate_num_images", "evaluate_split",
+    "num_processes",
+})  # fmt: skip
 
 # Likewise modules: those that evaluate what is learnt.
 _WATCHING_MODULES = frozenset({"ddpm.features", "ddpm.metrics"})

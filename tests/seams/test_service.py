@@ -31,7 +31,7 @@ class Up:
     def api(self, method, path, **body):
         answer = web.request(method, f"{self.prefect}/api{path}", json=body or None, timeout=30)
         answer.raise_for_status()
-        return answer.json()
+        return answer.json() if answer.content else None
 
     def said(self):
         return self.log.read_text()

@@ -103,12 +103,12 @@ def test_two_first_users_of_a_database_make_it_once(folder, project):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for _ in range(3)
+        for _ in range(2)
     ]
     for user in users:
         user.stdin.write("go\n")
         user.stdin.flush()
-    assert [(user.communicate(timeout=120)[1], user.returncode) for user in users] == [("", 0)] * 3
+    assert [(user.communicate(timeout=120)[1], user.returncode) for user in users] == [("", 0)] * 2
 
 
 def test_a_run_names_code_and_data(client, runs, make_params, monkeypatch):
