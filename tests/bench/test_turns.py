@@ -18,6 +18,7 @@ def builder(function, argument):
     return partial(partial, function, argument)
 
 
+@pytest.mark.slow
 def test_each_variant_is_timed_once_a_round():
     timings = timed_in_turn({"short": builder(time.sleep, 0.02), "long": builder(time.sleep, 0.2)}, 2, CPU)
     assert list(timings.seconds) == ["short", "long"]

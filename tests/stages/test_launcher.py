@@ -216,6 +216,7 @@ def test_the_death_of_a_process_ends_the_job_and_one_process_goes_on(alone, prep
     assert_same_but_for_rounding(results(folder), results(alone))
 
 
+@pytest.mark.slow
 def test_a_signal_lets_all_processes_save_and_the_next_run_goes_on(together, prepared, start):
     folder = prepared("interrupted")
     job = start("train", folder)
@@ -232,6 +233,7 @@ def test_a_signal_lets_all_processes_save_and_the_next_run_goes_on(together, pre
     assert_same_bits(results(folder), results(together))
 
 
+@pytest.mark.slow
 def test_no_process_outlives_the_one_that_started_it(prepared, start):
     folder = prepared("orphaned")
     job = start("train", folder)
