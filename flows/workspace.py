@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
@@ -19,6 +19,7 @@ from flows.experiments import experiment_name, free_names, save_experiment
 from flows.git import GitError, file_in, git
 from flows.shared_cache import bring_raw_data, share_cache
 from stages.params import PARAMS_FILE, PROFILES_FOLDER, activate, list_profiles
+from tasks.locks import take
 
 WorkspaceKind = Literal["checkout", "isolated"]
 
@@ -144,7 +145,7 @@ def remove_left_overs(checkout: Path) -> None:
     }
     for folder in folders:
         with _lock_of(folder).open("a") as lock:
-            if _is_free(lock):
+            if take(lock):
                 _remove(checkout, folder)
 
 
@@ -173,14 +174,6 @@ def _remove(checkout: Path, folder: Path) -> None:
 
 def _lock_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
-
-
-def _is_free(lock: IO[str]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+
+from tasks.locks import take
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 """Names the cards that a process sees; unset, it sees all."""
@@ -82,19 +83,10 @@ def _claim(cards: Mapping[str, str], number: int) -> tuple[list[str], contextlib
         names: list[str] = []
         for name, uuid in cards.items():
             lock = locks.enter_context((folder / uuid).open("w"))
-            if _is_taken(lock):
+            if not take(lock):
                 continue
             os.set_inheritable(lock.fileno(), True)
             names.append(name)
             if len(names) == number:
                 return names, locks.pop_all()
     return None
-
-
-def _is_taken(lock: IO[str]) -> bool:
-    """Whether another has locked the file; otherwise it is locked now."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False

@@ -104,7 +104,7 @@ def test_what_computes_on_a_gpu_holds_a_slot_of_it_for_each_of_its_processes():
 
 def test_each_stage_has_a_task_and_a_program():
     tasks = {path.stem for path in (PROJECT / "tasks").glob("*.py")}
-    assert tasks == {*STAGES, "stage", "output", "run_page", "gpu", "cards", "__init__"}
+    assert tasks == {*STAGES, "stage", "output", "run_page", "gpu", "locks", "cards", "__init__"}
     assert {path.stem for path in (PROJECT / "stages").glob("*.py")} > set(STAGES)
 
 

@@ -13,19 +13,6 @@ from flows.provision import (
 )
 
 
-@pytest.fixture
-def driver(tmp_path, monkeypatch):
-    """Makes a machine whose NVIDIA driver lists devices as it is told to."""
-
-    def install(*lines):
-        program = tmp_path / "nvidia-smi"
-        program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-
-    return install
-
-
 def test_as_many_slots_as_devices(driver):
     driver("GPU 0: NVIDIA H100 (UUID: GPU-1)", "GPU 1: NVIDIA H100 (UUID: GPU-2)")
     assert num_gpu_slots({}) == 2

@@ -53,8 +53,12 @@ def test_a_second_service_of_the_folder_is_refused_whatever_its_ports(tmp_path, 
     service.refuse_second_service()  # a killed one leaves its socket behind
 
 
-def test_free_ports_pass():
-    refuse_taken_ports(Addresses("127.0.0.1", free_port(), free_port()))
+def test_free_ports_pass_and_stay_free():
+    ports = free_port(), free_port()
+    refuse_taken_ports(Addresses("127.0.0.1", *ports))
+    for port in ports:
+        with socket.create_server(("127.0.0.1", port)) as server:
+            assert server.getsockname()[1] == port
 
 
 @pytest.mark.parametrize("text", ["0", "65536", "five", "-1"])

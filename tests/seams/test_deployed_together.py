@@ -132,7 +132,7 @@ def test_the_same_run_started_again_goes_on_in_the_same_mlflow_run(story):
 
 
 def test_afterwards_no_slot_is_taken(service, story):
-    wait_until(lambda: slots_taken(service) == 0, "the slots", seconds=10)
+    assert wait_until(lambda: slots_taken(service) == 0, "the slots", seconds=10)
 
 
 def test_what_a_killed_run_held_comes_back_and_the_next_one_clears_up(service):

@@ -127,6 +127,7 @@ def test_the_prefect_page_shows_the_log_and_the_artifacts_of_a_run(service, depl
     keep("prefect_log")
     browser.evaluate("[...document.querySelectorAll('.p-tab')].find(tab => tab.innerText == 'Artifacts').click()")
     browser.wait_for("['samples', 'metrics'].every(key => document.body.innerText.toLowerCase().includes(key))")
+    assert all(key in browser.text().lower() for key in ("samples", "metrics"))
     keep("prefect_artifacts")
 
 
