@@ -1,6 +1,7 @@
 """The noise-predicting U-Net of Ho et al. 2020, as sized by the Keras example on Oxford Flowers 102."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ddpm.classes import NO_CLASS
+from ddpm.operations import apply_together, attend, double_and_convolve, normalize
 from ddpm.shapes import Float, Int64
 
 Features = Float[Tensor, "batch channels height width"]
@@ -16,6 +18,7 @@ WidenedFeatures = Float[Tensor, "batch other_channels height width"]
 HalvedFeatures = Float[Tensor, "batch channels height//2 width//2"]
 DoubledFeatures = Float[Tensor, "batch channels 2*height 2*width"]
 Embedding = Float[Tensor, "batch embedding"]
+Shift = Float[Tensor, "batch other_channels"]
 
 
 @dataclass(frozen=True)
@@ -132,23 +135,32 @@ class UNet(nn.Module):
             embedding = embedding + self.class_embedding(torch.full_like(t, NO_CLASS) if labels is None else labels)
         elif labels is not None:
             raise ValueError("the network knows no classes: leave labels out, or set num_classes")
+        shifts = self._shifts(embedding)
         x = self.first_conv(x_t)
         skips = [x]
         for layer in self.down:
-            x = self._run(layer, x, embedding)
+            x = self._run(layer, x, shifts)
             skips.append(x)
         for layer in self.middle:
-            x = self._run(layer, x, embedding)
+            x = self._run(layer, x, shifts)
         for layer in self.up:
             if isinstance(layer, Block):
                 x = torch.cat([x, skips.pop()], dim=1)
-            x = self._run(layer, x, embedding)
-        return self.last_conv(F.silu(self.last_norm(x)))  # type: ignore[no-any-return]
+            x = self._run(layer, x, shifts)
+        return self.last_conv(F.silu(normalize(x, self.last_norm)))  # type: ignore[no-any-return]
 
-    def _run(self, layer: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
+    def _shifts(self, embedding: Embedding) -> Iterator[Shift]:
+        """What the time adds to the features of each block, in the order in which the blocks run."""
+        blocks = [layer for part in (self.down, self.middle, self.up) for layer in part if isinstance(layer, Block)]
+        return iter(apply_together(F.silu(embedding), [block.residual.time for block in blocks]))
+
+    def _run(self, layer: nn.Module, x: Tensor, shifts: Iterator[Tensor]) -> Tensor:
+        inputs = (x, next(shifts)) if isinstance(layer, Block) else (x,)
         if self.gradient_checkpointing and self.training:
-            return checkpoint(layer, x, embedding, use_reentrant=False)  # type: ignore[no-any-return]
-        return layer(x, embedding)  # type: ignore[no-any-return]
+            # The state of the generator costs a wait for the device, and matters to dropout alone.
+            keeps_generator = self.config.dropout > 0.0
+            return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=keeps_generator)  # type: ignore[no-any-return]
+        return layer(*inputs)  # type: ignore[no-any-return]
 
 
 class TimeEmbedding(nn.Module):
@@ -191,12 +203,15 @@ class Block(nn.Module):
         self.residual = ResidualBlock(width_in, width, config)
         self.attention = SelfAttention(width, config.norm_groups) if has_attention else nn.Identity()
 
-    def forward(self, x: Features, embedding: Embedding) -> WidenedFeatures:
-        return self.attention(self.residual(x, embedding))  # type: ignore[no-any-return]
+    def forward(self, x: Features, shift: Shift) -> WidenedFeatures:
+        return self.attention(self.residual(x, shift))  # type: ignore[no-any-return]
 
 
 class ResidualBlock(nn.Module):
-    """norm, swish, conv; plus the time; norm, swish, dropout, conv that starts at zero; plus the input."""
+    """norm, swish, conv; plus the time; norm, swish, dropout, conv that starts at zero; plus the input.
+
+    `time` is applied by the network, for all blocks together: the block takes the shift that it makes of the time.
+    """
 
     def __init__(self, width_in: int, width: int, config: UNetConfig) -> None:
         super().__init__()
@@ -208,10 +223,10 @@ class ResidualBlock(nn.Module):
         self.conv_2 = scaled_conv(width, width, kernel_size=3, scale=0.0)
         self.shortcut = scaled_conv(width_in, width, kernel_size=1) if width_in != width else nn.Identity()
 
-    def forward(self, x: Features, embedding: Embedding) -> WidenedFeatures:
-        h = self.conv_1(F.silu(self.norm_1(x)))
-        h = h + self.time(F.silu(embedding))[:, :, None, None]
-        h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
+    def forward(self, x: Features, shift: Shift) -> WidenedFeatures:
+        h = self.conv_1(F.silu(normalize(x, self.norm_1)))
+        h = h + shift[:, :, None, None]
+        h = self.conv_2(self.dropout(F.silu(normalize(h, self.norm_2))))
         return h + self.shortcut(x)  # type: ignore[no-any-return]
 
 
@@ -231,10 +246,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Features) -> Features:
         batch, channels, height, width = x.shape
-        pixels = self.norm(x).flatten(2).transpose(1, 2)
-        # One head: (batch, 1, pixels, channels).
-        query, key, value = (dense(pixels)[:, None] for dense in (self.query, self.key, self.value))
-        attended = self.project(F.scaled_dot_product_attention(query, key, value)[:, 0])
+        pixels = normalize(x, self.norm).flatten(2).transpose(1, 2)
+        query, key, value = apply_together(pixels, (self.query, self.key, self.value))
+        attended = self.project(attend(query, key, value))
         return x + attended.transpose(1, 2).reshape(batch, channels, height, width)  # type: ignore[no-any-return]
 
 
@@ -245,7 +259,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = scaled_conv(width, width, kernel_size=3, stride=2)
 
-    def forward(self, x: Features, _embedding: Embedding) -> HalvedFeatures:
+    def forward(self, x: Features) -> HalvedFeatures:
         return self.conv(x)  # type: ignore[no-any-return]
 
 
@@ -256,8 +270,8 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = scaled_conv(width, width, kernel_size=3)
 
-    def forward(self, x: Features, _embedding: Embedding) -> DoubledFeatures:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+    def forward(self, x: Features) -> DoubledFeatures:
+        return double_and_convolve(x, self.conv)
 
 
 def scaled_conv(
