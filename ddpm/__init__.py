@@ -10,7 +10,8 @@ from ddpm.guidance import guided
 from ddpm.loading import load
 from ddpm.samplers import ImageNoise, sample, sampler_steps
 from ddpm.schedules import cosine_betas, linear_betas
-from ddpm.training import TrainingConfig, TrainingState, train
+from ddpm.training import train
+from ddpm.training_state import TrainingConfig, TrainingState
 from ddpm.unet import UNet, UNetConfig
 
 __all__ = [

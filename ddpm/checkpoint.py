@@ -26,7 +26,7 @@ from ddpm.guidance import guided
 from ddpm.images import Pixels, to_pixels
 from ddpm.samplers import ImageNoise, SamplerName, SamplerStep, sampler_steps
 from ddpm.schedules import ScheduleName, make_betas
-from ddpm.training import TrainingState
+from ddpm.training_state import TrainingState
 from ddpm.unet import UNet, UNetConfig
 
 _SHOWN_CHARACTERS = 40

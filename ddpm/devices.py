@@ -25,12 +25,19 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def best_device() -> torch.device:
-    """The GPU of this process where there is one, otherwise the CPU; the process is set up for work on it."""
-    if not torch.cuda.is_available():
+    """Return the GPU of this process where there is one, otherwise the CPU."""
+    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def prepare_best_device() -> torch.device:
+    """Return the best device, with this process set up for long work on it: for programs, not for libraries."""
+    device = best_device()
+    if device.type == "cpu":
         keep_freed_memory()
-        return torch.device("cpu")
-    torch.backends.cudnn.benchmark = True  # shapes stay the same from step to step
-    return torch.device("cuda", local_rank())
+    else:
+        torch.backends.cudnn.benchmark = True  # shapes stay the same from step to step
+        torch.backends.cudnn.benchmark_limit = 0  # all algorithms, not the first ten
+    return device
 
 
 def keep_freed_memory() -> None:
@@ -66,12 +73,36 @@ def float32_products(precision: Precision, device: torch.device) -> Iterator[Non
         ValueError: the precision is unknown.
     """
     allowed = resolve_precision(precision, device) != "float32"
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    before = _is_tf32_allowed()
+    _allow_tf32(allowed, allowed)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        _allow_tf32(*before)
+
+
+@contextmanager
+def deterministic_algorithms(are_wanted: bool, device: torch.device) -> Iterator[None]:
+    """Work inside the block that gives the same bits each time on a GPU, where that is wanted.
+
+    PyTorch and cuDNN then leave out algorithms that add in an order of chance, and cuDNN chooses without timing them.
+
+    Raises:
+        RuntimeError: inside the block, by an operation that has no such algorithm.
+    """
+    if device.type != "cuda" or not are_wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS, whatever it held before
+    cudnn = torch.backends.cudnn
+    before = torch.get_deterministic_debug_mode(), cudnn.benchmark, cudnn.deterministic
+    torch.set_deterministic_debug_mode("error")
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        cudnn.benchmark, cudnn.deterministic = before[1:]
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
@@ -133,7 +164,7 @@ def compiled(network: Module, compilation: Compilation, device: torch.device) ->
         compilation = "default" if _can_compile(device) else "off"
     if compilation == "off":
         return network
-    return torch.compile(network, mode=compilation)  # type: ignore[return-value]
+    return torch.compile(network, mode=compilation, dynamic=False)  # type: ignore[return-value]
 
 
 def largest_batch_size(attempt: Callable[[int], object], largest: int) -> int:
@@ -176,3 +207,15 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
 def _can_compile(device: torch.device) -> bool:
     has_compiler = any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
     return device.type == "cuda" and has_triton() and has_compiler
+
+
+def _is_tf32_allowed() -> tuple[bool, bool]:
+    """Whether products of matrices and convolutions may use TF32; asked in the way that no setting can forbid."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32", torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
+def _allow_tf32(in_products: bool, in_convolutions: bool) -> None:
+    # PyTorch keeps two records of this. `fp32_precision` would change one of them, and torch.compile, which reads the
+    # other in mode "max-autotune", then raises an error (2.11 to 2.14); these change both alike.
+    torch.backends.cuda.matmul.allow_tf32 = in_products
+    torch.backends.cudnn.allow_tf32 = in_convolutions

@@ -36,10 +36,14 @@ class ExponentialMovingAverage:
             return self.decay
         return min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
 
-    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the weights of `model`."""
+        """Move the average towards the weights of `model`, and count it."""
+        self.move(model)
+        self.num_updates += 1
+
+    @torch.no_grad()
+    def move(self, model: nn.Module) -> None:
+        """Move the average by the current decay, as work of the device alone."""
         averages: list[torch.Tensor] = list(self.module.parameters())
         weights = [parameter.detach() for parameter in model.parameters()]
         torch._foreach_lerp_(averages, weights, 1.0 - self.current_decay())
-        self.num_updates += 1

@@ -56,7 +56,7 @@ def apply_joined(x: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
     """Return what each layer makes of `x`, by one product with their weights one below the other."""
     weight = torch.cat([layer.weight for layer in layers])
     bias = torch.cat([layer.bias for layer in layers])
-    return F.linear(x, weight, bias).split([layer.out_features for layer in layers], dim=-1)
+    return torch.split(F.linear(x, weight, bias), [layer.out_features for layer in layers], dim=-1)
 
 
 def attend(query: Tokens, key: Tokens, value: Tokens) -> Tokens:
@@ -97,10 +97,8 @@ def convolve_before_doubling(x: Features, conv: nn.Conv2d) -> DoubledFeatures:
     """
     batch, _, height, width = x.shape
     phases = F.conv2d(x, sum_taps(conv.weight), conv.bias.repeat(4) if conv.bias is not None else None, padding=1)
-    corners = phases.permute(0, 2, 3, 1).unflatten(3, (2, 2, -1))  # batch, height + 1, width + 1, row, column, channels
-    rows = [
-        torch.stack([corners[:, i : i + height, j : j + width, i, j] for j in range(2)], dim=3) for i in range(2)
-    ]
+    corners = phases.permute(0, 2, 3, 1).reshape(batch, height + 1, width + 1, 2, 2, -1)  # rows, columns, channels last
+    rows = [torch.stack([corners[:, i : i + height, j : j + width, i, j] for j in range(2)], dim=3) for i in range(2)]
     doubled = torch.stack(rows, dim=2).reshape(batch, 2 * height, 2 * width, -1)
     return doubled.permute(0, 3, 1, 2)
 

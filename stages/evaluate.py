@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpm.data import load_images
-from ddpm.devices import best_device
+from ddpm.devices import prepare_best_device
 from ddpm.distributed import is_first
 from ddpm.files import atomic_path
 from ddpm.images import enlargement, save_png
@@ -94,7 +94,7 @@ def compared_features(samples: Tensor, wanted: ReferenceParams) -> tuple[RealFea
     Raises:
         StageError: the real images' features are of another dataset, or by another extractor.
     """
-    device = best_device()
+    device = prepare_best_device()
     _require_same(read_record(REFERENCE), {"extracted": True, "dataset_md5": dataset_digest()})
     extractor = wanted_extractor(wanted, device)
     made_by = described(extractor)

@@ -4,7 +4,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ddpm.devices import best_device
+from ddpm.devices import prepare_best_device
 from ddpm.distributed import is_first
 from stages.extraction import at_random, described, features_of, wanted_extractor
 from stages.params import Params
@@ -23,7 +23,7 @@ def main(params: Params) -> None:
             write_record(REFERENCE, {"extracted": False})
             print("reference: switched off by evaluate.enabled", flush=True)
         return
-    wanted, device = params.reference, best_device()
+    wanted, device = params.reference, prepare_best_device()
     extractor = wanted_extractor(wanted, device)
     chosen, images = chosen_positions(wanted), all_images()
     with progress_bar("reference", sum(map(len, chosen.values())), "images") as bar:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ddpm.checkpoint import PublishedModel, load_model
 from ddpm.classes import ImageClass, labels_of
-from ddpm.devices import best_device, compiled, drawing, largest_batch_size
+from ddpm.devices import compiled, drawing, largest_batch_size, prepare_best_device
 from ddpm.distributed import collected, is_first, share
 from ddpm.files import atomic_path, file_digest
 from ddpm.images import class_grid, enlargement, grid, save_animation, save_png, to_pixels
@@ -48,7 +48,7 @@ _STRIP_IMAGES, _STRIP_FRAMES = 5, 12
 
 def main(params: Params) -> None:
     """build/samples/: samples.npy, samples.json, the pictures, and classes.csv where the model knows classes."""
-    wanted, device = params.sample, best_device()
+    wanted, device = params.sample, prepare_best_device()
     model = load_model(MODEL, wanted.weights, device)
     cycle = asked_classes(model, wanted)
     with reopened_run(params, "sample", recorded_run_id(MODEL / "run.json")) as tracker:

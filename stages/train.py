@@ -27,22 +27,16 @@ from ddpm.checkpoint import (
 )
 from ddpm.classes import ImageClass, labels_in_turn
 from ddpm.data import TrainingImages
-from ddpm.devices import best_device, drawing
+from ddpm.devices import drawing, prepare_best_device
 from ddpm.diffusion import NoiseModel
 from ddpm.distributed import Vote, collected, is_first, share, wait_for_all, world_size
 from ddpm.files import atomic_path
 from ddpm.guidance import guided
 from ddpm.images import class_grid, enlargement, grid, to_pixels
 from ddpm.samplers import ImageNoise, sample
-from ddpm.training import (
-    NUM_QUARTILES,
-    NotFiniteError,
-    StepEvent,
-    TrainingConfig,
-    TrainingState,
-    learning_rate_at,
-    train,
-)
+from ddpm.training import StepEvent, train
+from ddpm.training_state import NotFiniteError, TrainingConfig, TrainingState, learning_rate_at
+from ddpm.training_step import NUM_QUARTILES
 from ddpm.unet import UNet, UNetConfig
 from stages import prepared
 from stages.alone import alone_in
@@ -151,7 +145,7 @@ def started_line(experiment: Experiment) -> str:
 
 def prepare(wanted: TrainParams) -> Experiment:
     """The experiment before its first step."""
-    summary, device = dataset_summary(), best_device()
+    summary, device = dataset_summary(), prepare_best_device()
     config = training_config(wanted)
     torch.manual_seed(wanted.seed)
     images, positions = all_images(), positions_of(wanted.splits)

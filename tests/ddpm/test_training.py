@@ -10,7 +10,8 @@ import torch
 
 from ddpm import TrainingConfig, TrainingImages, TrainingState, UNet, UNetConfig, train
 from ddpm.checkpoint import load_checkpoint, save_checkpoint
-from ddpm.training import draw_t_and_eps, learning_rate_at
+from ddpm.training import draw_t_and_eps
+from ddpm.training_state import learning_rate_at
 from tests.ddpm.small_training import CONFIG, NUM_STEPS, assert_same_bits, fields, snapshot
 
 

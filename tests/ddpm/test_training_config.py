@@ -6,7 +6,7 @@ import math
 import pytest
 
 from ddpm import TrainingConfig
-from ddpm.training import learning_rate_at
+from ddpm.training_state import learning_rate_at
 from tests.ddpm.small_training import CONFIG
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddpm import train
-from ddpm.training import NotFiniteError, learning_rate_at
+from ddpm.training_state import NotFiniteError, learning_rate_at
 from tests.ddpm.small_training import CONFIG, NUM_STEPS
 
 

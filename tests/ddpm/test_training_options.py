@@ -197,7 +197,7 @@ def test_the_network_is_compiled_as_the_configuration_says(start, images, diffus
             called.append(1)
             return self.network(x_t, t)
 
-    monkeypatch.setattr("ddpm.training.compiled", Compiled)
+    monkeypatch.setattr("ddpm.training_step.compiled", Compiled)
     config = dataclasses.replace(CONFIG, compilation="default", accumulation_steps=2)
     assert len(list(train(start(config), images, diffusion, config))) == NUM_STEPS
     assert asked == [("default", torch.device("cpu"))]

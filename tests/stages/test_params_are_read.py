@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from ddpm.checkpoint import DiffusionConfig
-from ddpm.training import TrainingConfig
+from ddpm.training_state import TrainingConfig
 from ddpm.unet import UNetConfig
 from stages.params import OF_OTHER_SECTIONS, Params
 

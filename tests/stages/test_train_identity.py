@@ -4,7 +4,7 @@ import pytest
 
 import stages.train as module
 from ddpm.checkpoint import fingerprint_of
-from ddpm.training import TrainingConfig
+from ddpm.training_state import TrainingConfig
 from stages.params import flat
 
 CONSTANT = {"train.rate_schedule": "constant"}

@@ -1,0 +1,93 @@
+"""Work of a GPU that is recorded once and launched as a whole from then on."""
+
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+NUM_WARM_UP_CALLS = 3
+"""Calls before the recording, in which compilers, benchmarks of cuDNN and the optimizer's state come into being."""
+
+Replay = Callable[[], object]
+
+
+class Recorded:
+    """A function of tensors on a GPU, recorded as a CUDA graph at its fourth call and replayed from then on.
+
+    A replay launches all kernels at once, in the place of a Python call for each. It reads the memory that the
+    recording read, and each call's tensors are copied there. So the function must do the same work each time, on
+    tensors of the same shapes, wait for nothing, and take all that changes from tensors.
+
+    Where the recording fails, calls go on without it, after a warning that says why.
+
+    Args:
+        function: gives one tensor, which the caller may keep.
+        device: of all its tensors.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
+        self._function, self._device = function, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._num_calls = 0
+        self._inputs: tuple[Tensor, ...] = ()
+        self._output = torch.empty(0)
+        self._replay: Replay | None = None
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether calls are replays by now."""
+        return self._replay is not None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Return what the function gives, and do what it does."""
+        self._num_calls += 1
+        if self._num_calls <= NUM_WARM_UP_CALLS:
+            with self._warming_up():
+                return self._function(*inputs)
+        if self._num_calls == NUM_WARM_UP_CALLS + 1:
+            self._record(inputs)
+        if self._replay is None:
+            return self._function(*inputs)
+        for kept, given in zip(self._inputs, inputs, strict=True):
+            kept.copy_(given)
+        self._replay()
+        return self._output.clone()  # the next replay writes there
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> None:
+        self._inputs = tuple(each.clone() for each in inputs)
+        try:
+            self._replay, self._output = capture(lambda: self._function(*self._inputs))
+        except (RuntimeError, NotImplementedError) as error:  # of CUDA, and of operations that have no recorded form
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(
+                f"the training step cannot be recorded as a CUDA graph, and goes on without it: {reason}", stacklevel=2
+            )
+
+    @contextmanager
+    def _warming_up(self) -> Iterator[None]:
+        """Run the block on another stream, as CUDA asks of what is recorded later; on a CPU there are none."""
+        if self._stream is None:
+            yield
+            return
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)
+
+
+def capture(function: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+    """Record `function` as a CUDA graph, without running it.
+
+    Returns:
+        What runs it, and the tensor that each run writes its result to.
+    """
+    gc.collect()  # tensors of dead cycles, freed in the middle of the recording, would end it
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may use the GPU meanwhile: to write a checkpoint, say.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        output = function()
+    return graph.replay, output

@@ -1,0 +1,199 @@
+"""One optimizer step as work of the device alone, so that it can be recorded once and replayed."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddpm.devices import autocast, compiled, resolve_precision
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.distributed import average_, world_size
+from ddpm.guidance import guided
+from ddpm.shapes import Float, Int64
+from ddpm.training_state import TrainingConfig, TrainingState
+
+NUM_QUARTILES = 4
+"""Parts of 0 … T-1 whose losses are told apart."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one process learns from in one step."""
+
+    x_0: Float[Tensor, "batch channels height width"]
+    t: Int64[Tensor, " batch"]
+    eps: Float[Tensor, "batch channels height width"]
+    labels: Int64[Tensor, " batch"] | None = None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the fields that there are, in the order in which a batch is made of them."""
+        return tuple(each for each in (self.x_0, self.t, self.eps, self.labels) if each is not None)
+
+    def split(self, num_parts: int) -> Iterator["Batch"]:
+        """Equal parts."""
+        size = len(self.t) // num_parts
+        for start in range(0, len(self.t), size):
+            part = slice(start, start + size)
+            labels = None if self.labels is None else self.labels[part]
+            yield Batch(self.x_0[part], self.t[part], self.eps[part], labels)
+
+
+class TrainingStep:
+    """Everything that the device does in a step of Algorithm 1 (Ho et al. 2020), as a function of the batch.
+
+    Losses and their gradients, the gradient's norm and clipping, Adam and the moving averages. What changes from step
+    to step is a tensor, the batch and the learning rate; a moving average that warms up, whose decay is a number, is
+    moved by `finish`. Nothing here waits for the device.
+
+    Args:
+        state: changed in place.
+        diffusion: the forward process, on `device`.
+        config: how to train.
+        device: of the model.
+    """
+
+    def __init__(
+        self, state: TrainingState, diffusion: GaussianDiffusion, config: TrainingConfig, device: torch.device
+    ) -> None:
+        self._state, self._diffusion, self._config = state, diffusion, config
+        self._parameters = list(state.model.parameters())
+        model = state.model
+        model.gradient_checkpointing = config.gradient_checkpointing  # type: ignore[assignment]
+        is_bfloat16 = resolve_precision(config.precision, device) == "bfloat16"
+        # On a CPU a cast costs what it moves, not a launch; several processes exchange the gradients of the model.
+        self._half = HalfWeights(model) if is_bfloat16 and device.type == "cuda" and world_size() == 1 else None
+        self._module = model if self._half is None else self._half.network
+        self._network = _exchanging_gradients(compiled(self._module, config.compilation, device), device)
+
+    def __call__(self, batch: Batch) -> Float[Tensor, " report"]:
+        """Take the step, but for what `finish` does.
+
+        Returns:
+            The mean loss, weighted; for each quartile of t the sum of the images' losses; how many images each had;
+            the gradient's norm before clipping.
+        """
+        self._module.train()
+        for module in (self._state.model, self._module):
+            module.zero_grad(set_to_none=True)
+        report = average_(self._backward(batch))
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        gradient_norm = nn.utils.get_total_norm(gradients)
+        if self._config.gradient_clip is not None:
+            nn.utils.clip_grads_with_norm_(self._parameters, self._config.gradient_clip, gradient_norm)
+        self._state.optimizer.step()
+        for ema in self._state.emas:
+            if not ema.warmup:
+                ema.move(self._state.model)
+        return torch.cat([report, gradient_norm[None]])
+
+    def finish(self) -> None:
+        """Do what numbers that change from step to step decide, which a recorded step would repeat."""
+        for ema in self._state.emas:
+            if ema.warmup:
+                ema.move(self._state.model)
+            ema.num_updates += 1
+
+    def _backward(self, batch: Batch) -> Float[Tensor, " losses"]:
+        """Leave the gradient of the batch in the weights."""
+        if self._half is not None:
+            self._half.refresh()
+        parts = list(batch.split(self._config.accumulation_steps))
+        reports = []
+        for number, part in enumerate(parts, start=1):
+            is_last = number == len(parts)
+            with _gradients_kept_here(self._network) if not is_last else nullcontext():
+                loss, losses = self._losses(part, len(parts))
+                loss.backward()  # type: ignore[no-untyped-call]
+            if self._half is not None:
+                self._half.hand_over_gradients()
+            reports.append(_report(loss.detach(), losses.detach(), part.t, self._diffusion.num_timesteps))
+        return torch.stack(reports).sum(dim=0)
+
+    def _losses(self, part: Batch, num_parts: int) -> tuple[Float[Tensor, ""], Float[Tensor, " batch"]]:
+        """Return the part's share of the mean loss, weighted, and the losses of its images, not weighted."""
+        config, diffusion = self._config, self._diffusion
+        with autocast(config.precision, part.x_0.device):
+            model = self._network if part.labels is None else guided(self._network, part.labels)
+            losses = diffusion.losses(model, part.x_0, part.t, part.eps, config.loss)
+            weighted = losses
+            if config.min_snr_gamma is not None:
+                weighted = losses * diffusion.min_snr_weights(part.t, config.min_snr_gamma)
+            return weighted.mean() / num_parts, losses
+
+
+class HalfWeights:
+    """A twin of a network whose products read bfloat16 copies of the weights, cast by one kernel for all of them.
+
+    Autocast casts each weight by a kernel of its own, and each gradient back by another: 270 launches a step of the
+    published network, which takes 8 ms. The numbers are the same. Norms and embeddings stay in float32: the twin
+    shares them with the network.
+
+    Attributes:
+        network: the twin, whose gradients `hand_over_gradients` brings to the network.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.network = copy.deepcopy(model)
+        self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
+        for layer, twin in zip(model.modules(), self.network.modules(), strict=True):
+            for name, weight in layer.named_parameters(recurse=False):
+                half = weight
+                if isinstance(layer, nn.Conv2d | nn.Linear):
+                    half = nn.Parameter(weight.detach().to(torch.bfloat16))
+                    self._pairs.append((weight, half))
+                setattr(twin, name, half)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Cast the weights anew."""
+        weights, halves = zip(*self._pairs, strict=True)
+        torch._foreach_copy_(halves, weights)
+
+    @torch.no_grad()
+    def hand_over_gradients(self) -> None:
+        """Add the twin's gradients to those of the network, in float32, and forget them."""
+        received = [(weight, half.grad) for weight, half in self._pairs if half.grad is not None]
+        are_first = all(weight.grad is None for weight, _ in received)
+        if are_first:
+            for weight, _ in received:
+                weight.grad = torch.empty_like(weight)
+        gradients = [weight.grad for weight, _ in received if weight.grad is not None]
+        halves = [gradient for _, gradient in received]
+        if are_first:
+            torch._foreach_copy_(gradients, halves)
+        else:
+            torch._foreach_add_(gradients, halves)
+        for _, half in self._pairs:
+            half.grad = None
+
+
+def _exchanging_gradients(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network, its gradients averaged over the processes where there are several."""
+    if world_size() == 1:
+        return network
+    with warnings.catch_warnings():
+        # Of its successor, forward_sync_buffers, which older releases do not know.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(
+            network,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # they are constants
+            # The buckets' views take the weights' own order of memory, which the fused optimizer relies on.
+            gradient_as_bucket_view=True,
+        )
+
+
+def _report(loss: Tensor, losses: Tensor, t: Tensor, num_timesteps: int) -> Tensor:
+    quartile = torch.arange(NUM_QUARTILES, device=t.device)[:, None] == t * NUM_QUARTILES // num_timesteps
+    sums = torch.where(quartile, losses, 0.0).sum(dim=1)
+    return torch.cat([loss[None], sums, quartile.sum(dim=1)])
+
+
+def _gradients_kept_here(network: nn.Module) -> AbstractContextManager[None]:
+    """Processes exchange gradients once a step, after its last part."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
