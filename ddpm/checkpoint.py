@@ -180,6 +180,39 @@ def fingerprint_of(experiment: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(experiment, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A training state as a checkpoint holds it."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    """by name; those of the state itself, on its device and in its order of memory"""
+    metadata: dict[str, str]
+
+    @classmethod
+    def take(cls, state: TrainingState, experiment: Mapping[str, Any], notes: Mapping[str, Any]) -> "Snapshot":
+        """Name all that makes up `state`; nothing is copied but Python's own values."""
+        metadata = {
+            "experiment": json.dumps(experiment),
+            "step": str(state.step),
+            "num_ema_updates": str(state.ema.num_updates),
+            "notes": json.dumps(notes),
+        }
+        return cls(state.step, _state_tensors(state), metadata)
+
+    def write(self, folder: Path, keep: int, keep_every: int | None) -> Path:
+        """Write the file and remove old ones; see `save_checkpoint`."""
+        path = checkpoint_path(folder, self.step)
+        tensors = _contiguous(self.tensors)
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, self.metadata | {"sha256": _digest(tensors, self.metadata)})
+        # Newer ones are of a longer training, which this one does not go on from.
+        for old in [one for one in list_checkpoints(folder) if step_of(one) <= self.step][:-keep]:
+            if keep_every is None or step_of(old) % keep_every != 0:
+                old.unlink()
+        return path
+
+
 def save_checkpoint(
     folder: Path,
     state: TrainingState,
@@ -190,6 +223,8 @@ def save_checkpoint(
 ) -> Path:
     """Write `state` atomically as step_NNNNNNNNN.safetensors, then remove all but the newest `keep`.
 
+    The training stands still meanwhile; `ddpm.checkpoint_writer` writes beside it.
+
     Args:
         folder: made if it is missing.
         state: after any step.
@@ -198,22 +233,7 @@ def save_checkpoint(
         keep: at least 1.
         keep_every: checkpoints at multiples of so many steps stay, too.
     """
-    path = checkpoint_path(folder, state.step)
-    tensors = _state_tensors(state)
-    metadata = {
-        "experiment": json.dumps(experiment),
-        "step": str(state.step),
-        "num_ema_updates": str(state.ema.num_updates),
-        "notes": json.dumps(notes),
-    }
-    metadata["sha256"] = _digest(tensors, metadata)
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
-    # Newer ones are of a longer training, which this one does not go on from.
-    for old in [one for one in list_checkpoints(folder) if step_of(one) <= state.step][:-keep]:
-        if keep_every is None or step_of(old) % keep_every != 0:
-            old.unlink()
-    return path
+    return Snapshot.take(state, experiment, notes).write(folder, keep, keep_every)
 
 
 def load_checkpoint(path: Path, state: TrainingState, experiment: Mapping[str, Any]) -> dict[str, Any]:
@@ -339,7 +359,7 @@ def _state_tensors(state: TrainingState) -> dict[str, Tensor]:
         tensors |= {f"{prefix}.{name}": tensor for name, tensor in ema.module.state_dict().items()}
     for index, moments in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-    return _contiguous(tensors)
+    return tensors
 
 
 def _named_emas(state: TrainingState) -> list[tuple[str, ExponentialMovingAverage]]:
