@@ -32,6 +32,9 @@ from ddpm.unet import UNet, UNetConfig
 _SHOWN_CHARACTERS = 40
 """Of a value, or of a digest, in an error."""
 
+_MODEL_FORMAT = 2
+"""Raised where the same weights and configuration give other images: since 2, downsampling pads bottom and right."""
+
 _CHECKPOINT_NAME = re.compile(r"step_(\d{9})\.safetensors")
 
 
@@ -303,6 +306,7 @@ def publish_model(
         with atomic_path(folder / f"{name}.safetensors") as temporary:
             save_file(_contiguous(module.state_dict()), temporary)
     config = {
+        "format": _MODEL_FORMAT,
         "image_size": image_size,
         "unet": dataclasses.asdict(unet.config),
         "diffusion": dataclasses.asdict(diffusion),
@@ -323,7 +327,7 @@ def load_model(folder: Path | str, weights: str = "averaged", device: torch.devi
         device: where the network goes.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: a file is missing or damaged, or another version made the model.
     """
     folder = Path(folder)
     try:
@@ -332,6 +336,7 @@ def load_model(folder: Path | str, weights: str = "averaged", device: torch.devi
     except (OSError, ValueError, SafetensorError) as error:  # not text, not JSON
         raise CheckpointError(f"{folder} holds no usable model: {error}; train one, or name its folder") from error
     try:
+        _require_format(config.get("format"), folder)
         unet_fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in config["unet"].items()
         }
@@ -346,6 +351,19 @@ def load_model(folder: Path | str, weights: str = "averaged", device: torch.devi
         raise CheckpointError(f"{folder}/config.json does not describe the weights beside it: {error}") from error
     unet = unet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return PublishedModel(unet.eval().requires_grad_(False), diffusion, image_size, classes, label_dropout)
+
+
+def _require_format(found: object, folder: Path) -> None:
+    if found is None:
+        raise CheckpointError(
+            f"{folder} was made by an older version, whose downsampling padded on all sides, so that its weights would "
+            "draw other images now: train it again, or draw with version 0.1.0"
+        )
+    if found != _MODEL_FORMAT:
+        raise CheckpointError(
+            f"{folder} holds a model of format {_short(found)}, and this version draws format {_MODEL_FORMAT}: draw "
+            "with the version that made it"
+        )
 
 
 def _require_as_many(classes: Sequence[ImageClass], unet: UNet) -> None:
