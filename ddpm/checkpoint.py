@@ -32,6 +32,9 @@ from ddpm.unet import UNet, UNetConfig
 _SHOWN_CHARACTERS = 40
 """Of a value, or of a digest, in an error."""
 
+_MODEL_FORMAT = 2
+"""Raised where the same weights and configuration give other images: since 2, downsampling pads bottom and right."""
+
 _CHECKPOINT_NAME = re.compile(r"step_(\d{9})\.safetensors")
 
 
@@ -180,6 +183,39 @@ def fingerprint_of(experiment: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(experiment, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A training state as a checkpoint holds it."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    """by name; those of the state itself, on its device and in its order of memory"""
+    metadata: dict[str, str]
+
+    @classmethod
+    def take(cls, state: TrainingState, experiment: Mapping[str, Any], notes: Mapping[str, Any]) -> "Snapshot":
+        """Name all that makes up `state`; nothing is copied but Python's own values."""
+        metadata = {
+            "experiment": json.dumps(experiment),
+            "step": str(state.step),
+            "num_ema_updates": str(state.ema.num_updates),
+            "notes": json.dumps(notes),
+        }
+        return cls(state.step, _state_tensors(state), metadata)
+
+    def write(self, folder: Path, keep: int, keep_every: int | None) -> Path:
+        """Write the file and remove old ones; see `save_checkpoint`."""
+        path = checkpoint_path(folder, self.step)
+        tensors = _contiguous(self.tensors)
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, self.metadata | {"sha256": _digest(tensors, self.metadata)})
+        # Newer ones are of a longer training, which this one does not go on from.
+        for old in [one for one in list_checkpoints(folder) if step_of(one) <= self.step][:-keep]:
+            if keep_every is None or step_of(old) % keep_every != 0:
+                old.unlink()
+        return path
+
+
 def save_checkpoint(
     folder: Path,
     state: TrainingState,
@@ -190,6 +226,8 @@ def save_checkpoint(
 ) -> Path:
     """Write `state` atomically as step_NNNNNNNNN.safetensors, then remove all but the newest `keep`.
 
+    The training stands still meanwhile; `ddpm.checkpoint_writer` writes beside it.
+
     Args:
         folder: made if it is missing.
         state: after any step.
@@ -198,22 +236,7 @@ def save_checkpoint(
         keep: at least 1.
         keep_every: checkpoints at multiples of so many steps stay, too.
     """
-    path = checkpoint_path(folder, state.step)
-    tensors = _state_tensors(state)
-    metadata = {
-        "experiment": json.dumps(experiment),
-        "step": str(state.step),
-        "num_ema_updates": str(state.ema.num_updates),
-        "notes": json.dumps(notes),
-    }
-    metadata["sha256"] = _digest(tensors, metadata)
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
-    # Newer ones are of a longer training, which this one does not go on from.
-    for old in [one for one in list_checkpoints(folder) if step_of(one) <= state.step][:-keep]:
-        if keep_every is None or step_of(old) % keep_every != 0:
-            old.unlink()
-    return path
+    return Snapshot.take(state, experiment, notes).write(folder, keep, keep_every)
 
 
 def load_checkpoint(path: Path, state: TrainingState, experiment: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,6 +306,7 @@ def publish_model(
         with atomic_path(folder / f"{name}.safetensors") as temporary:
             save_file(_contiguous(module.state_dict()), temporary)
     config = {
+        "format": _MODEL_FORMAT,
         "image_size": image_size,
         "unet": dataclasses.asdict(unet.config),
         "diffusion": dataclasses.asdict(diffusion),
@@ -303,7 +327,7 @@ def load_model(folder: Path | str, weights: str = "averaged", device: torch.devi
         device: where the network goes.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: a file is missing or damaged, or another version made the model.
     """
     folder = Path(folder)
     try:
@@ -312,6 +336,7 @@ def load_model(folder: Path | str, weights: str = "averaged", device: torch.devi
     except (OSError, ValueError, SafetensorError) as error:  # not text, not JSON
         raise CheckpointError(f"{folder} holds no usable model: {error}; train one, or name its folder") from error
     try:
+        _require_format(config.get("format"), folder)
         unet_fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in config["unet"].items()
         }
@@ -328,6 +353,19 @@ def load_model(folder: Path | str, weights: str = "averaged", device: torch.devi
     return PublishedModel(unet.eval().requires_grad_(False), diffusion, image_size, classes, label_dropout)
 
 
+def _require_format(found: object, folder: Path) -> None:
+    if found is None:
+        raise CheckpointError(
+            f"{folder} was made by an older version, whose downsampling padded on all sides, so that its weights would "
+            "draw other images now: train it again, or draw with version 0.1.0"
+        )
+    if found != _MODEL_FORMAT:
+        raise CheckpointError(
+            f"{folder} holds a model of format {_short(found)}, and this version draws format {_MODEL_FORMAT}: draw "
+            "with the version that made it"
+        )
+
+
 def _require_as_many(classes: Sequence[ImageClass], unet: UNet) -> None:
     if len(classes) != (unet.config.num_classes or 0):
         raise ValueError(f"{len(classes)} classes are named, and the network knows {unet.config.num_classes or 'none'}")
@@ -339,7 +377,7 @@ def _state_tensors(state: TrainingState) -> dict[str, Tensor]:
         tensors |= {f"{prefix}.{name}": tensor for name, tensor in ema.module.state_dict().items()}
     for index, moments in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-    return _contiguous(tensors)
+    return tensors
 
 
 def _named_emas(state: TrainingState) -> list[tuple[str, ExponentialMovingAverage]]:

@@ -155,7 +155,7 @@ class TrainingImages:
 
 
 def fits_on(device: torch.device, num_bytes: int) -> bool:
-    """Whether so many bytes of images may live on `device`: half of a GPU's free memory; a CPU maps its files."""
+    """Whether so many bytes may live on `device`: half of a GPU's free memory; a CPU maps its files."""
     if device.type != "cuda":
         return True
     free_bytes, _ = torch.cuda.mem_get_info(device)

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,9 @@ from ddpm.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     publish_model,
-    save_checkpoint,
     step_of,
 )
+from ddpm.checkpoint_writer import CheckpointWriter
 from ddpm.classes import ImageClass, labels_in_turn
 from ddpm.data import TrainingImages
 from ddpm.devices import drawing, prepare_best_device
@@ -261,7 +263,15 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
         experiment.device,
     )
     total, done, vote = num_steps * wanted.batch_size, state.step * wanted.batch_size, Vote()
-    with progress_bar("train", total, "images", initial=done) as bar, interruption_deferred() as interruption:
+    writer = CheckpointWriter(
+        experiment.folder, experiment.identity, wanted.keep_checkpoints, wanted.keep_checkpoints_every
+    )
+    with (
+        not_finite_explained(experiment),
+        progress_bar("train", total, "images", initial=done) as bar,
+        interruption_deferred() as interruption,
+        writer,
+    ):
         if done and evaluation.is_due(state.step):  # cut between checkpoint and evaluation
             evaluation.add(state.step, state.ema.module)
         losses = LossLog(experiment, tracker, bar)
@@ -271,20 +281,22 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
             if is_last or event.step % wanted.log_every == 0:
                 losses.write(event)
             if is_last or event.step % wanted.sample_every == 0:
-                ensure_finite(experiment)
+                state.check_finite(experiment.config)
                 show_samples(tracker, drawn_grid(experiment), event.step, experiment.previews)
             signal_name = interruption()
             is_interrupted = vote.any(signal_name is not None)
             is_evaluated = evaluation.is_due(event.step, is_last)
             if is_last or is_interrupted or is_evaluated or event.step % wanted.checkpoint_every == 0:
                 losses.keep()
-                save(experiment)
+                save(experiment, writer)
             if is_interrupted and not is_last:
+                writer.wait()  # the message promises the file
                 wait_for_all()  # the first to leave would have the others killed, one of which still saves
                 how = signal_name or "a signal to another process"
                 kept_in = checkpoint_path(experiment.folder, event.step)
                 raise Interrupted(f"{how} at step {event.step}, kept in {kept_in}; run it again to go on")
-            if is_evaluated:  # after the checkpoint: it may take longer than an interruption may
+            if is_evaluated:
+                writer.wait()  # an evaluation may take longer than an interruption may
                 evaluation.add(event.step, state.ema.module)
         if evaluation.is_due(state.step, is_last=True):  # finished before it was to be evaluated
             evaluation.add(state.step, state.ema.module)
@@ -308,10 +320,10 @@ class LossLog:
         """Log the means since the last time.
 
         Raises:
-            StageError: a loss or gradient is not finite.
+            NotFiniteError: a loss or gradient is not finite.
         """
         experiment, recording = self._experiment, self._experiment.recording
-        ensure_finite(experiment)
+        experiment.state.check_finite(experiment.config)
         row = loss_row(experiment, self._sums.tolist())
         now, (before, step) = time.monotonic(), self._since
         rate = (event.step - step) * experiment.wanted.batch_size / (now - before)
@@ -329,11 +341,13 @@ class LossLog:
         self._experiment.recording.sums = self._sums.tolist()
 
 
-def ensure_finite(experiment: Experiment) -> None:
-    """Raise StageError where a step so far had an infinite loss or gradient: nothing after it is worth keeping."""
+@contextmanager
+def not_finite_explained(experiment: Experiment) -> Iterator[None]:
+    """Turn NotFiniteError of the block into a StageError that names the last good checkpoint and what to do."""
     try:
-        experiment.state.check_finite(experiment.config)
+        yield
     except NotFiniteError as error:
+        wait_for_all()  # the first process has just written its last checkpoint, which the others are to find
         kept = [path for path in list_checkpoints(experiment.folder) if step_of(path) < error.step]
         last_good = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before it"
         raise StageError(
@@ -387,22 +401,15 @@ def drawn(experiment: Experiment, count: int) -> Tensor:
     return collected(torch.cat(batches))
 
 
-def save(experiment: Experiment) -> None:
-    """A checkpoint of the current step, by the first process.
+def save(experiment: Experiment, writer: CheckpointWriter) -> None:
+    """Have a checkpoint of the current step written, by the first process.
 
     Raises:
-        StageError: a loss or gradient so far is not finite.
+        NotFiniteError: a loss or gradient so far is not finite, and nothing after it is worth keeping.
     """
-    ensure_finite(experiment)
+    experiment.state.check_finite(experiment.config)
     if is_first():
-        save_checkpoint(
-            experiment.folder,
-            experiment.state,
-            experiment.identity,
-            asdict(experiment.recording),
-            experiment.wanted.keep_checkpoints,
-            experiment.wanted.keep_checkpoints_every,
-        )
+        writer.save(experiment.state, asdict(experiment.recording))
 
 
 def publish(experiment: Experiment) -> None:

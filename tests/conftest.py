@@ -1,6 +1,7 @@
 """What every test runs under: each call into `ddpm` is checked against its annotations, shapes included."""
 
 import signal
+import threading
 from collections.abc import Iterator
 
 import jaxtyping
@@ -45,6 +46,30 @@ def without_shape_checks() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """Takes a checkpoint that is written beside the training no sooner than somebody waits for it."""
+    from ddpm.checkpoint import Snapshot, save_file
+    from ddpm.checkpoint_writer import CheckpointWriter
+
+    def take(*arguments):
+        awaited.clear()
+        return taken(*arguments)
+
+    def wait(writer):
+        awaited.set()
+        waited(writer)
+
+    def write(*arguments):
+        assert awaited.wait(60.0), "nobody waits for the checkpoint"
+        save_file(*arguments)
+
+    awaited, taken, waited = threading.Event(), Snapshot.take, CheckpointWriter.wait
+    monkeypatch.setattr(Snapshot, "take", take)
+    monkeypatch.setattr(CheckpointWriter, "wait", wait)
+    monkeypatch.setattr("ddpm.checkpoint.save_file", write)
 
 
 @pytest.fixture

@@ -48,7 +48,8 @@ def assert_same_weights(module, other):
 
 def train_to_the_end(state, config):
     pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    for _ in train(state, TrainingImages(pixels, 2, seed=0), GaussianDiffusion(linear_betas(10)), config):
+    images = TrainingImages(pixels, 2, seed=0, device=next(state.model.parameters()).device)
+    for _ in train(state, images, GaussianDiffusion(linear_betas(10)), config):
         pass
     return state
 

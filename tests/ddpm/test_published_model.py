@@ -177,6 +177,24 @@ def test_a_damaged_model_is_refused(tmp_path, trained, name, damage):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (None, "was made by an older version, whose downsampling padded on all sides.* draw with version 0.1.0"),
+        (1, "holds a model of format 1, and this version draws format 2: draw with the version that made it"),
+        (3, "holds a model of format 3, and"),
+        ("2", 'holds a model of format "2", and'),
+    ],
+)
+def test_a_model_of_another_version_is_refused(tmp_path, trained, found, why):
+    publish_model(tmp_path, trained, DiffusionConfig(num_timesteps=10), image_size=8)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("format") == 2
+    (tmp_path / "config.json").write_text(json.dumps(config if found is None else config | {"format": found}))
+    with pytest.raises(CheckpointError, match=f"{tmp_path} {why}"):
+        load_model(tmp_path)
+
+
 def without(name):
     return lambda config: config.pop(name)
 

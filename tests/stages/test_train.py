@@ -185,7 +185,7 @@ def test_a_finished_training_is_published_again_without_a_step(train, monkeypatc
     before = train()
     for path in [*MODEL.iterdir(), LOSSES]:
         path.unlink()
-    monkeypatch.setattr(module, "save", lambda _: pytest.fail("a step was taken"))
+    monkeypatch.setattr(module, "save", lambda *_: pytest.fail("a step was taken"))
     assert train() == before
     assert "nothing is left to train" in capsys.readouterr().out
 

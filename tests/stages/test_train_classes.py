@@ -52,8 +52,8 @@ def test_each_image_has_the_label_of_its_class(train, make_params):
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(train, make_params, monkeypatch):
-    def stopping(experiment):
-        save(experiment)
+    def stopping(experiment, writer):
+        save(experiment, writer)
         if experiment.state.step == 4:
             raise StageError("stopped")
 

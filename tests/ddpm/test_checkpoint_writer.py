@@ -1,0 +1,167 @@
+"""Checkpoints beside the training: of the step at which they were asked for, one at a time, and no failure lost."""
+
+import dataclasses
+import threading
+
+import pytest
+import torch
+
+from ddpm import TrainingState, UNet
+from ddpm.checkpoint import list_checkpoints, load_checkpoint, step_of
+from ddpm.checkpoint_writer import CheckpointWriter
+from tests.ddpm.small_training import SHORT, assert_same_bits, snapshot, train_to_the_end
+
+EXPERIMENT = {"code": "a1b2"}
+LONGER = dataclasses.replace(SHORT, num_steps=6, compilation="off")
+
+
+@pytest.fixture
+def writer(tmp_path):
+    return CheckpointWriter(tmp_path, EXPERIMENT, keep=1)
+
+
+@pytest.fixture
+def full_disk():
+    """Has no space until the function given is called."""
+    patch = pytest.MonkeyPatch()
+
+    def out_of_space(_tensors, file, _metadata):
+        file.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    patch.setattr("ddpm.checkpoint.save_file", out_of_space)
+    yield patch.undo
+    patch.undo()
+
+
+def steps_kept(folder):
+    return [step_of(path) for path in list_checkpoints(folder)]
+
+
+def save_at(writer, state, step):
+    state.step = step
+    writer.save(state, {})
+
+
+def with_room(_patch):
+    pass
+
+
+def with_little_room(patch):
+    patch.setattr("ddpm.checkpoint_writer.fits_on", lambda *_: False)
+
+
+def with_less_room_than_promised(patch):
+    def clone(tensor, **options):
+        copied.append(True)
+        if len(copied) == 3:
+            raise torch.OutOfMemoryError
+        return tensor.contiguous(**options)
+
+    copied = []
+    patch.setattr(torch.Tensor, "clone", clone)
+
+
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+@pytest.mark.parametrize("room", [with_room, with_little_room, with_less_room_than_promised])
+def test_a_checkpoint_is_of_its_step_though_the_training_goes_on_at_once(
+    tmp_path, tiny_config, writer, slow_disk, monkeypatch, device, room
+):
+    states = [TrainingState.start(UNet(tiny_config).to(device), LONGER) for _ in range(2)]
+    state = train_to_the_end(states[0], dataclasses.replace(LONGER, num_steps=3))
+    notes = {"losses": [0.5, 0.25]}
+    with writer:
+        before = snapshot(state)
+        with monkeypatch.context() as patch:
+            room(patch)
+            writer.save(state, notes)
+        notes["losses"].append(0.125)
+        train_to_the_end(state, LONGER)
+        assert steps_kept(tmp_path) == []
+    after = snapshot(state)
+    assert all((after[name] != tensor).any() for name, tensor in before.items() if tensor.is_floating_point())
+    (path,) = list_checkpoints(tmp_path)
+    assert load_checkpoint(path, states[1], EXPERIMENT) == {"losses": [0.5, 0.25]}
+    assert_same_bits(before, snapshot(states[1]))
+
+
+def test_one_checkpoint_is_written_at_a_time(tmp_path, writer, fresh, slow_disk):
+    state = fresh(0)
+    with writer:
+        save_at(writer, state, 1)
+        assert steps_kept(tmp_path) == []
+        save_at(writer, state, 2)
+        # The first has its name, and goes only when the second has.
+        assert steps_kept(tmp_path) == [1]
+        writer.wait()
+        assert steps_kept(tmp_path) == [2]
+        writer.wait()  # for nothing
+    assert [thread.name for thread in threading.enumerate() if "checkpoint" in thread.name] == []
+
+
+def test_the_newest_and_milestones_are_kept(tmp_path, fresh):
+    state = fresh(0)
+    with CheckpointWriter(tmp_path, EXPERIMENT, keep=2, keep_every=4) as writer:
+        for step in range(1, 12):
+            save_at(writer, state, step)
+    assert steps_kept(tmp_path) == [4, 8, 10, 11]
+
+
+def test_the_end_waits_for_the_checkpoint_under_way(tmp_path, writer, fresh, slow_disk):
+    with writer:
+        save_at(writer, fresh(0), 1)
+        assert steps_kept(tmp_path) == []
+    assert steps_kept(tmp_path) == [1]
+
+
+def test_so_does_an_end_by_an_error(tmp_path, writer, fresh, slow_disk):
+    def train():
+        with writer:
+            save_at(writer, fresh(0), 1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert steps_kept(tmp_path) == [1]
+
+
+def test_a_failure_is_raised_where_it_is_waited_for_and_the_next_checkpoint_may_do(tmp_path, writer, fresh, full_disk):
+    state = fresh(0)
+    with writer:
+        save_at(writer, state, 1)
+        with pytest.raises(OSError, match="no space left on device"):
+            writer.wait()
+        writer.wait()
+        save_at(writer, state, 2)
+        with pytest.raises(OSError, match="no space left on device"):
+            save_at(writer, state, 3)
+        assert list(tmp_path.iterdir()) == []
+        full_disk()
+        save_at(writer, state, 4)
+    assert steps_kept(tmp_path) == [4]
+
+
+def test_a_failure_is_raised_at_the_end(tmp_path, writer, fresh, full_disk):
+    def train():
+        with writer:
+            save_at(writer, fresh(0), 1)
+
+    with pytest.raises(OSError, match="no space left on device"):
+        train()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_beside_an_error_of_the_training_a_failure_is_a_warning(writer, fresh, full_disk):
+    def train():
+        with writer:
+            save_at(writer, fresh(0), 1)
+            raise ValueError("the training's own")
+
+    with (
+        pytest.warns(RuntimeWarning, match=r"checkpoint could not be written: OSError\('no space left on device'\)"),
+        pytest.raises(ValueError, match="the training's own"),
+    ):
+        train()
