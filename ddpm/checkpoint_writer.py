@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpm.checkpoint import Snapshot
 from ddpm.data import fits_on
-from ddpm.training import TrainingState
+from ddpm.training_state import TrainingState
 
 
 class CheckpointWriter:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import os
 import platform
 import subprocess
 import sys
@@ -11,8 +12,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm import unet
-from ddpm.devices import arithmetic, compiled, drawing, largest_batch_size, resolve_precision
+from ddpm import operations, unet
+from ddpm.devices import arithmetic, compiled, deterministic_algorithms, drawing, largest_batch_size, resolve_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -34,7 +35,13 @@ def flags(request):
 def compilations(monkeypatch):
     """Which modes torch.compile is asked for, and nothing compiled."""
     modes = []
-    monkeypatch.setattr(torch, "compile", lambda network, mode: modes.append(mode) or torch.nn.Sequential(network))
+
+    def compile_nothing(network, *, mode, dynamic):
+        assert not dynamic  # each shape has a compilation of its own, which is the faster
+        modes.append(mode)
+        return torch.nn.Sequential(network)
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
     return modes
 
 
@@ -115,12 +122,54 @@ def test_float32_is_float32_whatever_the_caller_has_set(flags):
     assert tensorfloat32() == flags
 
 
+def test_settings_made_in_torchs_newer_way_are_left_as_they_were():
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = products.fp32_precision, convolutions.fp32_precision
+    products.fp32_precision = convolutions.fp32_precision = "tf32"
+    try:
+        with arithmetic("float32", CPU):
+            assert products.fp32_precision != "tf32" and convolutions.fp32_precision != "tf32"
+        assert products.fp32_precision == convolutions.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True
+        products.fp32_precision, convolutions.fp32_precision = before
+
+
+@pytest.mark.parametrize("precision", ["float32", "tensorfloat32", "bfloat16"])
+def test_what_compilers_ask_about_precision_has_an_answer_inside(precision):
+    # Inductor reads the older record in mode "max-autotune"; torch raises where the two records disagree.
+    with arithmetic(precision, CPU):
+        assert torch.get_float32_matmul_precision() == ("highest" if precision == "float32" else "high")
+        assert torch.backends.cudnn.allow_tf32 == (precision != "float32")
+
+
 @pytest.mark.parametrize("precision", ["float32", "tensorfloat32", "bfloat16"])
 def test_an_error_inside_leaves_the_callers_settings_as_they_were(flags, precision):
     with pytest.raises(KeyError), arithmetic(precision, CPU):
         raise KeyError
     assert tensorfloat32() == flags
     assert not torch.is_autocast_enabled("cpu")
+
+
+def cudnn_settings():
+    return torch.get_deterministic_debug_mode(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize(("device", "wanted"), [(GPU, False), (CPU, True)])
+def test_algorithms_are_chosen_for_speed_unless_a_gpu_is_to_be_deterministic(device, wanted):
+    before = cudnn_settings()
+    with deterministic_algorithms(wanted, device):
+        assert cudnn_settings() == before
+
+
+def test_deterministic_algorithms_are_asked_for_inside_alone(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = cudnn_settings()
+    with contextlib.suppress(KeyError), deterministic_algorithms(True, GPU):
+        assert cudnn_settings() == (2, True, False)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        raise KeyError
+    assert cudnn_settings() == before
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -232,11 +281,12 @@ def test_other_errors_of_an_attempt_are_passed_on_at_once():
 
 def unet_without_checks(monkeypatch):
     """The module of the network as it runs outside tests: the checks of shapes are none that can be compiled."""
-    spec = importlib.util.spec_from_file_location("unet_without_checks", unet.__file__)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # where its dataclass looks itself up
-    spec.loader.exec_module(module)
-    return module
+    for module in (operations, unet):
+        spec = importlib.util.spec_from_file_location(module.__name__, module.__file__)
+        unchecked = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, unchecked)  # where the other, and its dataclass, look it up
+        spec.loader.exec_module(unchecked)
+    return unchecked
 
 
 def test_the_network_compiles_without_a_break(monkeypatch, awake_unet):

@@ -186,14 +186,28 @@ def test_a_residual_block_equals_the_formula(tiny_config):
     h = block.conv_1(swish(group_norm(x, block.norm_1)))
     h = h + (swish(embedding) @ block.time.weight.T + block.time.bias)[:, :, None, None]
     h = block.conv_2(swish(group_norm(h, block.norm_2)))
-    torch.testing.assert_close(block(x, embedding), h + block.shortcut(x), rtol=0, atol=1e-4)
+    shift = block.time(nn.functional.silu(embedding))
+    torch.testing.assert_close(block(x, shift), h + block.shortcut(x), rtol=0, atol=1e-4)
 
 
 def test_a_residual_block_starts_as_its_shortcut(tiny_config):
-    x, embedding = noise(2, 8, 4, 4), noise(2, 8, seed=1)
-    narrow, wide = ResidualBlock(8, 8, tiny_config), ResidualBlock(8, 16, tiny_config)
-    torch.testing.assert_close(narrow(x, embedding), x, rtol=0, atol=0)
-    torch.testing.assert_close(wide(x, embedding), wide.shortcut(x), rtol=0, atol=0)
+    x, narrow, wide = noise(2, 8, 4, 4), ResidualBlock(8, 8, tiny_config), ResidualBlock(8, 16, tiny_config)
+    torch.testing.assert_close(narrow(x, noise(2, 8, seed=1)), x, rtol=0, atol=0)
+    torch.testing.assert_close(wide(x, noise(2, 16, seed=1)), wide.shortcut(x), rtol=0, atol=0)
+
+
+def test_each_block_is_shifted_by_its_own_view_of_the_time(tiny_config):
+    unet = awake(UNet(tiny_config))
+    shifts = {}
+    blocks = [layer for layer in unet.modules() if isinstance(layer, Block)]
+    for block in blocks:
+        block.register_forward_pre_hook(lambda block, arguments: shifts.update({block: arguments[1]}))
+    t = torch.tensor([3, 700])
+    unet(noise(2, 3, 8, 8), t)
+    assert len(shifts) == len(blocks) == 8
+    for block, shift in shifts.items():
+        expected = block.residual.time(nn.functional.silu(unet.time_embedding(t)))
+        torch.testing.assert_close(shift, expected, rtol=0, atol=1e-5)
 
 
 def test_the_residual_of_attention_is_the_input_before_normalisation():
@@ -216,15 +230,16 @@ def test_attention_equals_the_formula():
 
 
 def test_upsampling_repeats_pixels_before_its_convolution():
-    up, x = awake(Upsample(4)), noise(1, 4, 2, 3)
-    repeated = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    torch.testing.assert_close(up(x, noise(1, 8)), up.conv(repeated), rtol=0, atol=1e-6)
+    up = awake(Upsample(4))
+    for x in (noise(1, 4, 2, 3), noise(8, 4, 6, 5)):  # few pixels, and many, which go another way
+        repeated = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        torch.testing.assert_close(up(x), up.conv(repeated), rtol=0, atol=1e-5)
 
 
 def test_downsampling_halves_by_a_strided_convolution():
     down, x = awake(Downsample(4)), noise(1, 4, 4, 6)
     every_pixel = nn.functional.conv2d(x, down.conv.weight, down.conv.bias, padding=1)
-    torch.testing.assert_close(down(x, noise(1, 8)), every_pixel[:, :, ::2, ::2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(down(x), every_pixel[:, :, ::2, ::2], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
