@@ -134,17 +134,17 @@ class GaussianDiffusion:
             return self.v_target(x_0, t, eps)
         return x_0 if self.prediction == "x_0" else eps
 
-    def denoise(self, model: NoiseModel, x_t: Images, t: Timesteps, clip_x_0: bool = True) -> Denoised:
-        """Split x_t into image and noise by one call of the network.
+    def denoise(self, output: Images, x_t: Images, t: Timesteps, clip_x_0: bool = True) -> Denoised:
+        """Split x_t into image and noise by the output of the network.
 
         Args:
-            model: predicts what `prediction` says from (x_t, t).
+            output: what `prediction` says, predicted from (x_t, t).
             x_t: the noisy image at step t.
             t: time steps in 0 … T-1.
             clip_x_0: keep x_0_pred in [-1, 1]; eps_pred then follows it.
         """
         # Autocast leaves it in bfloat16. An x_0_pred of that dtype would have its coefficients rounded to it, too.
-        output = model(x_t, t).to(x_t.dtype)
+        output = output.to(x_t.dtype)
         if self.prediction == "v":
             cumprod = self.alphas_cumprod[t]
             x_0_pred = gathered(cumprod.sqrt(), x_t) * x_t - gathered((1.0 - cumprod).sqrt(), x_t) * output
@@ -158,19 +158,19 @@ class GaussianDiffusion:
             eps_pred = self.predict_eps(x_t, t, x_0_pred)
         return Denoised(x_0_pred, eps_pred)
 
-    def p_mean_variance(self, model: NoiseModel, x_t: Images, t: Timesteps, clip_x_0: bool = True) -> ReverseStep:
+    def p_mean_variance(self, output: Images, x_t: Images, t: Timesteps, clip_x_0: bool = True) -> ReverseStep:
         """The Gaussian p(x_{t-1} | x_t): the posterior q at the x_0 that the network implies.
 
         Ho et al. 2020, Eq. 11, with sigma_t^2 = posterior_variance_t. x_0_pred is clipped before the mean is computed,
         so that one bad prediction cannot leave the range of the data.
 
         Args:
-            model: predicts what `prediction` says from (x_t, t).
+            output: what `prediction` says, predicted from (x_t, t).
             x_t: the noisy image at step t.
             t: time steps in 0 … T-1.
             clip_x_0: keep x_0_pred in [-1, 1].
         """
-        x_0_pred = self.denoise(model, x_t, t, clip_x_0).x_0_pred
+        x_0_pred = self.denoise(output, x_t, t, clip_x_0).x_0_pred
         mean, variance = self.q_posterior(x_0_pred, x_t, t)
         return ReverseStep(mean, variance, x_0_pred)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 
 from ddpm.diffusion import GaussianDiffusion, NoiseModel
+from ddpm.samplers.network import predict
 from ddpm.samplers.noise import ImageNoise, require_eta
 from ddpm.samplers.step import SamplerStep
 from ddpm.samplers.timesteps import visited
@@ -56,7 +57,8 @@ def sample_dpm_solver(
     previous = None
     for i, t in enumerate(timesteps):
         # 1. predict x_0
-        x_0_pred = diffusion.denoise(model, x_t, torch.full((len(x_t),), t, device=x_t.device), clip_x_0).x_0_pred
+        output = predict(model, x_t, t)
+        x_0_pred = diffusion.denoise(output, x_t, torch.full((len(x_t),), t, device=x_t.device), clip_x_0).x_0_pred
         if i == num_sampling_steps - 1:
             x_t = x_0_pred  # sigma = 0: the equation of step 3 in the limit
         else:

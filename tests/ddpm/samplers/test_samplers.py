@@ -101,6 +101,17 @@ def test_sampling_computes_no_gradients(diffusion, awake_unet):
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize(("name", "eta"), ALL)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_steps_carry_no_gradients_and_leave_the_callers_mode_as_it_is(name, eta, enabled, diffusion, awake_unet):
+    awake_unet.requires_grad_(True)
+    with torch.set_grad_enabled(enabled):
+        for step in sampler_steps(name, awake_unet, diffusion, ImageNoise(0, [0], (3, 8, 8)), 3, eta):
+            assert torch.is_grad_enabled() is enabled
+            assert not step.x_t.requires_grad and not step.x_0_pred.requires_grad
+        assert torch.is_grad_enabled() is enabled
+
+
 @pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize("entry", [sample, sampler_steps])
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones(entry, diffusion, bent_model):
