@@ -51,11 +51,12 @@ def sample_ancestral(
         # 1. predict eps
         output = predict(model, x_t, t)
         # 2. recover x_0; 3. clip it; 4. posterior mean
-        position = torch.full((len(x_t),), num_sampling_steps - 1 - index, device=x_t.device)
-        step = respaced.p_mean_variance(output, x_t, position, clip_x_0)
+        step = respaced.p_mean_variance(output, x_t, num_sampling_steps - 1 - index, clip_x_0)
         # 5. add noise, except in the last step
-        is_last = index == num_sampling_steps - 1
-        x_t = step.mean if is_last else step.mean + step.variance.sqrt() * noise.draw()
+        x_t = step.mean
+        if index < num_sampling_steps - 1:
+            # Variance and root in the dtype of the images, as for a t an image; on the CPU they cost a GPU nothing.
+            x_t = x_t + torch.tensor(step.variance, dtype=x_t.dtype).sqrt() * noise.draw()
         yield SamplerStep(index + 1, t, x_t, step.x_0_pred)
 
 

@@ -10,8 +10,6 @@ Data sheet
 
 from collections.abc import Iterator
 
-import torch
-
 from ddpm.diffusion import GaussianDiffusion, NoiseModel
 from ddpm.samplers.network import predict
 from ddpm.samplers.noise import ImageNoise, require_eta
@@ -51,7 +49,7 @@ def sample_ddim(
         # 1. predict eps
         output = predict(model, x_t, t)
         # 2. recover x_0; 3. clip it, and take the eps that it implies
-        denoised = diffusion.denoise(output, x_t, torch.full((len(x_t),), t, device=x_t.device), clip_x_0)
+        denoised = diffusion.denoise(output, x_t, t, clip_x_0)
         # 4. the variance sigma^2, Eq. 16
         cumprod, cumprod_prev = cumprods[index], cumprods[index + 1]
         variance = eta**2 * (1.0 - cumprod_prev) / (1.0 - cumprod) * (1.0 - cumprod / cumprod_prev)

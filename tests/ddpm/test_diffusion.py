@@ -163,6 +163,20 @@ def test_p_mean_variance_clips_x_0_before_the_mean(diffusion):
     torch.testing.assert_close(unclipped.mean, diffusion.q_posterior(unclipped_x_0, x_t, t)[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
+def test_one_time_step_for_all_images_gives_what_it_gives_for_each(prediction, clip):
+    diffusion = GaussianDiffusion(linear_betas(T), prediction)
+    output, x_t = (images(2, 3, 4, 4, seed=seed, dtype=torch.float32) for seed in (0, 1))
+    for t in some_timesteps().tolist():
+        for step in (diffusion.denoise, diffusion.p_mean_variance):
+            of_all, of_each = (vars(step(output, x_t, each, clip)) for each in (t, torch.tensor([t, t])))
+            variance = of_all.pop("variance", None)
+            if variance is not None:
+                assert of_each.pop("variance").flatten().tolist() == torch.tensor([variance] * 2).tolist()
+            torch.testing.assert_close(of_all, of_each, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("betas", [linear_betas(T), cosine_betas(T)], ids=["linear", "cosine"])
 def test_eps_and_x_0_imply_each_other(betas):
     diffusion = GaussianDiffusion(betas)
