@@ -142,28 +142,37 @@ class GaussianDiffusion:
             return self.v_target(x_0, t, eps)
         return x_0 if self.prediction == "x_0" else eps
 
-    def denoise(self, output: Images, x_t: Images, t: Timesteps | int, clip_x_0: bool = True) -> Denoised:
-        """Split x_t into image and noise by the output of the network.
+    def recover_x_0(self, output: Images, x_t: Images, t: Timesteps | int, clip_x_0: bool = True) -> Images:
+        """The x_0 that the output of the network implies.
 
         Args:
             output: what `prediction` says, predicted from (x_t, t).
             x_t: the noisy image at step t.
             t: time steps in 0 … T-1, or one for all images.
-            clip_x_0: keep x_0_pred in [-1, 1]; eps_pred then follows it.
+            clip_x_0: keep x_0 in [-1, 1].
         """
-        # Autocast leaves it in bfloat16. An x_0_pred of that dtype would have its coefficients rounded to it, too.
-        output = output.to(x_t.dtype)
+        # Autocast leaves it in bfloat16. An x_0 of that dtype would have its coefficients rounded to it, too.
+        x_0 = output = output.to(x_t.dtype)
         if self.prediction == "v":
             cumprod = self._at(t, "alphas_cumprod")
-            x_0_pred = gathered(_sqrt(cumprod), x_t) * x_t - gathered(_sqrt(1.0 - cumprod), x_t) * output
-            eps_pred = gathered(_sqrt(1.0 - cumprod), x_t) * x_t + gathered(_sqrt(cumprod), x_t) * output
-        elif self.prediction == "x_0":
-            x_0_pred, eps_pred = output, self.predict_eps(x_t, t, output)
-        else:
-            x_0_pred, eps_pred = self.predict_x_0(x_t, t, output), output
-        if clip_x_0:
-            x_0_pred = x_0_pred.clamp(-1.0, 1.0)
+            x_0 = gathered(_sqrt(cumprod), x_t) * x_t - gathered(_sqrt(1.0 - cumprod), x_t) * output
+        elif self.prediction == "eps":
+            x_0 = self.predict_x_0(x_t, t, output)
+        return x_0.clamp(-1.0, 1.0) if clip_x_0 else x_0
+
+    def denoise(self, output: Images, x_t: Images, t: Timesteps | int, clip_x_0: bool = True) -> Denoised:
+        """Split x_t into image and noise by the output of the network; see `recover_x_0`.
+
+        An eps_pred follows an x_0_pred that was clipped.
+        """
+        x_0_pred = self.recover_x_0(output, x_t, t, clip_x_0)
+        if clip_x_0 or self.prediction == "x_0":
             eps_pred = self.predict_eps(x_t, t, x_0_pred)
+        elif self.prediction == "v":
+            cumprod = self._at(t, "alphas_cumprod")
+            eps_pred = gathered(_sqrt(1.0 - cumprod), x_t) * x_t + gathered(_sqrt(cumprod), x_t) * output.to(x_t.dtype)
+        else:
+            eps_pred = output.to(x_t.dtype)
         return Denoised(x_0_pred, eps_pred)
 
     def p_mean_variance(self, output: Images, x_t: Images, t: Timesteps | int, clip_x_0: bool = True) -> ReverseStep:
@@ -178,7 +187,7 @@ class GaussianDiffusion:
             t: time steps in 0 … T-1, or one for all images.
             clip_x_0: keep x_0_pred in [-1, 1].
         """
-        x_0_pred = self.denoise(output, x_t, t, clip_x_0).x_0_pred
+        x_0_pred = self.recover_x_0(output, x_t, t, clip_x_0)
         mean, variance = self.q_posterior(x_0_pred, x_t, t)
         return ReverseStep(mean, variance, x_0_pred)
 

@@ -128,6 +128,7 @@ def test_a_step_computes_whole_images_alone(name, eta, prediction, given_noise):
     # Apart from t for the network, and from what a CPU does for a GPU: the root of one number.
     small = {operation for operation, shape in operations.done if shape not in ((2, *SHAPE), ())}
     assert small == {"full"}
+    assert len(operations.done) <= 9 * 15
 
 
 @pytest.mark.parametrize(("name", "eta"), ALL)
