@@ -17,6 +17,7 @@ from ddpm.distributed import collected, is_first, share
 from ddpm.files import atomic_path, file_digest
 from ddpm.images import class_grid, enlargement, grid, save_animation, save_png, to_pixels
 from ddpm.samplers import InterpolatedNoise, SamplerStep, sample
+from ddpm.samplers.noise import choose_block_size
 from stages.errors import StageError
 from stages.params import Params
 from stages.paths import (
@@ -119,7 +120,8 @@ def fitting_batch_size(model: PublishedModel, wanted: SampleParams, num_images: 
     def attempt(batch_size: int) -> None:
         # Not compiled: each size tried would be compiled for.
         predict = model.asked(wanted.classes, range(batch_size), wanted.guidance_scale)
-        x_t = torch.zeros(batch_size, *model.image_shape, device=device)
+        # Beside it lies the noise of the steps to come.
+        x_t = torch.zeros(choose_block_size(model.image_shape), batch_size, *model.image_shape, device=device)[0]
         predict(x_t, torch.zeros(batch_size, device=device).long())
 
     return largest_batch_size(attempt, max(1, min(LARGEST_BATCH_SIZE, num_images)))

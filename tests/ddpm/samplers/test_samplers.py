@@ -5,7 +5,6 @@ from typing import get_args
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm import GaussianDiffusion, ImageNoise, cosine_betas, linear_betas, sample, sampler_steps
 from ddpm.samplers import SamplerName, ancestral, ddim, dpm_solver
@@ -102,33 +101,20 @@ def test_sampling_computes_no_gradients(diffusion, awake_unet):
     assert torch.is_grad_enabled()
 
 
-class Operations(TorchDispatchMode):
-    """Notes the name of each operation, and the shape of its result."""
-
-    def __init__(self):
-        super().__init__()
-        self.done = []
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        result = operation(*args, **(kwargs or {}))
-        self.done.append((operation.overloadpacket.__name__, result.shape))
-        return result
-
-
 @pytest.mark.parametrize(("name", "eta"), [*ALL, ("dpm_solver++", 0.5)])
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
-def test_a_step_computes_whole_images_alone(name, eta, prediction, given_noise):
+def test_a_step_computes_whole_images_alone(name, eta, prediction, given_noise, operations):
     # On a GPU each number gathered from a table would be a kernel of its own.
     noise = given_noise([torch.full((2, *SHAPE), 0.1 * i) for i in range(10)])
     diffusion = GaussianDiffusion(linear_betas(20, 1e-4, 0.3), prediction)
     steps = sampler_steps(name, lambda x_t, _: x_t, diffusion, noise, 10, eta)
     next(steps)
-    with Operations() as operations:
+    with operations:
         assert len(list(steps)) == 9
     # Apart from t for the network, and from what a CPU does for a GPU: the root of one number.
-    small = {operation for operation, shape in operations.done if shape not in ((2, *SHAPE), ())}
-    assert small == {"full"}
-    assert len(operations.done) <= 9 * 15
+    done = zip(operations.names, operations.shapes, strict=True)
+    assert {name for name, shape in done if shape not in ((2, *SHAPE), ())} == {"full"}
+    assert len(operations.names) <= 9 * 15
 
 
 @pytest.mark.parametrize(("name", "eta"), ALL)
