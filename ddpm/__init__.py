@@ -1,6 +1,6 @@
 """Denoising diffusion probabilistic models (Ho et al. 2020): usable on its own, with torch and numpy alone.
 
-Checkpoints, features, metrics and the drawing of images ask for more packages, and are imported by their own names.
+Checkpoints, features, metrics and the writing of pictures ask for more packages; they are imported by their own names.
 """
 
 from ddpm.data import TrainingImages

@@ -1,10 +1,13 @@
 """The Gaussian diffusion of Ho et al. 2020: forward process q, reverse process p, and the loss between them.
 
 Tables are float64, because alphas_cumprod multiplies a thousand factors close to one; what is gathered from them takes
-the dtype of the images. t runs 0 … T-1 (see `ddpm.schedules`).
+the dtype of the images. t runs 0 … T-1 (see `ddpm.schedules`). Each image has its own t in training, and all have the
+same one in sampling: that one is an int, and the coefficients are then floats, for which a GPU gathers nothing.
 """
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -15,8 +18,11 @@ from ddpm.shapes import Float, Int64
 
 LossName = Literal["mse", "l1", "huber"]
 Prediction = Literal["eps", "v", "x_0"]
+Table = Literal["betas", "alphas", "alphas_cumprod", "alphas_cumprod_prev", "posterior_variance"]
 Images = Float[Tensor, "batch channels height width"]
 Timesteps = Int64[Tensor, " batch"]
+Numbers = Float[Tensor, " batch"] | float
+"""One an image, or one for all."""
 
 
 @runtime_checkable
@@ -39,8 +45,8 @@ class ReverseStep:
     """The Gaussian p(x_{t-1} | x_t) and what it was made from."""
 
     mean: Tensor
-    variance: Tensor
-    """shape (batch, 1, 1, 1)"""
+    variance: Tensor | float
+    """shape (batch, 1, 1, 1), or one number for all images"""
     x_0_pred: Tensor
 
 
@@ -96,7 +102,9 @@ class GaussianDiffusion:
         alphas_cumprod = self.alphas_cumprod[t]
         return gathered(alphas_cumprod.sqrt(), x_0) * x_0 + gathered((1.0 - alphas_cumprod).sqrt(), x_0) * eps
 
-    def q_posterior(self, x_0: Images, x_t: Images, t: Timesteps) -> tuple[Images, Float[Tensor, "batch 1 1 1"]]:
+    def q_posterior(
+        self, x_0: Images, x_t: Images, t: Timesteps | int
+    ) -> tuple[Images, Float[Tensor, "batch 1 1 1"] | float]:
         """Mean and variance of q(x_{t-1} | x_t, x_0).
 
         Ho et al. 2020, Eq. 6 and 7.
@@ -104,24 +112,24 @@ class GaussianDiffusion:
         Args:
             x_0: data in [-1, 1].
             x_t: the noisy image at step t.
-            t: time steps in 0 … T-1.
+            t: time steps in 0 … T-1, or one for all images.
         """
-        betas, alphas = self.betas[t], self.alphas[t]
-        cumprod, cumprod_prev = self.alphas_cumprod[t], self.alphas_cumprod_prev[t]
-        coefficient_x_0 = cumprod_prev.sqrt() * betas / (1.0 - cumprod)
-        coefficient_x_t = alphas.sqrt() * (1.0 - cumprod_prev) / (1.0 - cumprod)
+        betas, alphas = self._at(t, "betas"), self._at(t, "alphas")
+        cumprod, cumprod_prev = self._at(t, "alphas_cumprod"), self._at(t, "alphas_cumprod_prev")
+        coefficient_x_0 = _sqrt(cumprod_prev) * betas / (1.0 - cumprod)
+        coefficient_x_t = _sqrt(alphas) * (1.0 - cumprod_prev) / (1.0 - cumprod)
         mean = gathered(coefficient_x_0, x_0) * x_0 + gathered(coefficient_x_t, x_t) * x_t
-        return mean, gathered(self.posterior_variance[t], x_t)
+        return mean, gathered(self._at(t, "posterior_variance"), x_t)
 
-    def predict_x_0(self, x_t: Images, t: Timesteps, eps: Images) -> Images:
+    def predict_x_0(self, x_t: Images, t: Timesteps | int, eps: Images) -> Images:
         """The x_0 that x_t and eps imply: Eq. 4 solved for x_0."""
-        cumprod = self.alphas_cumprod[t]
-        return (x_t - gathered((1.0 - cumprod).sqrt(), x_t) * eps) / gathered(cumprod.sqrt(), x_t)
+        cumprod = self._at(t, "alphas_cumprod")
+        return (x_t - gathered(_sqrt(1.0 - cumprod), x_t) * eps) / gathered(_sqrt(cumprod), x_t)
 
-    def predict_eps(self, x_t: Images, t: Timesteps, x_0: Images) -> Images:
+    def predict_eps(self, x_t: Images, t: Timesteps | int, x_0: Images) -> Images:
         """The eps that x_t and x_0 imply: Eq. 4 solved for eps."""
-        cumprod = self.alphas_cumprod[t]
-        return (x_t - gathered(cumprod.sqrt(), x_t) * x_0) / gathered((1.0 - cumprod).sqrt(), x_t)
+        cumprod = self._at(t, "alphas_cumprod")
+        return (x_t - gathered(_sqrt(cumprod), x_t) * x_0) / gathered(_sqrt(1.0 - cumprod), x_t)
 
     def v_target(self, x_0: Images, t: Timesteps, eps: Images) -> Images:
         """Salimans & Ho 2022, section 4: v = sqrt(alphas_cumprod_t) eps - sqrt(1 - alphas_cumprod_t) x_0."""
@@ -134,43 +142,52 @@ class GaussianDiffusion:
             return self.v_target(x_0, t, eps)
         return x_0 if self.prediction == "x_0" else eps
 
-    def denoise(self, model: NoiseModel, x_t: Images, t: Timesteps, clip_x_0: bool = True) -> Denoised:
-        """Split x_t into image and noise by one call of the network.
+    def recover_x_0(self, output: Images, x_t: Images, t: Timesteps | int, clip_x_0: bool = True) -> Images:
+        """The x_0 that the output of the network implies.
 
         Args:
-            model: predicts what `prediction` says from (x_t, t).
+            output: what `prediction` says, predicted from (x_t, t).
             x_t: the noisy image at step t.
-            t: time steps in 0 … T-1.
-            clip_x_0: keep x_0_pred in [-1, 1]; eps_pred then follows it.
+            t: time steps in 0 … T-1, or one for all images.
+            clip_x_0: keep x_0 in [-1, 1].
         """
-        # Autocast leaves it in bfloat16. An x_0_pred of that dtype would have its coefficients rounded to it, too.
-        output = model(x_t, t).to(x_t.dtype)
+        # Autocast leaves it in bfloat16. An x_0 of that dtype would have its coefficients rounded to it, too.
+        x_0 = output = output.to(x_t.dtype)
         if self.prediction == "v":
-            cumprod = self.alphas_cumprod[t]
-            x_0_pred = gathered(cumprod.sqrt(), x_t) * x_t - gathered((1.0 - cumprod).sqrt(), x_t) * output
-            eps_pred = gathered((1.0 - cumprod).sqrt(), x_t) * x_t + gathered(cumprod.sqrt(), x_t) * output
-        elif self.prediction == "x_0":
-            x_0_pred, eps_pred = output, self.predict_eps(x_t, t, output)
-        else:
-            x_0_pred, eps_pred = self.predict_x_0(x_t, t, output), output
-        if clip_x_0:
-            x_0_pred = x_0_pred.clamp(-1.0, 1.0)
+            cumprod = self._at(t, "alphas_cumprod")
+            x_0 = gathered(_sqrt(cumprod), x_t) * x_t - gathered(_sqrt(1.0 - cumprod), x_t) * output
+        elif self.prediction == "eps":
+            x_0 = self.predict_x_0(x_t, t, output)
+        return x_0.clamp(-1.0, 1.0) if clip_x_0 else x_0
+
+    def denoise(self, output: Images, x_t: Images, t: Timesteps | int, clip_x_0: bool = True) -> Denoised:
+        """Split x_t into image and noise by the output of the network; see `recover_x_0`.
+
+        An eps_pred follows an x_0_pred that was clipped.
+        """
+        x_0_pred = self.recover_x_0(output, x_t, t, clip_x_0)
+        if clip_x_0 or self.prediction == "x_0":
             eps_pred = self.predict_eps(x_t, t, x_0_pred)
+        elif self.prediction == "v":
+            cumprod = self._at(t, "alphas_cumprod")
+            eps_pred = gathered(_sqrt(1.0 - cumprod), x_t) * x_t + gathered(_sqrt(cumprod), x_t) * output.to(x_t.dtype)
+        else:
+            eps_pred = output.to(x_t.dtype)
         return Denoised(x_0_pred, eps_pred)
 
-    def p_mean_variance(self, model: NoiseModel, x_t: Images, t: Timesteps, clip_x_0: bool = True) -> ReverseStep:
+    def p_mean_variance(self, output: Images, x_t: Images, t: Timesteps | int, clip_x_0: bool = True) -> ReverseStep:
         """The Gaussian p(x_{t-1} | x_t): the posterior q at the x_0 that the network implies.
 
         Ho et al. 2020, Eq. 11, with sigma_t^2 = posterior_variance_t. x_0_pred is clipped before the mean is computed,
         so that one bad prediction cannot leave the range of the data.
 
         Args:
-            model: predicts what `prediction` says from (x_t, t).
+            output: what `prediction` says, predicted from (x_t, t).
             x_t: the noisy image at step t.
-            t: time steps in 0 … T-1.
+            t: time steps in 0 … T-1, or one for all images.
             clip_x_0: keep x_0_pred in [-1, 1].
         """
-        x_0_pred = self.denoise(model, x_t, t, clip_x_0).x_0_pred
+        x_0_pred = self.recover_x_0(output, x_t, t, clip_x_0)
         mean, variance = self.q_posterior(x_0_pred, x_t, t)
         return ReverseStep(mean, variance, x_0_pred)
 
@@ -214,6 +231,14 @@ class GaussianDiffusion:
             weights = weights / (snr + 1.0)
         return weights.float()
 
+    def _at(self, t: Timesteps | int, table: Table) -> Numbers:
+        return self._floats[table][t] if isinstance(t, int) else getattr(self, table)[t]
+
+    @cached_property
+    def _floats(self) -> dict[Table, list[float]]:
+        """The tables as read from the device, once for all steps."""
+        return {table: getattr(self, table).tolist() for table in get_args(Table)}
+
 
 def _require_signal_and_noise(alphas_cumprod: Float[Tensor, " num_timesteps"]) -> None:
     first, last = float(alphas_cumprod[0]), float(alphas_cumprod[-1])
@@ -239,6 +264,10 @@ def pixel_losses(prediction: Images, target: Images, loss: LossName) -> Images:
     raise ValueError(f"unknown loss {loss!r}; choose one of {', '.join(get_args(LossName))}")
 
 
-def gathered(values: Float[Tensor, " batch"], like: Tensor) -> Float[Tensor, "batch 1 1 1"]:
-    """One number an image, in the dtype of `like`, shaped to multiply it."""
-    return values.to(like.dtype).reshape(-1, 1, 1, 1)
+def gathered(values: Numbers, like: Tensor) -> Float[Tensor, "batch 1 1 1"] | float:
+    """One number an image, in the dtype of `like`, shaped to multiply it; one for all multiplies it as it is."""
+    return values if isinstance(values, float) else values.to(like.dtype).reshape(-1, 1, 1, 1)
+
+
+def _sqrt(values: Numbers) -> Numbers:
+    return math.sqrt(values) if isinstance(values, float) else values.sqrt()

@@ -12,6 +12,7 @@ from ddpm.shapes import Float, UInt8
 
 Pixels = UInt8[Tensor, "batch channels height width"]
 
+_GAP = 2
 _SHOWN_PIXELS = 96
 _FONT_SIZE = 16
 
@@ -36,16 +37,15 @@ def grid(pixels: Pixels, columns: int | None = None) -> UInt8[Tensor, "grid_heig
     Raises:
         ValueError: there are no images.
     """
-    # torchvision is needed to draw, not to train: importing it here keeps the library usable with torch alone.
-    from torchvision.utils import make_grid
-
     if len(pixels) == 0:
         raise ValueError("a grid needs at least one image")
-    columns = columns or math.ceil(math.sqrt(len(pixels)))
-    drawn: Tensor = make_grid(pixels, nrow=columns, padding=2, pad_value=255)
-    if len(pixels) == 1:  # which torchvision leaves without a border
-        drawn = torch.nn.functional.pad(drawn, (2, 2, 2, 2), value=255)
-    return drawn.permute(1, 2, 0)
+    columns = min(columns or math.ceil(math.sqrt(len(pixels))), len(pixels))
+    height, width = (size + _GAP for size in pixels.shape[2:])
+    drawn = pixels.new_full((math.ceil(len(pixels) / columns) * height + _GAP, columns * width + _GAP, 3), 255)
+    for number, image in enumerate(pixels):
+        top, left = number // columns * height + _GAP, number % columns * width + _GAP
+        drawn[top : top + height - _GAP, left : left + width - _GAP] = image.permute(1, 2, 0)
+    return drawn
 
 
 def class_grid(pixels: Pixels, names: Sequence[str], scale: int = 1) -> UInt8[Tensor, "grid_height grid_width 3"]:
@@ -83,7 +83,8 @@ def enlargement(image_size: int) -> int:
 
 def save_png(image: UInt8[Tensor, "height width channels"], path: Path, scale: int = 1) -> None:
     """Write an image as PNG, each pixel enlarged to `scale` x `scale`."""
-    from PIL import Image  # as for torchvision
+    # Pillow is needed for files, not to train or sample: importing it here keeps the library usable without.
+    from PIL import Image
 
     Image.fromarray(_enlarged(image, scale)).save(path, format="PNG", optimize=True)
 
@@ -107,7 +108,7 @@ def save_animation(
     Raises:
         ValueError: there are no frames.
     """
-    from PIL import Image  # as for torchvision
+    from PIL import Image  # here, as in `save_png`
 
     if not frames:
         raise ValueError("an animation needs at least one frame")
@@ -119,7 +120,7 @@ def save_animation(
 
 def _captions(names: Sequence[str], height: int) -> list[np.ndarray]:
     """Pictures of the names, in black on white, all of one width and of this height, shape (height, width, 3)."""
-    from PIL import Image, ImageDraw, ImageFont  # as for torchvision
+    from PIL import Image, ImageDraw, ImageFont  # here, as in `save_png`
 
     font = ImageFont.load_default(size=min(_FONT_SIZE, height))
     width = max(math.ceil(font.getlength(name)) for name in names) + _FONT_SIZE

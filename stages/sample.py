@@ -1,6 +1,7 @@
 """Draw images with the trained model: the arrays, a grid of them, and the reverse process as animation and strip."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,7 @@ from ddpm.distributed import collected, is_first, share
 from ddpm.files import atomic_path, file_digest
 from ddpm.images import class_grid, enlargement, grid, save_animation, save_png, to_pixels
 from ddpm.samplers import InterpolatedNoise, SamplerStep, sample
+from ddpm.samplers.noise import choose_block_size
 from stages.errors import StageError
 from stages.params import Params
 from stages.paths import (
@@ -85,23 +87,28 @@ def asked_classes(model: PublishedModel, wanted: SampleParams) -> list[ImageClas
 def draw(model: PublishedModel, wanted: SampleParams, device: torch.device) -> tuple[Tensor, list[Tensor]]:
     """All images as bytes, and the first `num_grid_images` of them at each shown step on their way from noise.
 
-    Each process draws its share of the images; the first one gets them all.
+    Each process draws its share of the images; the first one gets them all. A compiled network is called with batches
+    of one size, since each size is compiled for: the last batch is filled up with further images, which are dropped.
     """
     numbers = range(wanted.num_images)[share(wanted.num_images)]
     network = compiled(model.unet, wanted.compilation, device)
+    is_compiled = network is not model.unet
     with drawing(model.unet, wanted.precision, device):
         batch_size = wanted.batch_size or fitting_batch_size(model, wanted, len(numbers), device)
+        if is_compiled:
+            batch_size = even_batch_size(len(numbers), batch_size)
         batches: list[Tensor] = [torch.empty(0, 3, model.image_size, model.image_size, dtype=torch.uint8)]
         shown = {number: list(batches) for number in frame_steps(wanted.num_sampling_steps, wanted.num_frames)}
         with progress_bar("sample", len(numbers) * wanted.num_sampling_steps, "network calls") as bar:
             for start in range(0, len(numbers), batch_size):
                 batch = numbers[start : start + batch_size]
                 num_in_grid = len(range(batch.start, min(batch.stop, wanted.num_grid_images)))
-                for step in steps_of(model, wanted, batch, network):
+                filled = range(batch.start, batch.start + batch_size) if is_compiled else batch
+                for step in steps_of(model, wanted, filled, network):
                     bar.update(len(batch))
                     if step.number in shown and num_in_grid:
                         shown[step.number].append(to_pixels(step.x_t[:num_in_grid]).cpu())
-                batches.append(to_pixels(step.x_t).cpu())
+                batches.append(to_pixels(step.x_t[: len(batch)]).cpu())
     return collected(torch.cat(batches)), [collected(torch.cat(parts)) for parts in shown.values()]
 
 
@@ -119,10 +126,17 @@ def fitting_batch_size(model: PublishedModel, wanted: SampleParams, num_images: 
     def attempt(batch_size: int) -> None:
         # Not compiled: each size tried would be compiled for.
         predict = model.asked(wanted.classes, range(batch_size), wanted.guidance_scale)
-        x_t = torch.zeros(batch_size, *model.image_shape, device=device)
+        # Beside it lies the noise of the steps to come.
+        x_t = torch.zeros(choose_block_size(model.image_shape), batch_size, *model.image_shape, device=device)[0]
         predict(x_t, torch.zeros(batch_size, device=device).long())
 
     return largest_batch_size(attempt, max(1, min(LARGEST_BATCH_SIZE, num_images)))
+
+
+def even_batch_size(num_images: int, batch_size: int) -> int:
+    """Return the least batch size that makes no more batches than `batch_size`: the last one then lacks few images."""
+    num_batches = max(1, math.ceil(num_images / batch_size))
+    return max(1, math.ceil(num_images / num_batches))
 
 
 def interpolate(model: PublishedModel, wanted: SampleParams, device: torch.device) -> Tensor:

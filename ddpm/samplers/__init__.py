@@ -35,7 +35,7 @@ def sampler_steps(
     num_sampling_steps: int,
     eta: float = 0.0,
 ) -> Iterator[SamplerStep]:
-    """The steps of the sampler called `name`; `eta` belongs to DDIM and DPM-Solver++.
+    """The steps of the sampler called `name`, without gradients; `eta` belongs to DDIM and DPM-Solver++.
 
     Raises:
         ValueError: the name is unknown, or an argument lies outside its range.
@@ -49,7 +49,6 @@ def sampler_steps(
     raise ValueError(f"unknown sampler {name!r}; choose one of {', '.join(get_args(SamplerName))}")
 
 
-@torch.no_grad()
 def sample(
     name: SamplerName,
     model: NoiseModel,

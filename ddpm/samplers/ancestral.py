@@ -12,13 +12,12 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from ddpm.diffusion import GaussianDiffusion, NoiseModel
+from ddpm.samplers.network import predict
 from ddpm.samplers.noise import ImageNoise
 from ddpm.samplers.step import SamplerStep
 from ddpm.samplers.timesteps import trailing_timesteps
-from ddpm.shapes import Float
 
 _LARGEST_BETA = math.nextafter(1.0, 0.0)
 
@@ -49,12 +48,15 @@ def sample_ancestral(
     respaced = respaced_diffusion(diffusion, timesteps)
     x_t = noise.draw()
     for index, t in enumerate(timesteps):
-        position = torch.full((len(x_t),), num_sampling_steps - 1 - index, device=x_t.device)
-        # 1. predict eps; 2. recover x_0; 3. clip it; 4. posterior mean
-        step = respaced.p_mean_variance(_at_timestep(model, t), x_t, position, clip_x_0)
+        # 1. predict eps
+        output = predict(model, x_t, t)
+        # 2. recover x_0; 3. clip it; 4. posterior mean
+        step = respaced.p_mean_variance(output, x_t, num_sampling_steps - 1 - index, clip_x_0)
         # 5. add noise, except in the last step
-        is_last = index == num_sampling_steps - 1
-        x_t = step.mean if is_last else step.mean + step.variance.sqrt() * noise.draw()
+        x_t = step.mean
+        if index < num_sampling_steps - 1:
+            # Variance and root in the dtype of the images, as for a t an image; on the CPU they cost a GPU nothing.
+            x_t = x_t + torch.tensor(step.variance, dtype=x_t.dtype).sqrt() * noise.draw()
         yield SamplerStep(index + 1, t, x_t, step.x_0_pred)
 
 
@@ -70,12 +72,3 @@ def respaced_diffusion(diffusion: GaussianDiffusion, timesteps: list[int]) -> Ga
     # Where most of the image is lost between two steps, float64 rounds beta to 1, of which no schedule is made.
     betas = (1.0 - cumprod / previous).clamp(max=_LARGEST_BETA)
     return GaussianDiffusion(betas, diffusion.prediction)
-
-
-def _at_timestep(model: NoiseModel, t: int) -> NoiseModel:
-    """The model at step `t` of the original diffusion, whatever step of the respaced one it is asked for."""
-
-    def predict(x_t: Float[Tensor, "batch channels height width"], position: Tensor) -> Tensor:
-        return model(x_t, torch.full_like(position, t))
-
-    return predict

@@ -10,9 +10,8 @@ Data sheet
 
 from collections.abc import Iterator
 
-import torch
-
 from ddpm.diffusion import GaussianDiffusion, NoiseModel
+from ddpm.samplers.network import predict
 from ddpm.samplers.noise import ImageNoise, require_eta
 from ddpm.samplers.step import SamplerStep
 from ddpm.samplers.timesteps import visited
@@ -47,8 +46,10 @@ def sample_ddim(
     cumprods.append(1.0)  # of the finished image
     x_t = noise.draw()
     for index, t in enumerate(timesteps):
-        # 1. predict eps; 2. recover x_0; 3. clip it, and take the eps that it implies
-        denoised = diffusion.denoise(model, x_t, torch.full((len(x_t),), t, device=x_t.device), clip_x_0)
+        # 1. predict eps
+        output = predict(model, x_t, t)
+        # 2. recover x_0; 3. clip it, and take the eps that it implies
+        denoised = diffusion.denoise(output, x_t, t, clip_x_0)
         # 4. the variance sigma^2, Eq. 16
         cumprod, cumprod_prev = cumprods[index], cumprods[index + 1]
         variance = eta**2 * (1.0 - cumprod_prev) / (1.0 - cumprod) * (1.0 - cumprod / cumprod_prev)

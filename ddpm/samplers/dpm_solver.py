@@ -11,9 +11,8 @@ Data sheet
 import math
 from collections.abc import Iterator
 
-import torch
-
 from ddpm.diffusion import GaussianDiffusion, NoiseModel
+from ddpm.samplers.network import predict
 from ddpm.samplers.noise import ImageNoise, require_eta
 from ddpm.samplers.step import SamplerStep
 from ddpm.samplers.timesteps import visited
@@ -56,7 +55,7 @@ def sample_dpm_solver(
     previous = None
     for i, t in enumerate(timesteps):
         # 1. predict x_0
-        x_0_pred = diffusion.denoise(model, x_t, torch.full((len(x_t),), t, device=x_t.device), clip_x_0).x_0_pred
+        x_0_pred = diffusion.recover_x_0(predict(model, x_t, t), x_t, t, clip_x_0)
         if i == num_sampling_steps - 1:
             x_t = x_0_pred  # sigma = 0: the equation of step 3 in the limit
         else:

@@ -1,6 +1,7 @@
 """Noise for sampling, one independent stream an image, so that a batch's size never changes its images."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -8,15 +9,25 @@ from torch import Tensor
 from ddpm.seeds import stream_seed
 from ddpm.shapes import Float
 
+_LARGEST_BLOCK_SIZE = 16
+
+_BLOCK_BYTES = 2**20
+"""Of an image: the blocks of a thousand images then take a GiB."""
+
 
 class ImageNoise:
     """Standard normal noise in which image i depends on the seed and on i alone.
+
+    Each image has its first draw alone, since some samplers need no other, and the later ones in blocks of
+    `block_size`, by one random kernel a block: on a CPU each draw for itself, on a GPU, where each kernel costs a
+    launch, as many as `choose_block_size` says. Blocks are always drawn whole, and their size follows from the shape of
+    an image, not from the batch: draw k of image i is the same in any batch, and however many draws are made.
 
     Args:
         seed: of the whole set, at least 0.
         image_numbers: which images of the set this batch holds, each at least 0.
         image_shape: (channels, height, width).
-        device: where the noise is drawn; the streams of a CPU and of a GPU differ.
+        device: where the noise is drawn; the streams of a CPU and of a GPU differ, and those of two kinds of GPU may.
 
     Raises:
         ValueError: the seed or a number is negative.
@@ -34,11 +45,23 @@ class ImageNoise:
         self._generators = [
             torch.Generator(self.device).manual_seed(stream_seed(seed, number)) for number in image_numbers
         ]
+        self.block_size = 1 if self.device.type == "cpu" else choose_block_size(image_shape)
+        self._draws = self._draw_in_blocks()
 
     def draw(self) -> Float[Tensor, "batch channels height width"]:
         """The next noise of each image."""
-        draws = [torch.randn(self.image_shape, generator=g, device=self.device) for g in self._generators]
-        return torch.stack(draws)
+        return next(self._draws)
+
+    def _draw_in_blocks(self) -> Iterator[Tensor]:
+        yield from self._draw_block(1)
+        while True:
+            yield from self._draw_block(self.block_size)
+
+    def _draw_block(self, size: int) -> tuple[Tensor, ...]:
+        block = torch.empty(len(self._generators), size, *self.image_shape, device=self.device)
+        for draws, generator in zip(block, self._generators, strict=True):
+            draws.normal_(generator=generator)
+        return block.unbind(dim=1)
 
 
 class InterpolatedNoise(ImageNoise):
@@ -77,6 +100,12 @@ class InterpolatedNoise(ImageNoise):
         """The next noise of each image."""
         first, last = super().draw()
         return slerp(first, last, self.fractions)
+
+
+def choose_block_size(image_shape: tuple[int, int, int]) -> int:
+    """Return how many draws of an image a GPU makes at a time: 16, fewer where they take more than a MiB."""
+    bytes_per_draw = math.prod(image_shape) * torch.float32.itemsize
+    return max(1, min(_LARGEST_BLOCK_SIZE, _BLOCK_BYTES // bytes_per_draw))
 
 
 def slerp(

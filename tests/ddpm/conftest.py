@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm import GaussianDiffusion, ImageNoise, TrainingImages, TrainingState, UNet, UNetConfig, linear_betas
 from tests.ddpm.small_training import CONFIG, EXTRA, SHORT, train_to_the_end
@@ -42,6 +43,26 @@ class GivenNoise(ImageNoise):
 @pytest.fixture
 def given_noise():
     return GivenNoise
+
+
+class Operations(TorchDispatchMode):
+    """Notes the name of each operation of torch inside the block, and the shape of its result."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+        self.shapes = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        self.names.append(operation.overloadpacket.__name__)
+        self.shapes.append(getattr(result, "shape", None))
+        return result
+
+
+@pytest.fixture
+def operations():
+    return Operations()
 
 
 @pytest.fixture

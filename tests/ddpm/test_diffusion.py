@@ -109,7 +109,7 @@ def test_p_mean_variance_equals_the_step_of_diffusers(
     for t in some_timesteps().tolist():
         x_t = images(2, 3, 4, 4, seed=t)
         t_batch = torch.tensor([t, t])
-        step = diffusion.p_mean_variance(bent_model, x_t, t_batch)
+        step = diffusion.p_mean_variance(bent_model(x_t, t_batch), x_t, t_batch)
         expected = scheduler.step(bent_model(x_t, t_batch), t, x_t)
         torch.testing.assert_close(step.mean, expected.prev_sample, rtol=0, atol=1e-9)
         torch.testing.assert_close(step.x_0_pred, expected.pred_original_sample, rtol=0, atol=1e-9)
@@ -130,7 +130,7 @@ def test_denoising_by_a_perfect_network_gives_image_and_noise(prediction):
     output = {"eps": eps, "v": diffusion.v_target(x_0, t, eps), "x_0": x_0}[prediction]
     torch.testing.assert_close(diffusion.target(x_0, t, eps), output, rtol=0, atol=0)
     for clip in (True, False):
-        denoised = diffusion.denoise(lambda _, __: output, diffusion.q_sample(x_0, t, eps), t, clip)
+        denoised = diffusion.denoise(output, diffusion.q_sample(x_0, t, eps), t, clip)
         torch.testing.assert_close(denoised.x_0_pred, x_0, rtol=0, atol=1e-9)
         torch.testing.assert_close(denoised.eps_pred, eps, rtol=0, atol=1e-9)
 
@@ -140,7 +140,7 @@ def test_denoising_by_a_perfect_network_gives_image_and_noise(prediction):
 def test_denoised_parts_make_up_the_noisy_image_clipped_or_not(prediction, clip, bent_model):
     diffusion = GaussianDiffusion(linear_betas(T), prediction)
     t, x_t = some_timesteps(), 2.0 * images(7, 3, 4, 4)
-    denoised = diffusion.denoise(lambda x_t, t: 2.0 * bent_model(x_t, t), x_t, t, clip)
+    denoised = diffusion.denoise(2.0 * bent_model(x_t, t), x_t, t, clip)
     assert (float(denoised.x_0_pred.abs().max()) > 1.0) is not clip  # there was something to clip
     # Eq. 4: eps follows an x_0 that was clipped.
     torch.testing.assert_close(diffusion.q_sample(denoised.x_0_pred, t, denoised.eps_pred), x_t, rtol=0, atol=1e-9)
@@ -152,15 +152,29 @@ def test_p_mean_variance_clips_x_0_before_the_mean(diffusion):
     unclipped_x_0 = diffusion.predict_x_0(x_t, t, wild)
     assert unclipped_x_0.abs().max() > 2.0  # else there is nothing to clip
 
-    clipped = diffusion.p_mean_variance(lambda _, __: wild, x_t, t)
+    clipped = diffusion.p_mean_variance(wild, x_t, t)
     mean, variance = diffusion.q_posterior(unclipped_x_0.clamp(-1.0, 1.0), x_t, t)
     torch.testing.assert_close(clipped.x_0_pred, unclipped_x_0.clamp(-1.0, 1.0), rtol=0, atol=0)
     torch.testing.assert_close(clipped.mean, mean, rtol=0, atol=0)
     torch.testing.assert_close(clipped.variance, variance, rtol=0, atol=0)
 
-    unclipped = diffusion.p_mean_variance(lambda _, __: wild, x_t, t, clip_x_0=False)
+    unclipped = diffusion.p_mean_variance(wild, x_t, t, clip_x_0=False)
     torch.testing.assert_close(unclipped.x_0_pred, unclipped_x_0, rtol=0, atol=0)
     torch.testing.assert_close(unclipped.mean, diffusion.q_posterior(unclipped_x_0, x_t, t)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
+def test_one_time_step_for_all_images_gives_what_it_gives_for_each(prediction, clip):
+    diffusion = GaussianDiffusion(linear_betas(T), prediction)
+    output, x_t = (images(2, 3, 4, 4, seed=seed, dtype=torch.float32) for seed in (0, 1))
+    for t in some_timesteps().tolist():
+        for step in (diffusion.denoise, diffusion.p_mean_variance):
+            of_all, of_each = (vars(step(output, x_t, each, clip)) for each in (t, torch.tensor([t, t])))
+            variance = of_all.pop("variance", None)
+            if variance is not None:
+                assert of_each.pop("variance").flatten().tolist() == torch.tensor([variance] * 2).tolist()
+            torch.testing.assert_close(of_all, of_each, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("betas", [linear_betas(T), cosine_betas(T)], ids=["linear", "cosine"])
@@ -277,9 +291,7 @@ def test_half_precision_predictions_are_used_in_the_precision_of_the_images(pred
     t, x_t = some_timesteps(), images(7, 3, 4, 4, dtype=torch.float32)
     rounded = bent_model(x_t, t).bfloat16()
     for step in (diffusion.denoise, diffusion.p_mean_variance):
-        half, full = (
-            vars(step(lambda *_, output=output: output, x_t, t, clip)) for output in (rounded, rounded.float())
-        )
+        half, full = (vars(step(output, x_t, t, clip)) for output in (rounded, rounded.float()))
         for name, part in half.items():
             assert part.dtype == torch.float32, name
             torch.testing.assert_close(part, full[name], rtol=0, atol=0)

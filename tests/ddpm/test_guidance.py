@@ -67,7 +67,7 @@ def test_guiding_any_prediction_guides_the_eps_that_it_implies(network, predicti
     x_t, t = noise(3, 3, 8, 8), torch.tensor([3, 7, 19])
 
     def eps_pred(model):
-        return diffusion.denoise(model, x_t, t, clip_x_0=False).eps_pred
+        return diffusion.denoise(model(x_t, t), x_t, t, clip_x_0=False).eps_pred
 
     expected = 3.0 * eps_pred(guided(network, LABELS)) - 2.0 * eps_pred(guided(network, LABELS, 0.0))
     # At t = 3 the noise is a small difference of large numbers where x_0 is predicted.

@@ -1,9 +1,12 @@
 """Bytes and the model's range; grids, pictures, animations."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.utils import make_grid
 
 from ddpm.images import class_grid, enlargement, grid, save_animation, save_png, to_model_range, to_pixels
 
@@ -43,6 +46,18 @@ def test_a_grid_holds_the_images_row_by_row_two_pixels_apart(columns, rows_and_c
         top, left = 2 + i // num_columns * 4, 2 + i % num_columns * 5
         expected[top : top + 2, left : left + 3] = 10 * (i + 1)
     np.testing.assert_array_equal(drawn.numpy(), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("columns", [None, 1, 3, 4, 20])
+@pytest.mark.parametrize("count", [1, 2, 5, 16])
+def test_a_grid_equals_that_of_torchvision(count, columns, channels):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, channels, 6, 4), dtype=torch.uint8, generator=generator)
+    expected = make_grid(pixels, nrow=columns or math.ceil(count**0.5), padding=2, pad_value=255)
+    if count == 1:  # which torchvision leaves without a border
+        expected = torch.nn.functional.pad(expected, (2, 2, 2, 2), value=255)
+    np.testing.assert_array_equal(grid(pixels, columns), expected.permute(1, 2, 0))
 
 
 def test_a_grid_of_one_image_has_a_border_too():

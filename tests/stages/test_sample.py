@@ -87,6 +87,71 @@ def test_a_batch_size_that_is_left_open_is_what_the_memory_of_a_gpu_holds(publis
     assert sizes == tried
 
 
+class CompiledStandIn(torch.nn.Module):
+    """Another object than the network, as torch.compile returns, which notes the sizes that it would compile for."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.sizes = []
+
+    def forward(self, x_t, *others):
+        self.sizes.append(len(x_t))
+        return self.network(x_t, *others)
+
+
+@pytest.fixture
+def compiled_networks(monkeypatch):
+    """The networks of each drawing from now on, which count as compiled."""
+    networks = []
+    monkeypatch.setattr(
+        module, "compiled", lambda network, *_: networks.append(CompiledStandIn(network)) or networks[-1]
+    )
+    return networks
+
+
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "size", "num_batches"), [(12, 5, 4, 3), (10, 4, 4, 3), (9, 8, 5, 2), (5, 32, 5, 1)]
+)
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_a_compiled_network_draws_batches_of_one_size(
+    drawn, compiled_networks, num_images, batch_size, size, num_batches, sampler
+):
+    # Nine images in the grid: more than one batch holds, and at times all there are.
+    changes = {"sample.sampler": sampler, "sample.num_grid_images": min(9, num_images), "evaluate.enabled": False}
+    pixels, frames = drawn(changes | {"sample.num_images": num_images, "sample.batch_size": batch_size})
+    assert compiled_networks.pop().sizes == [size] * num_batches * 6
+    # The same without filling up: whole batches of as many images.
+    expected, expected_frames = drawn(changes | {"sample.num_images": size * num_batches, "sample.batch_size": size})
+    assert torch.equal(pixels, expected[:num_images])
+    assert len(frames) == len(expected_frames) == 3
+    assert all(map(torch.equal, frames, expected_frames))
+
+
+@pytest.mark.parametrize("num_images", [12, 4])
+def test_compiled_networks_of_several_processes_draw_their_shares_alone(
+    drawn, compiled_networks, in_each_process, num_images
+):
+    # Of four images, five processes: the one without any calls its network not at all.
+    changes = {"sample.num_images": num_images, "sample.batch_size": 2, "evaluate.enabled": False}
+    changes |= {"sample.num_grid_images": min(9, num_images)}
+    pixels, frames = drawn(changes)
+    compiled_networks.clear()
+    shares = in_each_process(module, 5, lambda: drawn(changes))
+    assert differ_by_rounding_alone(torch.cat([share for share, _ in shares]), pixels)
+    for number, frame in enumerate(frames):
+        assert differ_by_rounding_alone(torch.cat([shown[number] for _, shown in shares]), frame)
+    assert all(len(set(network.sizes)) <= 1 for network in compiled_networks) and len(compiled_networks) == 5
+
+
+def test_without_compilation_nothing_is_drawn_but_what_is_asked_for(drawn, monkeypatch):
+    sizes = []
+    steps_of = module.steps_of
+    monkeypatch.setattr(module, "steps_of", lambda *given: sizes.append(len(given[2])) or steps_of(*given))
+    drawn({"sample.num_images": 12, "sample.batch_size": 5})
+    assert sizes == [5, 5, 2]
+
+
 @pytest.mark.parametrize("num_processes", [2, 3, 5])
 @pytest.mark.parametrize("num_images", [12, 4])
 def test_processes_that_draw_a_share_each_have_together_what_one_has(drawn, in_each_process, num_processes, num_images):

@@ -5,9 +5,15 @@ import torch
 
 from ddpm import GaussianDiffusion, ImageNoise, linear_betas, sample
 from ddpm.samplers import InterpolatedNoise
-from ddpm.samplers.noise import slerp
+from ddpm.samplers.noise import choose_block_size, slerp
 
 SHAPE = (3, 4, 5)
+
+
+def in_blocks(noise, block_size=4):
+    """As a GPU draws it."""
+    noise.block_size = block_size
+    return noise
 
 
 def test_noise_of_an_image_does_not_depend_on_its_batch():
@@ -35,6 +41,38 @@ def test_draws_images_and_seeds_differ():
     draws += list(ImageNoise(1, range(10), SHAPE).draw())
     for i, one in enumerate(draws):
         assert all((one - other).abs().max() > 0.1 for other in draws[:i])
+
+
+def test_noise_in_blocks_depends_on_image_and_draw_alone():
+    together = in_blocks(ImageNoise(7, [0, 1, 2, 30], SHAPE))
+    draws = [together.draw() for _ in range(10)]
+    for num_draws in (1, 2, 7, 10):
+        alone = in_blocks(ImageNoise(7, [2], SHAPE))
+        for drawn in draws[:num_draws]:
+            assert torch.equal(alone.draw()[0], drawn[2])
+    images = [image for drawn in draws for image in drawn]
+    for i, one in enumerate(images):
+        assert all((one - other).abs().max() > 0.1 for other in images[:i])
+    # The first draw is that of any size of the block.
+    assert torch.equal(draws[0], ImageNoise(7, [0, 1, 2, 30], SHAPE).draw())
+
+
+@pytest.mark.parametrize(
+    ("block_size", "num_draws", "num_kernels"),
+    [(16, 1, 1), (16, 2, 2), (16, 17, 2), (16, 18, 3), (16, 1000, 64), (1, 18, 18)],
+)
+def test_blocks_save_random_kernels(block_size, num_draws, num_kernels, operations):
+    noise = in_blocks(ImageNoise(7, [0, 1, 2], SHAPE), block_size)
+    with operations:
+        for _ in range(num_draws):
+            noise.draw()
+    assert operations.names.count("normal_") == 3 * num_kernels
+
+
+@pytest.mark.parametrize(("image_size", "block_size"), [(24, 16), (64, 16), (128, 5), (256, 1), (1024, 1)])
+def test_the_blocks_of_1024_images_take_no_more_than_a_gib(image_size, block_size):
+    assert choose_block_size((3, image_size, image_size)) == block_size
+    assert block_size == 1 or 1024 * block_size * 3 * image_size**2 * 4 <= 2**30
 
 
 def test_noise_is_standard_normal():
@@ -79,10 +117,11 @@ def test_slerp_turns_evenly_and_keeps_the_length_on_the_way():
     torch.testing.assert_close(torch.arccos(cosines), torch.full((6,), angle / 6), rtol=0, atol=2e-3)
 
 
-def test_interpolated_noise_has_its_ends_among_it_in_every_draw():
-    ends = ImageNoise(7, [5, 2], SHAPE)
-    between = InterpolatedNoise(7, (5, 2), torch.linspace(0.0, 1.0, 5), SHAPE)
-    for _ in range(3):
+@pytest.mark.parametrize("block_size", [1, 4])
+def test_interpolated_noise_has_its_ends_among_it_in_every_draw(block_size):
+    ends = in_blocks(ImageNoise(7, [5, 2], SHAPE), block_size)
+    between = in_blocks(InterpolatedNoise(7, (5, 2), torch.linspace(0.0, 1.0, 5), SHAPE), block_size)
+    for _ in range(6):
         (first, last), drawn = ends.draw(), between.draw()
         torch.testing.assert_close(drawn[0], first, rtol=0, atol=1e-6)
         torch.testing.assert_close(drawn[-1], last, rtol=0, atol=1e-6)

@@ -101,6 +101,33 @@ def test_sampling_computes_no_gradients(diffusion, awake_unet):
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize(("name", "eta"), [*ALL, ("dpm_solver++", 0.5)])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
+def test_a_step_computes_whole_images_alone(name, eta, prediction, given_noise, operations):
+    # On a GPU each number gathered from a table would be a kernel of its own.
+    noise = given_noise([torch.full((2, *SHAPE), 0.1 * i) for i in range(10)])
+    diffusion = GaussianDiffusion(linear_betas(20, 1e-4, 0.3), prediction)
+    steps = sampler_steps(name, lambda x_t, _: x_t, diffusion, noise, 10, eta)
+    next(steps)
+    with operations:
+        assert len(list(steps)) == 9
+    # Apart from t for the network, and from what a CPU does for a GPU: the root of one number.
+    done = zip(operations.names, operations.shapes, strict=True)
+    assert {name for name, shape in done if shape not in ((2, *SHAPE), ())} == {"full"}
+    assert len(operations.names) <= 9 * 15
+
+
+@pytest.mark.parametrize(("name", "eta"), ALL)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_steps_carry_no_gradients_and_leave_the_callers_mode_as_it_is(name, eta, enabled, diffusion, awake_unet):
+    awake_unet.requires_grad_(True)
+    with torch.set_grad_enabled(enabled):
+        for step in sampler_steps(name, awake_unet, diffusion, ImageNoise(0, [0], (3, 8, 8)), 3, eta):
+            assert torch.is_grad_enabled() is enabled
+            assert not step.x_t.requires_grad and not step.x_0_pred.requires_grad
+        assert torch.is_grad_enabled() is enabled
+
+
 @pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize("entry", [sample, sampler_steps])
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones(entry, diffusion, bent_model):
