@@ -210,3 +210,23 @@ def diffusers_unet(setting: Setting) -> torch.nn.Module:
         down_block_types=tuple("AttnDownBlock2D" if one else "DownBlock2D" for one in has_attention),
         up_block_types=tuple("AttnUpBlock2D" if one else "UpBlock2D" for one in reversed(has_attention)),
     )
+
+
+def diffusers_pipeline(setting: Setting, num_steps: int, bfloat16: bool) -> Step:
+    """A batch by diffusers' DDIMPipeline, as its documentation runs it.
+
+    Raises:
+        ImportError: diffusers is not installed.
+    """
+    from diffusers import DDIMPipeline, DDIMScheduler
+
+    torch.manual_seed(0)
+    unet = diffusers_unet(setting).to(setting.device)
+    pipeline = DDIMPipeline(unet, DDIMScheduler(NUM_TIMESTEPS))
+    pipeline.set_progress_bar_config(disable=True)
+
+    def draw() -> None:
+        with torch.autocast(setting.device.type, torch.bfloat16, enabled=bfloat16):
+            pipeline(batch_size=setting.batch_size, num_inference_steps=num_steps, output_type="np")
+
+    return draw

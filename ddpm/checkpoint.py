@@ -297,14 +297,30 @@ def publish_model(
     Raises:
         ValueError: the network knows another number of classes.
     """
-    unet = state.model
+    networks = {"raw": state.model, "averaged": state.ema.module}
+    networks |= {f"averaged_{ema.decay}": ema.module for ema in state.extra_emas}
+    publish_weights(folder, networks, diffusion, image_size, classes, label_dropout)
+
+
+def publish_weights(
+    folder: Path,
+    networks: Mapping[str, nn.Module],
+    diffusion: DiffusionConfig,
+    image_size: int,
+    classes: Sequence[ImageClass] = (),
+    label_dropout: float = 0.0,
+) -> None:
+    """Write the weights of several networks of one configuration, by name, as `load_model` reads them.
+
+    Raises:
+        ValueError: the networks know another number of classes.
+    """
+    unet = next(iter(networks.values()))
     assert isinstance(unet, UNet)
     _require_as_many(classes, unet)
-    modules = {"raw": unet, "averaged": state.ema.module}
-    modules |= {f"averaged_{ema.decay}": ema.module for ema in state.extra_emas}
-    for name, module in modules.items():
+    for name, network in networks.items():
         with atomic_path(folder / f"{name}.safetensors") as temporary:
-            save_file(_contiguous(module.state_dict()), temporary)
+            save_file(_contiguous(network.state_dict()), temporary)
     config = {
         "format": _MODEL_FORMAT,
         "image_size": image_size,

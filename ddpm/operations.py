@@ -78,14 +78,19 @@ def halve_and_convolve(x: Features, conv: nn.Conv2d) -> HalvedFeatures:
 
 
 def double_and_convolve(x: Features, conv: nn.Conv2d) -> DoubledFeatures:
-    """Return a "same" 3×3 convolution of `x` with height and width doubled by nearest neighbours.
+    """Return a "same" 3×3 convolution of `x` with height and width doubled by nearest neighbours."""
+    return convolve_after_doubling(x, conv) if is_doubled_first(x) else convolve_before_doubling(x, conv)
 
-    Small batches go the plain way: they would not earn back the sums of weights.
-    """
+
+def is_doubled_first(x: Features) -> bool:
+    """Whether a batch is so small that it would not earn back the sums of weights of `convolve_before_doubling`."""
     batch, channels, height, width = x.shape
-    if batch * height * width < _LEAST_PIXELS_A_CHANNEL * channels:
-        return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), conv.weight, conv.bias, padding=1)
-    return convolve_before_doubling(x, conv)
+    return batch * height * width < _LEAST_PIXELS_A_CHANNEL * channels
+
+
+def convolve_after_doubling(x: Features, conv: nn.Conv2d) -> DoubledFeatures:
+    """Return what `double_and_convolve` does in the plain way."""
+    return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), conv.weight, conv.bias, padding=1)
 
 
 def convolve_before_doubling(x: Features, conv: nn.Conv2d) -> DoubledFeatures:

@@ -64,9 +64,7 @@ class TrainingStep:
         self._parameters = list(state.model.parameters())
         model = state.model
         model.gradient_checkpointing = config.gradient_checkpointing  # type: ignore[assignment]
-        is_bfloat16 = resolve_precision(config.precision, device) == "bfloat16"
-        # On a CPU a cast costs what it moves, not a launch; several processes exchange the gradients of the model.
-        self._half = HalfWeights(model) if is_bfloat16 and device.type == "cuda" and world_size() == 1 else None
+        self._half = HalfWeights(model) if may_halve(config, device) else None
         self._module = model if self._half is None else self._half.network
         self._network = _exchanging_gradients(compiled(self._module, config.compilation, device), device)
 
@@ -124,6 +122,14 @@ class TrainingStep:
             if config.min_snr_gamma is not None:
                 weighted = losses * diffusion.min_snr_weights(part.t, config.min_snr_gamma)
             return weighted.mean() / num_parts, losses
+
+
+def may_halve(config: TrainingConfig, device: torch.device) -> bool:
+    """Whether the weights are cast all at once: on one GPU, in bfloat16.
+
+    On a CPU a cast costs what it moves, not a launch, and several processes exchange the gradients of the model itself.
+    """
+    return device.type == "cuda" and resolve_precision(config.precision, device) == "bfloat16" and world_size() == 1
 
 
 class HalfWeights:

@@ -1,0 +1,142 @@
+"""Everything that has to be found out on a GPU, in one call that ends in time.
+
+`python -m bench.gpu pack` puts the prepared training and validation images into one file, `python -m bench.gpu` does
+the rest. That needs torch, numpy, pandas, Pillow and safetensors alone, runs the GPU tests where pytest is installed,
+and takes diffusers as a peer where that is. On a CPU it is a rehearsal at toy size.
+"""
+
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bench.gpu.inspect_machine import inspect_machine
+from bench.gpu.kernels import profile_kernels
+from bench.gpu.layers import time_layers
+from bench.gpu.phases import Phase, end_at_deadline, run_phases
+from bench.gpu.prediction import predict_step
+from bench.gpu.published import draw_all_calls, draw_few_calls, train_published
+from bench.gpu.record import record
+from bench.gpu.report import Deadline, Report
+from bench.gpu.session import TOY, Session, Size, load_images
+from bench.gpu.speed import time_larger_batches, time_parts, time_sampling, time_training
+from bench.gpu.table import write_table
+from bench.gpu.weights import PartsError, assemble, write_parts
+from ddpm.devices import prepare_best_device
+
+IMAGES = Path("build/gpu/images.npz")
+OUTPUT = Path("build/gpu/results")
+KEEP = Path(tempfile.gettempdir()) / "flowers-gpu"
+
+PHASES = (
+    Phase("machine", inspect_machine, 10, importance=1),
+    Phase("record", record, 90, importance=1),
+    Phase("training speed", time_training, 40, importance=2),
+    Phase("kernels", profile_kernels, 25, importance=3),
+    Phase("published run", train_published, 240, importance=1),
+    Phase("samples, few calls", draw_few_calls, 25, importance=1),
+    Phase("samples, all calls", draw_all_calls, 80, importance=2),
+    Phase("sampling speed", time_sampling, 30, importance=3),
+    Phase("larger batches", time_larger_batches, 90, importance=4),
+    Phase("layers", time_layers, 40, importance=5),
+    Phase("parts", time_parts, 60, importance=6),
+)
+
+
+def main() -> None:
+    arguments = _parse_arguments()
+    try:
+        arguments.function(arguments)
+    except PartsError as error:
+        sys.exit(f"bench.gpu: {error}")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    deadline = Deadline(arguments.seconds)
+    device = prepare_best_device() if arguments.device == "auto" else torch.device(arguments.device)
+    report = Report(arguments.output, deadline)
+    train_images, valid_images = load_images(arguments.images)
+    size = replace(Size(), image_size=train_images.shape[-1])
+    if device.type == "cpu":
+        size, stride = TOY, max(1, train_images.shape[-1] // TOY.image_size)
+        train_images, valid_images = (images[..., ::stride, ::stride] for images in (train_images, valid_images))
+    session = Session(device, size, train_images, valid_images, arguments.keep, deadline, report)
+    session.keep.mkdir(parents=True, exist_ok=True)
+    torch._dynamo.config.recompile_limit = 64  # one process compiles the network for many shapes and forms
+    end_at_deadline(session, lambda: write_table(report))
+    run_phases(session, PHASES)
+    write_table(report)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    size, rates = Size(), (1e12 * arguments.tflops, 1e9 * arguments.gb_per_second)
+    batches = (size.batch_size, *size.larger_batches)
+    print(f"{'milliseconds at batch':32}" + "".join(f"{batch:>10}" for batch in batches))
+    columns = [predict_step(size.unet, size.image_size, batch, *rates) for batch in batches]
+    for name in columns[0]:
+        print(f"{name:32}" + "".join(f"{column[name]:10.2f}" for column in columns))
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    from bench.gpu.pack import pack  # with the stages' modules, which the other commands do without
+
+    pack(arguments.file)
+
+
+def _write_parts(arguments: argparse.Namespace) -> None:
+    for path in write_parts(arguments.keep, arguments.numbers, arguments.output):
+        print(path)
+
+
+def _assemble(arguments: argparse.Namespace) -> None:
+    assemble(arguments.folders, arguments.target)
+    if arguments.track:
+        from bench.gpu.track import track  # with the stages' modules
+
+        track(arguments.target, arguments.folders)
+    print(f"bench.gpu: {arguments.target} holds the model")
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+
+    run = commands.add_parser("run", help="measure, test, train and draw; what happens where no command is named")
+    run.add_argument("--images", type=Path, default=IMAGES, help=f"the file that pack wrote (default {IMAGES})")
+    run.add_argument("--output", type=Path, default=OUTPUT, help=f"where all results go (default {OUTPUT})")
+    run.add_argument("--device", default="auto", help="such as cpu; by default the GPU where there is one")
+    run.add_argument("--seconds", type=float, default=560.0, help="after which no phase begins (default 560)")
+    run.set_defaults(function=_run)
+
+    pack = commands.add_parser("pack", help="put the prepared images into one file")
+    pack.add_argument("file", type=Path, nargs="?", default=IMAGES, help=f"(default {IMAGES})")
+    pack.set_defaults(function=_pack)
+
+    parts = commands.add_parser("parts", help="write parts of the weights that run has kept")
+    parts.add_argument("numbers", type=int, nargs="+", help="which ones: 0 1 2 3, and then 4 5 6 7")
+    parts.add_argument("--output", type=Path, default=OUTPUT, help=f"where they go (default {OUTPUT})")
+    parts.set_defaults(function=_write_parts)
+
+    whole = commands.add_parser("assemble", help="make a model folder of the parts")
+    whole.add_argument("folders", type=Path, nargs="+", help="that hold the parts, and the other results")
+    whole.add_argument("target", type=Path, help="the model folder, such as build/model; must not exist")
+    whole.add_argument("--track", action="store_true", help="open an MLflow run for it, so that it can be registered")
+    whole.set_defaults(function=_assemble)
+
+    predict = commands.add_parser("predict", help="print how long a step should take, by part")
+    predict.add_argument("--tflops", type=float, default=798.0, help="of a large bf16 product (default: an H100's)")
+    predict.add_argument("--gb-per-second", type=float, default=3000.0, help="of a large copy (default: an H100's)")
+    predict.set_defaults(function=_predict)
+
+    for command in (run, parts):
+        command.add_argument("--keep", type=Path, default=KEEP, help=f"where weights stay (default {KEEP})")
+    words = sys.argv[1:]
+    is_named = bool(words) and (words[0] in commands.choices or words[0] in ("-h", "--help"))
+    return parser.parse_args(words if is_named else ["run", *words])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The published setting trained whole, and images drawn with what it has learnt."""
+
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bench.gpu.session import Session
+from bench.gpu.timing import Stopwatch
+from ddpm import ImageNoise, UNet, sample
+from ddpm.devices import compiled, drawing
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.files import atomic_path
+from ddpm.images import grid, to_model_range, to_pixels
+from ddpm.samplers import SamplerName
+from ddpm.training import StepEvent, train
+from ddpm.training_state import TrainingState
+from ddpm.training_step import NUM_QUARTILES
+
+AVERAGED = "averaged.safetensors"
+_SECONDS_FOR_SAMPLES = 40.0
+"""What the training leaves for drawing, at least."""
+_ENLARGED = 2
+
+
+def train_published(session: Session) -> None:
+    """Train to the last step, or as far as time allows; write losses.csv, and keep the averaged weights."""
+    config = session.config(session.mode)
+    state = session.start(config)
+    reserved = _SECONDS_FOR_SAMPLES if session.device.type == "cuda" else 0.0
+    if session.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(session.device)
+    losses = LossTable(session)
+    watch, started, timed_from = Stopwatch(session.device), time.monotonic(), 0
+    for event in train(state, session.images(session.size.batch_size), session.diffusion, config):
+        losses.add(event)
+        if event.step == 5:  # compiled and recorded by now
+            timed_from = event.step
+            watch.start()
+        if event.step % session.size.log_every == 0:
+            state.check_finite(config)
+            losses.write()
+            if session.deadline.left() < reserved:
+                session.report.say(f"stopped at step {event.step}: the time is needed for drawing")
+                break
+    watch.stop()
+    seconds = watch.seconds()
+    state.check_finite(config)
+    losses.write()
+    save_averaged(session, state)
+    num_images = (state.step - timed_from) * session.size.batch_size
+    result = {
+        "steps": state.step,
+        "of": config.num_steps,
+        "compilation": session.mode,
+        "seconds_by_device_events": round(seconds, 3),
+        "seconds_in_all": round(time.monotonic() - started, 2),
+        "images_per_second": round(num_images / seconds, 1),
+        "seconds_an_epoch_of_31_steps": round(31 * session.size.batch_size * seconds / num_images, 4),
+        "last_loss": losses.last,
+        "loss_on_valid": validation_loss(session, state),
+    }
+    if session.device.type == "cuda":
+        result["peak_gib"] = round(torch.cuda.max_memory_allocated(session.device) / 2**30, 2)
+    session.report.add("published", result)
+    session.report.say("\n".join(f"{name}: {value}" for name, value in result.items()))
+
+
+class LossTable:
+    """Mean losses since the last row, summed on the device, in losses.csv."""
+
+    def __init__(self, session: Session) -> None:
+        self._path = session.report.folder / "losses.csv"
+        self._sums = torch.zeros(2 + 2 * NUM_QUARTILES, device=session.device)
+        self._rows: list[list[float]] = []
+        self._num_steps = 0
+        self._event: StepEvent | None = None
+        self.last = float("nan")
+        """the mean loss of the last row"""
+
+    def add(self, event: StepEvent) -> None:
+        """Take a step in, without waiting for it."""
+        parts = (event.loss[None], event.gradient_norm[None], event.quartile_loss_sums, event.quartile_counts)
+        self._sums += torch.cat(parts)
+        self._num_steps += 1
+        self._event = event
+
+    def write(self) -> None:
+        """Add a row; nothing where no step came since the last."""
+        if self._event is None or not self._num_steps:
+            return
+        loss, norm, *quartiles = self._sums.tolist()
+        sums, counts = quartiles[:NUM_QUARTILES], quartiles[NUM_QUARTILES:]
+        means = [one / count if count else float("nan") for one, count in zip(sums, counts, strict=True)]
+        self.last = loss / self._num_steps
+        self._rows.append([self._event.step, self._event.num_images_seen, self.last, norm / self._num_steps, *means])
+        self._sums.zero_()
+        self._num_steps = 0
+        names = [f"loss_t_quartile_{number}" for number in range(1, NUM_QUARTILES + 1)]
+        table = pd.DataFrame(self._rows, columns=["step", "num_images_seen", "loss", "gradient_norm", *names])
+        with atomic_path(self._path) as temporary:
+            table.astype({"step": int, "num_images_seen": int}).to_csv(temporary, index=False, lineterminator="\n")
+
+
+def save_averaged(session: Session, state: TrainingState) -> None:
+    """Keep the averaged weights for drawing, and for later calls to bring back."""
+    session.keep.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.ema.module.state_dict().items()}
+    setting = {
+        "image_size": session.size.image_size,
+        "unet": dataclasses.asdict(session.size.unet),
+        "num_timesteps": session.size.num_timesteps,
+        "step": state.step,
+    }
+    with atomic_path(session.keep / AVERAGED) as temporary:
+        save_file(tensors, temporary, {"setting": json.dumps(setting)})
+
+
+def validation_loss(session: Session, state: TrainingState) -> float:
+    """Return the mean loss of the averaged weights on the validation images, of one t and eps each, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    network, losses = state.ema.module, []
+    with drawing(network, "auto", session.device):
+        for pixels in torch.split(session.valid_images, session.size.sample_batch):
+            x_0 = to_model_range(pixels).to(session.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            t = torch.randint(session.size.num_timesteps, (len(x_0),), generator=generator).to(session.device)
+            eps = torch.randn(x_0.shape, generator=generator).to(session.device)
+            losses.append(session.diffusion.losses(network, x_0, t, eps).cpu())
+    return round(float(torch.cat(losses).mean()), 5)
+
+
+def draw_few_calls(session: Session) -> None:
+    """Draw the samples by DPM-Solver++ with few calls."""
+    draw_samples(session, "dpm_solver++", session.size.few_calls, "samples_dpm_solver.npz")
+
+
+def draw_all_calls(session: Session) -> None:
+    """Draw the samples by DDPM with as many calls as there are time steps."""
+    draw_samples(session, "ddpm", session.size.num_timesteps, "samples_ddpm.npz")
+
+
+def draw_samples(session: Session, sampler: SamplerName, num_calls: int, file_name: str) -> None:
+    """Draw in parts, each of which is on disk before the next begins; the last sets are the ones of grids.png."""
+    size = session.size
+    unet = UNet(size.unet).to(device=session.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    unet.load_state_dict(load_file(session.keep / AVERAGED))
+    network = compiled(unet, session.mode, session.device)
+    parts: list[Tensor] = []
+    seconds: list[float] = []
+    for start in range(0, size.num_samples, size.sample_batch):
+        if parts and session.deadline.left() < 1.2 * seconds[-1]:
+            session.report.say(f"{file_name}: no time is left for more than {start} images")
+            break
+        began = time.monotonic()
+        with drawing(unet, "auto", session.device):
+            parts.append(draw_batch(session, network, session.diffusion, sampler, num_calls, start))
+        seconds.append(time.monotonic() - began)
+        images = torch.cat(parts)[: size.num_samples]
+        with atomic_path(session.report.folder / file_name) as temporary:
+            np.savez_compressed(temporary, images=images.permute(0, 2, 3, 1).numpy())
+    steady = seconds[1:] or seconds  # the first one compiles
+    result = {
+        "sampler": sampler,
+        "calls": num_calls,
+        "images": len(images),
+        "seconds_a_batch": [round(each, 3) for each in seconds],
+        "images_per_second": round(size.sample_batch * len(steady) / sum(steady), 2),
+    }
+    session.report.add(file_name, result)
+    session.report.say(f"{file_name}: {result}")
+    write_grids(session)
+
+
+def draw_batch(
+    session: Session,
+    network: torch.nn.Module,
+    diffusion: GaussianDiffusion,
+    sampler: SamplerName,
+    num_calls: int,
+    start: int,
+) -> Tensor:
+    """Return images `start` … of a set, as bytes on the CPU."""
+    shape = (session.size.unet.image_channels, session.size.image_size, session.size.image_size)
+    numbers = range(start, start + session.size.sample_batch)
+    noise = ImageNoise(0, numbers, shape, session.device)
+    return to_pixels(sample(sampler, network, diffusion, noise, num_calls)).cpu()
+
+
+def write_grids(session: Session) -> None:
+    """Write the first images of each set into grids.png, side by side, none chosen."""
+    grids = []
+    for path in sorted(session.report.folder.glob("samples_*.npz")):
+        with np.load(path) as arrays:
+            images = torch.from_numpy(arrays["images"][: session.size.num_grid_images]).permute(0, 3, 1, 2)
+        grids.append(np.asarray(grid(images)))
+    height = max(each.shape[0] for each in grids)
+    padded = [np.pad(each, ((0, height - each.shape[0]), (0, 8), (0, 0)), constant_values=255) for each in grids]
+    picture = np.concatenate(padded, axis=1).repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1)
+    with atomic_path(session.report.folder / "grids.png") as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")

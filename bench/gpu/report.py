@@ -1,0 +1,52 @@
+"""Results that are on disk as soon as they are known."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ddpm.files import atomic_path
+
+
+class Deadline:
+    """The end of the time that the command has.
+
+    Args:
+        seconds: from now on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._started = time.monotonic()
+        self._seconds = seconds
+
+    def spent(self) -> float:
+        """Return the seconds since the start."""
+        return time.monotonic() - self._started
+
+    def left(self) -> float:
+        """Return the seconds until the end, negative after it."""
+        return self._seconds - self.spent()
+
+
+class Report:
+    """report.json and log.txt in one folder."""
+
+    def __init__(self, folder: Path, deadline: Deadline) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.values: dict[str, Any] = {}
+        self._deadline = deadline
+        self._log = (folder / "log.txt").open("w")
+
+    def add(self, name: str, value: Any) -> None:
+        """Put a result into report.json, in the place of an earlier one of that name."""
+        self.values[name] = value
+        with atomic_path(self.folder / "report.json") as temporary:
+            temporary.write_text(json.dumps(self.values, indent=1) + "\n")
+
+    def say(self, text: str) -> None:
+        """Print a text, and put it into log.txt, with the seconds since the start."""
+        for line in text.splitlines():
+            stamped = f"{self._deadline.spent():7.1f} s  {line}"
+            print(stamped, flush=True)
+            print(stamped, file=self._log, flush=True)

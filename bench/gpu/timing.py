@@ -1,0 +1,56 @@
+"""Time by device events, of variants that take turns in one process."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+Step = Callable[[], object]
+
+
+class Stopwatch:
+    """Measures the device's own time between `start` and `stop`; on a CPU that of the clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._is_cuda = device.type == "cuda"
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if self._is_cuda else []
+        self._seconds = [0.0, 0.0]
+
+    def start(self) -> None:
+        """Begin; nothing waits."""
+        self._mark(0)
+
+    def stop(self) -> None:
+        """End; nothing waits."""
+        self._mark(1)
+
+    def seconds(self) -> float:
+        """Wait for the device, and return the time between the two."""
+        if self._is_cuda:
+            torch.cuda.synchronize(self._device)
+            return self._events[0].elapsed_time(self._events[1]) / 1000.0
+        return self._seconds[1] - self._seconds[0]
+
+    def _mark(self, index: int) -> None:
+        if self._is_cuda:
+            self._events[index].record()  # type: ignore[no-untyped-call]
+        else:
+            self._seconds[index] = time.perf_counter()
+
+
+def time_in_turn(
+    steps: Mapping[str, Step], num_repeats: int, num_rounds: int, device: torch.device
+) -> dict[str, float]:
+    """Return the median seconds of each step, warm already; in turn, so that a drift touches all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(num_rounds):
+        for name, step in steps.items():
+            watch = Stopwatch(device)
+            watch.start()
+            for _ in range(num_repeats):
+                step()
+            watch.stop()
+            seconds[name].append(watch.seconds() / num_repeats)
+    return {name: statistics.median(values) for name, values in seconds.items()}

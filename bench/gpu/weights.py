@@ -1,0 +1,89 @@
+"""The averaged weights on their way home: in half precision, in parts that a slow road takes."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load, save
+
+from bench.gpu.published import AVERAGED
+from ddpm.checkpoint import DiffusionConfig, publish_weights
+from ddpm.files import atomic_path
+from ddpm.unet import UNet, UNetConfig
+
+PART_BYTES = 15_900_000
+"""Under 16 MiB, and four of them under 64."""
+
+_INDEX = "weights.json"
+
+
+class PartsError(Exception):
+    """Parts that do not make a whole; the message says which are missing or damaged."""
+
+
+def write_parts(keep: Path, numbers: Sequence[int], folder: Path) -> list[Path]:
+    """Write some of the parts of the weights that a call has kept, and an index of all.
+
+    Raises:
+        PartsError: nothing is kept there.
+    """
+    try:
+        with safe_open(keep / AVERAGED, framework="pt") as file:
+            setting = json.loads(file.metadata()["setting"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except OSError as error:
+        raise PartsError(f"{keep} holds no {AVERAGED}, which a training leaves there: {error}") from None
+    data = save({name: tensor.to(torch.float16) for name, tensor in tensors.items()})
+    parts = [data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number in numbers:
+        if number < len(parts):
+            with atomic_path(folder / _part_name(number)) as temporary:
+                temporary.write_bytes(parts[number])
+            written.append(folder / _part_name(number))
+    index = {"parts": len(parts), "sha256": hashlib.sha256(data).hexdigest()} | setting
+    with atomic_path(folder / _INDEX) as temporary:
+        temporary.write_text(json.dumps(index, indent=1) + "\n")
+    return written
+
+
+def assemble(folders: Sequence[Path], target: Path) -> None:
+    """Make a model folder of the parts in `folders`, as `ddpm.load` and the stages take it.
+
+    Args:
+        folders: hold all parts together, and the index.
+        target: made by this, whole or not at all.
+
+    Raises:
+        PartsError: parts are missing or damaged, or the target exists.
+    """
+    if target.exists():
+        raise PartsError(f"{target} exists: name a folder that does not")
+    files = {path.name: path for folder in folders for path in folder.iterdir()}
+    if _INDEX not in files:
+        raise PartsError(f"no {_INDEX} in {', '.join(map(str, folders))}: name the folders that hold the parts")
+    index = json.loads(files[_INDEX].read_text())
+    names = [_part_name(number) for number in range(index["parts"])]
+    if missing := [name for name in names if name not in files]:
+        raise PartsError(f"{', '.join(missing)} of {len(names)} parts are missing: bring them, too")
+    data = b"".join(files[name].read_bytes() for name in names)
+    if hashlib.sha256(data).hexdigest() != index["sha256"]:
+        raise PartsError("the parts have not the digest that was written with them: bring them again")
+    unet = UNet(UNetConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in index["unet"].items()}))
+    unet.load_state_dict({name: tensor.float() for name, tensor in load(data).items()})
+    building = target.with_name(f".{target.name}.building")
+    shutil.rmtree(building, ignore_errors=True)  # of a call that was ended
+    diffusion = DiffusionConfig(num_timesteps=index["num_timesteps"])
+    publish_weights(building, {"averaged": unet}, diffusion, index["image_size"])
+    for name, content in (("trained_on.json", {"train_splits": ["train"]}), ("run.json", {"mlflow_run_id": ""})):
+        (building / name).write_text(json.dumps(content) + "\n")
+    building.rename(target)
+
+
+def _part_name(number: int) -> str:
+    return f"weights.{number:02}.part"
