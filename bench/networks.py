@@ -110,11 +110,17 @@ def by_hand(setting: Setting, choices: Choices) -> Step:
     layout = torch.channels_last if choices.channels_last else torch.contiguous_format
     for module in (unet, average):
         module.to(memory_format=layout)
-    network = torch.compile(unet, mode=choices.compilation) if choices.compilation else unet
     optimizer = torch.optim.Adam(unet.parameters(), lr=2e-4, fused=choices.fused_adam)
     diffusion = GaussianDiffusion(linear_betas(NUM_TIMESTEPS)).to(device)
     images = TrainingImages(setting.pixels(), setting.batch_size, seed=0, device=device)
     backends = [torch.nn.attention.SDPBackend.MATH] if not choices.fused_attention else _ALL_BACKENDS
+
+    def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        with torch.nn.attention.sdpa_kernel(backends):  # where torch.compile sees it: it would share graphs otherwise
+            eps_pred: Tensor = unet(x_t, t)
+            return eps_pred
+
+    network = torch.compile(predict, mode=choices.compilation) if choices.compilation else predict
     step = 0
 
     def run() -> None:
@@ -123,10 +129,7 @@ def by_hand(setting: Setting, choices: Choices) -> Step:
         step += 1
         t = torch.randint(NUM_TIMESTEPS, (setting.batch_size,), device=device)
         eps = torch.randn(x_0.shape, device=device)
-        with (
-            torch.autocast(device.type, torch.bfloat16, enabled=choices.bfloat16),
-            torch.nn.attention.sdpa_kernel(backends),
-        ):
+        with torch.autocast(device.type, torch.bfloat16, enabled=choices.bfloat16):
             loss = diffusion.losses(network, x_0, t, eps).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
