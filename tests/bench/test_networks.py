@@ -1,4 +1,4 @@
-"""The networks that are measured do what their names say."""
+"""The networks that are measured do what their names say, and nothing that a machine cannot do well."""
 
 from functools import partial
 
@@ -7,10 +7,40 @@ import torch
 import torch.nn.functional as F
 
 from bench import networks
-from bench.networks import Choices, Setting, by_hand
+from bench.defaults import ALL, choices_by_name
+from bench.machine import LeftOutError
+from bench.networks import Choices, Setting, by_hand, diffusers_loop
+from bench.sample import builders_by_name, diffusers_pipeline
+from ddpm import devices
 
 CPU = torch.device("cpu")
 TOY = Setting(batch_size=2, image_size=8, widths=(8, 16), device=CPU)
+
+
+@pytest.fixture
+def without_bfloat16(monkeypatch):
+    monkeypatch.setattr(devices, "_has_fast_bfloat16", lambda _: False)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        partial(by_hand, TOY, Choices(bfloat16=True)),
+        partial(diffusers_loop, TOY, bfloat16=True),
+        partial(diffusers_pipeline, TOY, num_steps=1, bfloat16=True),
+    ],
+    ids=["by hand", "diffusers' training", "diffusers' sampling"],
+)
+def test_bfloat16_is_not_emulated(build, without_bfloat16):
+    with pytest.raises(LeftOutError, match="this CPU has no bf16 instructions"):
+        build()
+
+
+def test_where_there_is_no_bfloat16_float32_is_the_default_and_no_row_of_its_own(without_bfloat16):
+    choices = choices_by_name(CPU, is_compiled_on_cpu=False)
+    assert not any(each.bfloat16 for each in choices.values())
+    assert choices[ALL] == Choices(bfloat16=False) and "in float32" not in choices
+    assert "ddim, float32" not in builders_by_name(TOY, num_steps=1)
 
 
 class OnlyAttention(torch.nn.Module):
