@@ -1,4 +1,4 @@
-"""What each default of the training loop is worth: `python -m bench.defaults`.
+"""Measure what each default of the training loop is worth: `python -m bench.defaults`.
 
 A loop written out by hand makes every choice as the project does, and then all but one of them; in one run, in turn.
 """
@@ -7,48 +7,65 @@ import argparse
 from dataclasses import replace
 from functools import partial
 
+import torch
+
 from bench.machine import described
-from bench.networks import Choices, Setting, by_hand, repeated
-from bench.turns import timed_in_turn
-from ddpm.devices import best_device
+from bench.networks import Choices, add_setting_arguments, by_hand, repeated, setting_of
+from bench.turns import add_turn_arguments, time_in_turn
+from ddpm.devices import best_device, resolve_precision
 
 ALL = "all of them"
+
+NUM_STEPS = {"cpu": 1, "cuda": 20}
+"""Steps of a turn.
+
+Two slow cores without bf16 instructions take 3.3 s a step: seven variants take 60 s to build and warm up, and 5 rounds
+of them 115.
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.defaults", description=__doc__)
-    parser.add_argument("--batch-size", type=int, default=32, help="images of a step (default 32)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median counts (default 5)")
+    add_setting_arguments(parser)
+    add_turn_arguments(parser, num_rounds=5)
     parser.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes on a CPU")
     arguments = parser.parse_args()
     device = best_device()
-    setting = Setting(arguments.batch_size, 64, (64, 128, 256, 512), device)
-    compiled = "default" if device.type == "cuda" else ""
-    chosen = Choices(compilation=compiled)
-    others = {
-        ALL: chosen,
-        "without channels_last": replace(chosen, channels_last=False),
-        "in float32": replace(chosen, bfloat16=False),
+    setting = setting_of(arguments, device)
+    print(f"{described(device)}; batch {setting.batch_size} of {setting.image_size}x{setting.image_size}", flush=True)
+    num_steps = NUM_STEPS[device.type]
+    builders = {
+        name: partial(repeated, partial(by_hand, setting, choices), num_steps)
+        for name, choices in choices_by_name(device, arguments.compile).items()
+    }
+    timings = time_in_turn(builders, device, arguments.rounds, arguments.minutes)
+    print(f"{'':30} {'images/s':>10} {'time against all':>17}")
+    for name in timings.seconds:
+        rate = num_steps * setting.batch_size / timings.median(name)
+        print(f"{name:30} {rate:10.2f} {timings.ratio(name, ALL):15.2f} x")
+
+
+def choices_by_name(device: torch.device, is_compiled_on_cpu: bool) -> dict[str, Choices]:
+    """Return what the project chooses on this device, and the same with one choice changed each time."""
+    has_bfloat16 = resolve_precision("auto", device) == "bfloat16"
+    chosen = Choices(bfloat16=has_bfloat16, compilation="default" if device.type == "cuda" else "")
+    variants = {ALL: chosen, "without channels_last": replace(chosen, channels_last=False)}
+    if has_bfloat16:
+        variants["in float32"] = replace(chosen, bfloat16=False)
+    variants |= {
         "without the fused Adam": replace(chosen, fused_adam=False),
         "without the foreach average": replace(chosen, foreach_ema=False),
         "without fused attention": replace(chosen, fused_attention=False),
         "with gradient checkpointing": replace(chosen, gradient_checkpointing=True),
     }
-    if compiled:
-        others["without torch.compile"] = replace(chosen, compilation="")
-        others["with CUDA graphs"] = replace(chosen, compilation="reduce-overhead")
+    if device.type == "cuda":
+        variants["without torch.compile"] = replace(chosen, compilation="")
+        variants["with CUDA graphs"] = replace(chosen, compilation="reduce-overhead")
     else:
-        others["without keeping freed memory"] = replace(chosen, kept_memory=False)
-        if arguments.compile:
-            others["with torch.compile"] = replace(chosen, compilation="default")
-    print(f"{described(device)}; batch {setting.batch_size} of 64x64", flush=True)
-    num_steps = 1 if device.type == "cpu" else 20
-    steps = {name: partial(repeated, partial(by_hand, setting, choices), num_steps) for name, choices in others.items()}
-    timings = timed_in_turn(steps, arguments.rounds, device)
-    print(f"{'':30} {'images/s':>10} {'time against all':>17}")
-    for name in timings.seconds:
-        rate = num_steps * setting.batch_size / timings.median(name)
-        print(f"{name:30} {rate:10.2f} {timings.ratio(name, ALL):15.2f} x")
+        variants["without keeping freed memory"] = replace(chosen, kept_memory=False)
+        if is_compiled_on_cpu:
+            variants["with torch.compile"] = replace(chosen, compilation="default")
+    return variants
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How fast features are extracted: `python -m bench.features`.
+"""Measure how fast features are extracted: `python -m bench.features`.
 
 Images a second of each extractor by the number of images taken together, on all cores of a CPU; in one run, in turn;
 figures are medians over the rounds. Inception is timed with random weights, which take as long, unless a file of its
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.machine import described
-from bench.turns import timed_in_turn
+from bench.turns import add_turn_arguments, time_in_turn
 from ddpm.devices import best_device
 from ddpm.features import FeatureExtractor, build_extractor, extract_features
 
@@ -35,12 +35,12 @@ def main() -> None:
         for name, build in builders.items()
         for size in arguments.batch_sizes
     }
-    timings = timed_in_turn(
-        {f"{name} {size}": build for (name, size), build in variants.items()}, arguments.rounds, device
-    )
+    extractions = {f"{name} {size}": build for (name, size), build in variants.items()}
+    timings = time_in_turn(extractions, device, arguments.rounds, arguments.minutes)
     print(f"{'extractor':24} {'batch':>6} {'images/s':>10}")
     for name, size in variants:
-        print(f"{name:24} {size:6} {len(pixels) / timings.median(f'{name} {size}'):10.1f}")
+        if f"{name} {size}" not in timings.left_out:
+            print(f"{name:24} {size:6} {len(pixels) / timings.median(f'{name} {size}'):10.1f}")
 
 
 def _extraction(
@@ -68,7 +68,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32, 64, 128], help="default 1 8 32 64 128")
     parser.add_argument("--num-images", type=int, default=128, help="images of a round (default 128)")
     parser.add_argument("--image-size", type=int, default=64, help="height and width (default 64)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median counts (default 3)")
+    add_turn_arguments(parser, num_rounds=3)
     parser.add_argument("--inception-weights", type=Path, help="file of torch-fidelity's weights")
     return parser.parse_args()
 

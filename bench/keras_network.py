@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from bench.machine import LeftOutError
 from bench.networks import NUM_IMAGES, NUM_TIMESTEPS, Setting, Step
 from ddpm import linear_betas
 
@@ -12,9 +13,17 @@ def keras_loop(setting: Setting, xla: bool) -> Step:
 
     Raises:
         ImportError: TensorFlow is not installed.
+        LeftOutError: it is not built for the GPU.
     """
     import keras
     import tensorflow as tf
+
+    if setting.device.type == "cuda":
+        cards = tf.config.list_physical_devices("GPU")
+        if not cards:
+            raise LeftOutError("TensorFlow finds no GPU")
+        for card in cards:
+            tf.config.experimental.set_memory_growth(card, True)  # else it takes the whole memory, the others' too
 
     network = KerasUNet(setting, keras).model
     average = KerasUNet(setting, keras).model

@@ -10,11 +10,26 @@ import torch
 from ddpm.devices import resolve_precision
 
 SIDE = {"cpu": 4096, "cuda": 8192}
-"""Of the square matrices whose product is the ceiling."""
+"""Height and width of the matrices whose product is the ceiling."""
+
+
+class LeftOutError(Exception):
+    """A variant is not to be measured here; the message says why."""
+
+
+def require_bfloat16(device: torch.device) -> None:
+    """Make sure that the device has bf16 instructions.
+
+    Raises:
+        LeftOutError: it has none, and would emulate them.
+    """
+    if resolve_precision("auto", device) != "bfloat16":
+        kind = "GPU" if device.type == "cuda" else "CPU"
+        raise LeftOutError(f"this {kind} has no bf16 instructions; emulated ones would take minutes a step")
 
 
 def described(device: torch.device) -> str:
-    """The hardware and torch's version, for the head of a table."""
+    """Return the hardware and torch's version, for the head of a table."""
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:
@@ -31,7 +46,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def matrix_ceiling(device: torch.device) -> float:
-    """Operations a second of a large matrix product in the precision that "auto" means here; the best of several."""
+    """Return the operations a second of a large matrix product in the precision of "auto"; the best of several."""
     dtype = torch.bfloat16 if resolve_precision("auto", device) == "bfloat16" else torch.float32
     side = SIDE[device.type]
     one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -45,8 +60,19 @@ def matrix_ceiling(device: torch.device) -> float:
     return 2.0 * side**3 / min(seconds)
 
 
+def allocated_gib(device: torch.device) -> float:
+    """Return the memory of the GPU that tensors take now; 0 on a CPU."""
+    return torch.cuda.memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_gib` of a GPU tell of what comes; the peak of a process is there for good."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory that was in use: of the GPU, or of this process."""
+    """Return the most memory that was in use: of the GPU by tensors, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

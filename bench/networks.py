@@ -1,5 +1,6 @@
 """The published network and its peers, each as a function that does one training step on random images."""
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,18 +9,26 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.machine import require_bfloat16
 from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, UNetConfig, linear_betas, train
 from ddpm.devices import Compilation, best_device
 
 NUM_IMAGES = 1020
 NUM_TIMESTEPS = 1000
 
+BATCH_SIZE = {"cpu": 8, "cuda": 32}
+"""Images of a step, unless told otherwise; 32 is the published number.
+
+Two cores without bf16 instructions do 2.5 images a second in float32, so that a step of 8 takes them 3.3 seconds, and
+between their turns the processes of all variants of `bench.train` fit 24 GB.
+"""
+
 Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all variants of a measurement share."""
+    """The size of the work that all variants of a measurement share."""
 
     batch_size: int
     image_size: int
@@ -28,7 +37,7 @@ class Setting:
 
     @property
     def unet(self) -> UNetConfig:
-        """As published: attention at the last two levels."""
+        """The network of these widths; as published, it has attention at the last two levels."""
         return UNetConfig(
             widths=self.widths, attention=tuple(i >= len(self.widths) - 2 for i in range(len(self.widths)))
         )
@@ -39,8 +48,26 @@ class Setting:
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
+def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --batch-size, --image-size and --widths, of which `setting_of` makes a Setting."""
+    parser.add_argument(
+        "--batch-size", type=int, help="images worked on together (default 8 on a CPU, 32 on a GPU; published: 32)"
+    )
+    parser.add_argument("--image-size", type=int, default=64, help="height and width (default 64, as published)")
+    parser.add_argument(
+        "--widths", type=int, nargs="+", default=[64, 128, 256, 512],
+        help="channels of each level (default 64 128 256 512, as published)",
+    )  # fmt: skip
+
+
+def setting_of(arguments: argparse.Namespace, device: torch.device) -> Setting:
+    """Return the setting that the arguments of `add_setting_arguments` describe."""
+    batch_size = arguments.batch_size or BATCH_SIZE[device.type]
+    return Setting(batch_size, arguments.image_size, tuple(arguments.widths), device)
+
+
 def flops_per_image(setting: Setting) -> float:
-    """Operations of a forward and a backward pass, as torch counts them."""
+    """Return the operations of a forward and a backward pass, as torch counts them."""
     unet = UNet(setting.unet)
     x_t = torch.zeros(1, 3, setting.image_size, setting.image_size)
     with FlopCounterMode(display=False) as counter:
@@ -49,7 +76,7 @@ def flops_per_image(setting: Setting) -> float:
 
 
 def repeated(build: Callable[[], Step], num_steps: int) -> Step:
-    """Builds a step, and does so many at once, and then all the device's work."""
+    """Build a step, and return a function that does so many at once."""
     step = build()
 
     def run() -> None:
@@ -74,7 +101,7 @@ def ours(setting: Setting, compilation: Compilation = "auto") -> Step:
 
 @dataclass(frozen=True)
 class Choices:
-    """Of a loop written out by hand, each of which `ours` makes in some way."""
+    """The choices of a loop written out by hand, each of which `ours` makes in some way."""
 
     channels_last: bool = True
     bfloat16: bool = True
@@ -99,7 +126,13 @@ PLAIN = Choices(
 
 
 def by_hand(setting: Setting, choices: Choices) -> Step:
-    """The same network in a plain loop."""
+    """The same network in a plain loop.
+
+    Raises:
+        LeftOutError: bf16 is chosen, and the device has no instructions for it.
+    """
+    if choices.bfloat16:
+        require_bfloat16(setting.device)
     if choices.kept_memory:
         best_device()  # sets the process up
     torch.manual_seed(0)
@@ -110,11 +143,17 @@ def by_hand(setting: Setting, choices: Choices) -> Step:
     layout = torch.channels_last if choices.channels_last else torch.contiguous_format
     for module in (unet, average):
         module.to(memory_format=layout)
-    network = torch.compile(unet, mode=choices.compilation) if choices.compilation else unet
     optimizer = torch.optim.Adam(unet.parameters(), lr=2e-4, fused=choices.fused_adam)
     diffusion = GaussianDiffusion(linear_betas(NUM_TIMESTEPS)).to(device)
     images = TrainingImages(setting.pixels(), setting.batch_size, seed=0, device=device)
     backends = [torch.nn.attention.SDPBackend.MATH] if not choices.fused_attention else _ALL_BACKENDS
+
+    def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        with torch.nn.attention.sdpa_kernel(backends):  # where torch.compile sees it: it would share graphs otherwise
+            eps_pred: Tensor = unet(x_t, t)
+            return eps_pred
+
+    network = torch.compile(predict, mode=choices.compilation) if choices.compilation else predict
     step = 0
 
     def run() -> None:
@@ -123,10 +162,7 @@ def by_hand(setting: Setting, choices: Choices) -> Step:
         step += 1
         t = torch.randint(NUM_TIMESTEPS, (setting.batch_size,), device=device)
         eps = torch.randn(x_0.shape, device=device)
-        with (
-            torch.autocast(device.type, torch.bfloat16, enabled=choices.bfloat16),
-            torch.nn.attention.sdpa_kernel(backends),
-        ):
+        with torch.autocast(device.type, torch.bfloat16, enabled=choices.bfloat16):
             loss = diffusion.losses(network, x_0, t, eps).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -158,7 +194,10 @@ def diffusers_loop(setting: Setting, bfloat16: bool) -> Step:
 
     Raises:
         ImportError: diffusers is not installed.
+        LeftOutError: bf16 is asked for, and the device has no instructions for it.
     """
+    if bfloat16:
+        require_bfloat16(setting.device)
     from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
