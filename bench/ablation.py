@@ -18,10 +18,11 @@ from bench.machine import described
 from bench.quality import drawn, features_of
 from ddpm.checkpoint import DiffusionConfig, PublishedModel
 from ddpm.data import TrainingImages
-from ddpm.devices import best_device
+from ddpm.devices import prepare_best_device
 from ddpm.features import build_extractor
 from ddpm.metrics import frechet_distance, kernel_distance
-from ddpm.training import TrainingConfig, TrainingState, train
+from ddpm.training import train
+from ddpm.training_state import TrainingConfig, TrainingState
 from ddpm.unet import UNet, UNetConfig
 from stages.prepared import all_images, images_of, positions_of
 
@@ -59,7 +60,7 @@ def variants_of(published: Variant) -> dict[str, Variant]:
 
 def main() -> None:
     arguments = _parse_arguments()
-    device = best_device()
+    device = prepare_best_device()
     # Of so few steps an average that is not warmed up would hold the initial weights above all.
     training = TrainingConfig(num_steps=arguments.steps, seed=arguments.seed, ema_warmup=True)
     variants = variants_of(Variant(training))

@@ -12,7 +12,7 @@ import torch
 from bench.machine import described
 from bench.networks import Choices, add_setting_arguments, by_hand, repeated, setting_of
 from bench.turns import add_turn_arguments, time_in_turn
-from ddpm.devices import best_device, resolve_precision
+from ddpm.devices import prepare_best_device, resolve_precision
 
 ALL = "all of them"
 
@@ -30,7 +30,7 @@ def main() -> None:
     add_turn_arguments(parser, num_rounds=5)
     parser.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes on a CPU")
     arguments = parser.parse_args()
-    device = best_device()
+    device = prepare_best_device()
     setting = setting_of(arguments, device)
     print(f"{described(device)}; batch {setting.batch_size} of {setting.image_size}x{setting.image_size}", flush=True)
     num_steps = NUM_STEPS[device.type]

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from bench.machine import described
 from bench.turns import add_turn_arguments, time_in_turn
-from ddpm.devices import best_device
+from ddpm.devices import prepare_best_device
 from ddpm.features import FeatureExtractor, build_extractor, extract_features
 
 
 def main() -> None:
     arguments = _parse_arguments()
-    device = best_device()
+    device = prepare_best_device()
     pixels = torch.randint(0, 256, (arguments.num_images, 3, arguments.image_size, arguments.image_size)).byte()
     print(f"{described(device)}; {len(pixels)} images of {arguments.image_size}x{arguments.image_size}", flush=True)
     inception = "inception" if arguments.inception_weights else "inception, random"
@@ -46,7 +46,7 @@ def main() -> None:
 def _extraction(
     build: Callable[[], FeatureExtractor], pixels: Tensor, batch_size: int, device: torch.device
 ) -> Callable[[], object]:
-    best_device()  # sets the process up
+    prepare_best_device()
     extractor = build()
     return lambda: list(extract_features(extractor, pixels, batch_size, device))
 

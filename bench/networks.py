@@ -10,8 +10,21 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.machine import require_bfloat16
-from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, UNetConfig, linear_betas, train
-from ddpm.devices import Compilation, best_device
+from ddpm import (
+    GaussianDiffusion,
+    ImageNoise,
+    TrainingConfig,
+    TrainingImages,
+    TrainingState,
+    UNet,
+    UNetConfig,
+    linear_betas,
+    sample,
+    train,
+)
+from ddpm.devices import Compilation, Precision, compiled, drawing, prepare_best_device
+from ddpm.images import to_pixels
+from ddpm.samplers import SamplerName
 
 NUM_IMAGES = 1020
 NUM_TIMESTEPS = 1000
@@ -90,7 +103,7 @@ def repeated(build: Callable[[], Step], num_steps: int) -> Step:
 
 def ours(setting: Setting, compilation: Compilation = "auto") -> Step:
     """The training loop of this project, with its defaults."""
-    best_device()  # sets the process up
+    prepare_best_device()
     torch.manual_seed(0)
     config = TrainingConfig(num_steps=10**9, compilation=compilation)
     state = TrainingState.start(UNet(setting.unet).to(setting.device), config)
@@ -134,7 +147,7 @@ def by_hand(setting: Setting, choices: Choices) -> Step:
     if choices.bfloat16:
         require_bfloat16(setting.device)
     if choices.kept_memory:
-        best_device()  # sets the process up
+        prepare_best_device()
     torch.manual_seed(0)
     device = setting.device
     unet = UNet(setting.unet).to(device).train()
@@ -251,12 +264,38 @@ def diffusers_unet(setting: Setting) -> torch.nn.Module:
     )
 
 
+def our_drawing(
+    setting: Setting,
+    name: SamplerName,
+    num_steps: int,
+    precision: Precision = "auto",
+    compilation: Compilation = "auto",
+) -> Step:
+    """Return a function that draws a batch by this project's sampler."""
+    prepare_best_device()
+    torch.manual_seed(0)
+    unet = UNet(setting.unet).to(device=setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = compiled(unet.eval(), compilation, setting.device)
+    diffusion = GaussianDiffusion(linear_betas(NUM_TIMESTEPS)).to(setting.device)
+    shape = (3, setting.image_size, setting.image_size)
+
+    def draw() -> None:
+        noise = ImageNoise(0, range(setting.batch_size), shape, setting.device)
+        with drawing(unet, precision, setting.device):
+            to_pixels(sample(name, network, diffusion, noise, num_steps)).cpu()
+
+    return draw
+
+
 def diffusers_pipeline(setting: Setting, num_steps: int, bfloat16: bool) -> Step:
-    """A batch by diffusers' DDIMPipeline, as its documentation runs it.
+    """Return a function that draws a batch by diffusers' DDIMPipeline, as its documentation runs it.
 
     Raises:
         ImportError: diffusers is not installed.
+        LeftOutError: bf16 is asked for, and the device has no instructions for it.
     """
+    if bfloat16:
+        require_bfloat16(setting.device)
     from diffusers import DDIMPipeline, DDIMScheduler
 
     torch.manual_seed(0)

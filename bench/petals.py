@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.machine import described
 from ddpm.checkpoint import PublishedModel, load_model
-from ddpm.devices import arithmetic, best_device
+from ddpm.devices import arithmetic, prepare_best_device
 from ddpm.images import to_model_range, to_pixels
 from ddpm.samplers import ImageNoise, sample
 from stages.drawing.flowers import PETAL_COUNTS, generate
@@ -100,7 +100,7 @@ def asked_flowers(
 
 def main() -> None:
     arguments = _parse_arguments()
-    device = best_device()
+    device = prepare_best_device()
     model = load_model(arguments.model, device=device)
     if [each.number for each in model.classes] != list(PETAL_COUNTS):
         raise SystemExit(f"{arguments.model} was not trained on petal counts: its classes are {list(model.classes)}")

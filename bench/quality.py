@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.machine import described
 from ddpm.checkpoint import PublishedModel, load_model
 from ddpm.data import load_images
-from ddpm.devices import best_device, drawing
+from ddpm.devices import drawing, prepare_best_device
 from ddpm.features import FeatureExtractor, build_extractor, extract_features
 from ddpm.images import to_pixels
 from ddpm.metrics import frechet_distance, kernel_distance
@@ -29,7 +29,7 @@ DEFAULT_CALLS = [
 
 def main() -> None:
     arguments = _parse_arguments()
-    device = best_device()
+    device = prepare_best_device()
     model = load_model(arguments.model, device=device)
     extractor = build_extractor("efficientnet_lite0", device)
     real = load_images(arguments.reference)

@@ -23,7 +23,7 @@ from bench.networks import (
     setting_of,
 )
 from bench.turns import add_turn_arguments, time_in_turn
-from ddpm.devices import best_device
+from ddpm.devices import prepare_best_device
 
 OURS = "this project"
 
@@ -42,7 +42,7 @@ PEAK_MEMORY = {"cpu": "each variant's process", "cuda": "each variant's turn, le
 
 def main() -> None:
     arguments = _parse_arguments()
-    device = best_device()
+    device = prepare_best_device()
     setting = setting_of(arguments, device)
     num_steps = arguments.steps or NUM_STEPS[device.type]
     print(f"{described(device)}; batch {setting.batch_size} of {setting.image_size}x{setting.image_size}", flush=True)

@@ -128,7 +128,7 @@ def test_the_network_and_its_gradients_are_those_of_a_cpu(precision, tolerance, 
     found = outputs_and_gradients(network, DEVICE, precision)
     assert relative_error(found.pop("output"), expected.pop("output")) < tolerance
     gradients, others = (torch.cat([each.cpu().flatten() for each in some.values()]) for some in (expected, found))
-    assert relative_error(others, gradients) < tolerance
+    assert relative_error(others, gradients) < 3 * tolerance
 
 
 @on_a_gpu

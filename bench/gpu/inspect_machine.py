@@ -26,7 +26,7 @@ def inspect_machine(session: Session) -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "triton": has_triton(),
         "compiler": shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"),
         "precision": resolve_precision("auto", device),

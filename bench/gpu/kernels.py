@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.gpu.prediction import predict_step
 from bench.gpu.session import Session
-from bench.gpu.speed import build_step
+from bench.networks import Setting, ours
 
 _NUM_STEPS = 5
 
@@ -24,7 +24,8 @@ _PARTS = {
 
 def profile_kernels(session: Session) -> None:
     """Write kernels.txt, and the milliseconds of a step by part."""
-    step = build_step(session, session.size.batch_size, session.mode)
+    size = session.size
+    step = ours(Setting(size.batch_size, size.image_size, size.unet.widths, session.device), session.mode)
     for _ in range(5):
         step()
     is_cuda = session.device.type == "cuda"
@@ -46,9 +47,9 @@ def profile_kernels(session: Session) -> None:
     measured = {part: round(milliseconds, 3) for part, milliseconds in parts.items()}
     machine = session.report.values["machine"]
     predicted = predict_step(
-        session.size.unet,
-        session.size.image_size,
-        session.size.batch_size,
+        size.unet,
+        size.image_size,
+        size.batch_size,
         1e12 * machine["matrix_tflops"],
         1e9 * machine["copied_gb_per_second"],
     )

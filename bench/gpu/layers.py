@@ -70,7 +70,7 @@ def layers_of(session: Session) -> dict[str, Variants]:
         if level:
             conv = nn.Conv2d(width, width, 3, padding=1).to(session.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             found[f"upsampling, {width} channels from {side}×{side}"] = Variants(
-                conv, x, {"doubled first": convolve_after_doubling, "doubled last": convolve_before_doubling}
+                conv, x, {"doubled first": _upsample_after_doubling, "doubled last": _upsample_before_doubling}
             )
     for channels, num_pixels in attention_shapes(session):
         x = torch.randn(session.size.batch_size, num_pixels, channels, device=session.device)
@@ -120,6 +120,16 @@ def _joined(x: Tensor, projections: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     layers = [layer for layer in projections.children() if isinstance(layer, nn.Linear)]
     query, key, value = apply_joined(x, layers)
     return query, key, value
+
+
+def _upsample_after_doubling(x: Tensor, conv: nn.Module) -> Tensor:
+    assert isinstance(conv, nn.Conv2d)
+    return convolve_after_doubling(x, conv)
+
+
+def _upsample_before_doubling(x: Tensor, conv: nn.Module) -> Tensor:
+    assert isinstance(conv, nn.Conv2d)
+    return convolve_before_doubling(x, conv)
 
 
 def _convolve_padded(x: Tensor, conv: nn.Module) -> Tensor:

@@ -10,7 +10,7 @@ from stages.prepared import images_of
 
 def pack(path: Path) -> None:
     """Write the training and validation images, uint8 with channels last, without compression."""
-    arrays = {split: images_of([split]).permute(0, 2, 3, 1).numpy() for split in ("train", "valid")}
+    train, valid = (images_of([split]).permute(0, 2, 3, 1).numpy() for split in ("train", "valid"))
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
-    print(f"{path}: {', '.join(f'{len(images)} {split}' for split, images in arrays.items())} images")
+        np.savez(file, train=train, valid=valid)
+    print(f"{path}: {len(train)} images to train on, {len(valid)} to compare with")

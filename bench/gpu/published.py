@@ -128,7 +128,7 @@ def validation_loss(session: Session, state: TrainingState) -> float:
     network, losses = state.ema.module, []
     with drawing(network, "auto", session.device):
         for pixels in torch.split(session.valid_images, session.size.sample_batch):
-            x_0 = to_model_range(pixels).to(session.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            x_0 = to_model_range(pixels).to(session.device, memory_format=torch.channels_last)
             t = torch.randint(session.size.num_timesteps, (len(x_0),), generator=generator).to(session.device)
             eps = torch.randn(x_0.shape, generator=generator).to(session.device)
             losses.append(session.diffusion.losses(network, x_0, t, eps).cpu())

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from bench.gpu.session import MODES, Session
+from bench.gpu.session import Session
 from ddpm.devices import Compilation
 from ddpm.training import train
 
 _TESTS = Path(__file__).parents[2] / "tests/test_gpu.py"
-_RESULT = re.compile(r"^\S+::(\S+) (PASSED|FAILED|SKIPPED|ERROR)", re.MULTILINE)
-_LEAST_SECONDS_FOR_TESTS = 120.0
+_RESULT = re.compile(r"^\S+?::(.+?) (PASSED|FAILED|SKIPPED|ERROR)", re.MULTILINE)
+_TESTS_END_AT_SECONDS = 120.0
 
 
 def record(session: Session) -> None:
@@ -26,20 +26,18 @@ def record(session: Session) -> None:
     ways are taken from here on.
     """
     tests, output = _start_tests(session)
-    rows = {}
-    for mode in MODES[:1]:
-        rows[mode] = take_first_steps(session, mode)
-    session.report.add("record", rows)
-    session.report.say(f"first steps: {rows}")
+    recording = take_first_steps(session)
+    session.report.add("record", recording)
+    session.report.say(f"first steps: {recording}")
     results = _join_tests(session, tests, output)
-    session.mode = choose_mode(results, bool(rows["auto"]["warnings"]))
+    session.mode = choose_mode(results, bool(recording["warnings"]))
     session.report.add("mode", session.mode)
     session.report.say(f"compilation of the published run: {session.mode}")
 
 
-def take_first_steps(session: Session, mode: Compilation) -> dict[str, object]:
+def take_first_steps(session: Session) -> dict[str, object]:
     """Return seconds until the first and until the fifth step, their losses, and what was warned of."""
-    config = session.config(mode)
+    config = session.config("auto")
     state = session.start(config)
     started, seconds, losses = time.monotonic(), [], []
     with warnings.catch_warnings(record=True) as caught:
@@ -90,7 +88,7 @@ def _start_tests(session: Session) -> tuple["subprocess.Popen[bytes]", Path]:
 
 def _join_tests(session: Session, tests: "subprocess.Popen[bytes]", output: Path) -> dict[str, str]:
     try:
-        tests.wait(max(1.0, min(_LEAST_SECONDS_FOR_TESTS - session.deadline.spent(), session.deadline.left())))
+        tests.wait(max(1.0, min(_TESTS_END_AT_SECONDS - session.deadline.spent(), session.deadline.left())))
         end = f"status {tests.returncode}"
     except subprocess.TimeoutExpired:
         tests.kill()

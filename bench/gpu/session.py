@@ -11,9 +11,6 @@ from bench.gpu.report import Deadline, Report
 from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, UNetConfig, linear_betas
 from ddpm.devices import Compilation
 
-MODES: tuple[Compilation, ...] = ("auto", "default", "off")
-"""Ways of running a step, the best first: compiled and recorded, compiled, plain."""
-
 
 @dataclass(frozen=True)
 class Size:

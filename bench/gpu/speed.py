@@ -6,14 +6,10 @@ from unittest.mock import patch
 
 import torch
 
-from bench.gpu.session import MODES, Session
+from bench.gpu.session import Session
 from bench.gpu.timing import Step, time_in_turn
-from bench.machine import LeftOutError, peak_memory_gib, require_bfloat16
-from bench.networks import Setting, diffusers_loop, diffusers_pipeline, flops_per_image
-from ddpm import ImageNoise, TrainingConfig, UNet, sample
-from ddpm.devices import Compilation, compiled, drawing
-from ddpm.images import to_pixels
-from ddpm.training import train
+from bench.machine import LeftOutError, peak_memory_gib
+from bench.networks import Setting, diffusers_loop, diffusers_pipeline, flops_per_image, our_drawing, ours
 
 _NUM_WARM_UP_STEPS = 5
 _SECONDS_TO_COMPILE = 60.0
@@ -38,45 +34,45 @@ PARTS: dict[str, tuple[str, Callable[..., object]]] = {
 def time_training(session: Session) -> None:
     """Time the step at the published batch size: recorded, compiled, plain, and diffusers' own."""
     batch_size = session.size.batch_size
-    builders: dict[str, Callable[[], Step]] = {
-        f"this project, {name}": partial(build_step, session, batch_size, mode)
-        for mode, name in zip(MODES, ("recorded", "compiled", "plain"), strict=True)
-    }
-    for name, is_bfloat16 in (("diffusers, bf16", True), ("diffusers as it ships, fp32", False)):
-        builders[name] = partial(diffusers_loop, _setting(session, batch_size), is_bfloat16)
+    setting = _setting(session, batch_size)
+    builders: dict[str, Callable[[], Step]] = {"this project, recorded": partial(ours, setting, "auto")}
+    if session.device.type == "cuda":  # a CPU would compile for minutes
+        builders["this project, compiled"] = partial(ours, setting, "default")
+    builders["this project, plain"] = partial(ours, setting, "off")
+    builders["diffusers, bf16"] = partial(diffusers_loop, setting, bfloat16=True)
+    builders["diffusers as it ships, fp32"] = partial(diffusers_loop, setting, bfloat16=False)
     report_steps(session, batch_size, builders)
 
 
 def time_larger_batches(session: Session) -> None:
     """Time the step, as the published run takes it, at larger batches."""
     for batch_size in session.size.larger_batches:
-        report_steps(session, batch_size, {
-            f"this project, batch {batch_size}": partial(build_step, session, batch_size, session.mode)
-        })  # fmt: skip
+        build = partial(ours, _setting(session, batch_size), session.mode)
+        report_steps(session, batch_size, {f"this project, batch {batch_size}": build})
 
 
 def time_parts(session: Session) -> None:
     """Time the step with one of its parts switched off at a time, as long as there is time to compile it anew."""
-    batch_size = session.size.batch_size
+    if session.mode != "auto":
+        session.report.say("left out: parts are compared in recorded steps, which this card does not run")
+        return
+    setting = _setting(session, session.size.batch_size)
+    build = partial(ours, setting, session.mode)
+    whole = build_all(session, {"the whole step": build}, _NUM_WARM_UP_STEPS)  # recorded: it keeps its form
+    ratios = {}
     for name, (target, replacement) in PARTS.items():
-        if session.device.type == "cuda" and session.deadline.left() < _SECONDS_TO_COMPILE:
-            session.report.say(f"left out, for want of time: the step with {name}")
-            continue
         if session.device.type == "cuda":
-            torch._dynamo.reset()  # no graph is to be taken for that of another form
-
-        def build(target: str = target, replacement: Callable[..., object] = replacement) -> Step:
-            with patch(target, replacement):
-                step = build_step(session, batch_size, session.mode)
-
-            def switched_off() -> None:
-                with patch(target, replacement):  # looked up anew where nothing is recorded
-                    step()
-
-            return switched_off
-
-        report_steps(session, batch_size, {"the whole step": partial(build_step, session, batch_size, session.mode),
-                                           f"with {name}": build})  # fmt: skip
+            if session.deadline.left() < _SECONDS_TO_COMPILE:
+                session.report.say(f"left out, for want of time: the step with {name}")
+                continue
+            torch._dynamo.reset()  # no graph is to be taken for that of another form; what is recorded stays
+        with patch(target, replacement):
+            steps = build_all(session, {name: build}, _NUM_WARM_UP_STEPS)
+            seconds = _time(session, whole | steps)
+        if name in seconds:
+            ratios[name] = round(seconds[name] / seconds["the whole step"], 4)
+            session.report.add("a step's time with a part in its plain form, whole = 1", ratios)
+            session.report.say(f"with {name}: {ratios[name]} of the whole step's time")
 
 
 def time_sampling(session: Session) -> None:
@@ -84,8 +80,8 @@ def time_sampling(session: Session) -> None:
     size = session.size
     setting = _setting(session, size.sample_batch)
     builders: dict[str, Callable[[], Step]] = {
-        "this project, compiled": partial(build_drawing, session, "default"),
-        "this project, plain": partial(build_drawing, session, "off"),
+        "this project, compiled": partial(our_drawing, setting, "ddim", size.few_calls, compilation="auto"),
+        "this project, plain": partial(our_drawing, setting, "ddim", size.few_calls, compilation="off"),
         "diffusers, bf16": partial(diffusers_pipeline, setting, size.few_calls, bfloat16=True),
         "diffusers as it ships, fp32": partial(diffusers_pipeline, setting, size.few_calls, bfloat16=False),
     }
@@ -101,9 +97,7 @@ def time_sampling(session: Session) -> None:
 
 def report_steps(session: Session, batch_size: int, builders: Mapping[str, Callable[[], Step]]) -> None:
     """Build and time training steps in turn, and add them to the report's table."""
-    size = session.size
-    steps = build_all(session, builders, _NUM_WARM_UP_STEPS)
-    seconds = time_in_turn(steps, size.steps_a_turn, size.num_rounds, session.device)
+    seconds = _time(session, build_all(session, builders, _NUM_WARM_UP_STEPS))
     flops = batch_size * flops_per_image(_setting(session, batch_size))
     ceiling = 1e12 * session.report.values["machine"]["matrix_tflops"]
     rows: dict[str, dict[str, float]] = session.report.values.get("train", {})
@@ -123,9 +117,7 @@ def build_all(session: Session, builders: Mapping[str, Callable[[], Step]], num_
     steps = {}
     for name, build in builders.items():
         try:
-            if "bf16" in name:
-                require_bfloat16(session.device)
-            step = build()
+            step = ship(build()) if name.startswith("diffusers") else build()
             for _ in range(num_warm_up_steps):
                 step()
         except (ImportError, LeftOutError, RuntimeError) as error:
@@ -135,26 +127,19 @@ def build_all(session: Session, builders: Mapping[str, Callable[[], Step]], num_
     return steps
 
 
-def build_step(session: Session, batch_size: int, mode: Compilation) -> Step:
-    """Return a function that takes one training step of the published network."""
-    config = TrainingConfig(num_steps=10**9, compilation=mode)
-    events = train(session.start(config), session.images(batch_size), session.diffusion, config)
-    return lambda: next(events)
+def ship(step: Step) -> Step:
+    """Return a peer's step that runs under torch's own choice of convolutions, which this process has changed."""
+
+    def run() -> None:
+        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+        step()
+        torch.backends.cudnn.benchmark = before
+
+    return run
 
 
-def build_drawing(session: Session, mode: Compilation) -> Step:
-    """Return a function that draws a batch with random weights."""
-    torch.manual_seed(0)
-    unet = UNet(session.size.unet).to(device=session.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network = compiled(unet.eval(), mode, session.device)
-    shape = (session.size.unet.image_channels, session.size.image_size, session.size.image_size)
-
-    def draw() -> None:
-        noise = ImageNoise(0, range(session.size.sample_batch), shape, session.device)
-        with drawing(unet, "auto", session.device):
-            to_pixels(sample("ddim", network, session.diffusion, noise, session.size.few_calls)).cpu()
-
-    return draw
+def _time(session: Session, steps: Mapping[str, Step]) -> dict[str, float]:
+    return time_in_turn(steps, session.size.steps_a_turn, session.size.num_rounds, session.device)
 
 
 def _setting(session: Session, batch_size: int) -> Setting:

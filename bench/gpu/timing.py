@@ -15,7 +15,10 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._is_cuda = device.type == "cuda"
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if self._is_cuda else []
+        self._events = [
+            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            for _ in range(2 if self._is_cuda else 0)
+        ]
         self._seconds = [0.0, 0.0]
 
     def start(self) -> None:
@@ -30,12 +33,13 @@ class Stopwatch:
         """Wait for the device, and return the time between the two."""
         if self._is_cuda:
             torch.cuda.synchronize(self._device)
-            return self._events[0].elapsed_time(self._events[1]) / 1000.0
+            milliseconds: float = self._events[0].elapsed_time(self._events[1])
+            return milliseconds / 1000.0
         return self._seconds[1] - self._seconds[0]
 
     def _mark(self, index: int) -> None:
         if self._is_cuda:
-            self._events[index].record()  # type: ignore[no-untyped-call]
+            self._events[index].record()
         else:
             self._seconds[index] = time.perf_counter()
 

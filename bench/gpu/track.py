@@ -30,7 +30,8 @@ def track(model: Path, folders: Sequence[Path]) -> None:
     with opened_run(params) as tracker:
         if "losses.csv" in files:
             for _, row in pd.read_csv(files["losses.csv"]).set_index("step", drop=False).iterrows():
-                tracker.record_metrics(row.drop("step").dropna().to_dict(), int(row["step"]))
+                figures = {str(name): float(value) for name, value in row.drop("step").dropna().items()}
+                tracker.record_metrics(figures, int(row["step"]))
         for name in ("report.json", "losses.csv", "log.txt"):
             if name in files:
                 tracker.record_file(files[name], "training")

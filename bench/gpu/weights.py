@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -74,7 +75,8 @@ def assemble(folders: Sequence[Path], target: Path) -> None:
     data = b"".join(files[name].read_bytes() for name in names)
     if hashlib.sha256(data).hexdigest() != index["sha256"]:
         raise PartsError("the parts have not the digest that was written with them: bring them again")
-    unet = UNet(UNetConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in index["unet"].items()}))
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in index["unet"].items()}
+    unet = UNet(UNetConfig(**fields))
     unet.load_state_dict({name: tensor.float() for name, tensor in load(data).items()})
     building = target.with_name(f".{target.name}.building")
     shutil.rmtree(building, ignore_errors=True)  # of a call that was ended

@@ -1,0 +1,270 @@
+"""The command that proves things on a GPU, rehearsed on a CPU at toy size: all phases and files, the weights' way."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import ddpm
+from bench.gpu.kernels import part_of
+from bench.gpu.phases import Phase, run_phases
+from bench.gpu.prediction import count_work, predict_step
+from bench.gpu.record import choose_mode, parse_results
+from bench.gpu.report import Deadline, Report
+from bench.gpu.session import TOY, Session
+from bench.gpu.weights import PART_BYTES, PartsError, assemble, write_parts
+from ddpm import UNetConfig
+
+PROJECT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+
+FILES = {
+    "report.json", "losses.csv", "log.txt", "kernels.txt", "grids.png", "samples_ddpm.npz", "samples_dpm_solver.npz",
+}  # fmt: skip
+PHASES = [
+    "machine", "record", "training speed", "kernels", "published run", "samples, few calls", "samples, all calls",
+    "sampling speed", "larger batches", "layers", "parts",
+]  # fmt: skip
+
+
+def call(*words):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    return subprocess.run(
+        [sys.executable, "-m", "bench.gpu", *map(str, words)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=PROJECT,
+    )
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    """One call of the command on images of noise: what it printed, and its two folders."""
+    folder = tmp_path_factory.mktemp("gpu")
+    generator = np.random.default_rng(0)
+    images = {
+        split: generator.integers(0, 256, (n, 16, 16, 3), np.uint8) for split, n in (("train", 40), ("valid", 20))
+    }
+    np.savez(folder / "images.npz", **images)
+    names = ("--images", folder / "images.npz", "--output", folder / "results", "--keep", folder / "kept")
+    done = call("--device", "cpu", *names)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, folder / "results", folder / "kept"
+
+
+@pytest.fixture(scope="module")
+def report(rehearsal):
+    return json.loads((rehearsal[1] / "report.json").read_text())
+
+
+def test_every_phase_ends_well(report, rehearsal):
+    assert [(phase["name"], phase["outcome"]) for phase in report["phases"]] == [(name, "done") for name in PHASES]
+    assert all(name in rehearsal[0] for name in PHASES)
+
+
+def test_every_file_is_there_and_small_enough_to_come_home(rehearsal):
+    files = list(rehearsal[1].iterdir())
+    assert {path.name for path in files} == FILES and len(files) <= 8
+    assert all(path.stat().st_size < 16 * 2**20 for path in files)
+
+
+def test_the_gpu_tests_that_a_cpu_can_run_pass(report):
+    counts = report["tests"]["counts"]
+    assert set(counts) == {"PASSED", "SKIPPED"} and counts["PASSED"] >= 20
+    assert report["mode"] == "auto" and report["record"]["warnings"] == []
+
+
+def test_the_published_run_is_trained_to_its_end_and_its_losses_are_a_table(report, rehearsal):
+    assert (report["published"]["steps"], report["published"]["of"]) == (TOY.num_steps, TOY.num_steps)
+    losses = pd.read_csv(rehearsal[1] / "losses.csv")
+    assert losses.step.tolist() == [5, 10, 12]
+    assert losses.num_images_seen.tolist() == [20, 40, 48]
+    assert losses.loss.between(0.5, 1.5).all() and losses.gradient_norm.gt(0.0).all()
+    assert report["published"]["last_loss"] == pytest.approx(losses.loss.iloc[-1])
+    assert 0.5 < report["published"]["loss_on_valid"] < 1.5
+
+
+def test_speeds_are_set_beside_those_of_diffusers(report):
+    assert {"this project, recorded", "this project, plain", "diffusers as it ships, fp32"} <= set(report["train"])
+    assert {"this project, compiled", "diffusers as it ships, fp32"} <= set(report["sample"])
+    assert all(row["ms"] > 0.0 for row in report["train"].values())
+    assert len(report["a step's time with a part in its plain form, whole = 1"]) == 5
+    assert all(len(forms) >= 2 for forms in report["layers, microseconds forward and backward"].values())
+
+
+def test_the_profile_stands_beside_the_prediction(report, rehearsal):
+    parts = report["parts of a step, ms"]
+    assert parts["measured"]["convolutions"] > 0.0 and parts["predicted"]["convolutions"] > 0.0
+    assert "µs" in (rehearsal[1] / "kernels.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["samples_ddpm.npz", "samples_dpm_solver.npz"])
+def test_samples_are_images(rehearsal, report, name):
+    with np.load(rehearsal[1] / name) as arrays:
+        images = arrays["images"]
+    assert images.shape == (10, 8, 8, 3) and images.dtype == np.uint8
+    assert len(np.unique(images)) > 100
+    assert report[name]["images"] == 10 and len(report[name]["seconds_a_batch"]) == 2
+
+
+def test_both_sets_are_shown_side_by_side(rehearsal):
+    with Image.open(rehearsal[1] / "grids.png") as picture:
+        assert picture.size == (2 * 2 * (3 * 10 + 2 + 8), 2 * (3 * 10 + 2))
+
+
+def test_the_weights_come_home_in_parts_and_draw(rehearsal, tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.gpu.weights.PART_BYTES", 30_000)
+    kept = rehearsal[2]
+    folders = [tmp_path / "first", tmp_path / "second"]
+    assert len(write_parts(kept, [0, 1], folders[0])) == 2
+    with pytest.raises(PartsError, match="of 4 parts are missing: bring them, too"):
+        assemble(folders[:1], tmp_path / "model")
+    assert len(write_parts(kept, [2, 3, 4], folders[1])) == 2
+    assemble(folders, tmp_path / "model")
+    model = ddpm.load(tmp_path / "model")
+    assert model.draw(2, steps=2).shape == (2, 3, 8, 8)
+    from safetensors.torch import load_file
+
+    original = load_file(kept / "averaged.safetensors")
+    for name, tensor in model.unet.state_dict().items():
+        torch.testing.assert_close(tensor, original[name], rtol=1e-3, atol=1e-6)
+    (folders[1] / "weights.03.part").write_bytes(b"torn")
+    with pytest.raises(PartsError, match="have not the digest"):
+        assemble(folders, tmp_path / "other")
+    with pytest.raises(PartsError, match="exists: name a folder that does not"):
+        assemble(folders, tmp_path / "model")
+
+
+def test_the_published_weights_need_two_calls():
+    # 63,200,387 numbers in half precision: 8 parts of at most 16 MiB, four of them at most 64 MiB.
+    assert -(-63_200_387 * 2 // PART_BYTES) == 8
+    assert PART_BYTES < 16 * 2**20 and 4 * PART_BYTES < 64 * 2**20
+
+
+def test_parts_of_a_training_that_never_was_are_an_error(tmp_path):
+    done = call("parts", "0", "--keep", tmp_path, "--output", tmp_path / "parts")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"bench.gpu: {tmp_path} holds no averaged.safetensors, which a training leaves there")
+
+
+@pytest.fixture
+def session(tmp_path):
+    """Makes a session with so many seconds."""
+
+    def make(seconds):
+        deadline = Deadline(seconds)
+        images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+        return Session(CPU, TOY, images, images, tmp_path, deadline, Report(tmp_path / "results", deadline))
+
+    return make
+
+
+def outcomes(session):
+    return {phase["name"]: phase["outcome"] for phase in session.report.values["phases"]}
+
+
+def test_a_phase_that_fails_is_noted_and_the_next_goes_on(session, tmp_path):
+    def fail(_session):
+        raise KeyError("no such kernel")
+
+    ran = []
+    one = session(60.0)
+    run_phases(one, [Phase("bad", fail, 1.0, importance=1), Phase("good", ran.append, 1.0, importance=1)])
+    assert outcomes(one) == {"bad": "failed: KeyError: 'no such kernel'", "good": "done"}
+    assert ran == [one]
+    assert "Traceback" in (tmp_path / "results/log.txt").read_text()
+
+
+def test_what_matters_least_is_left_out_where_time_is_short(session):
+    phases = [
+        Phase("minor", lambda _: None, 20.0, importance=3),
+        Phase("major", lambda _: None, 50.0, importance=1),
+        Phase("middle", lambda _: None, 20.0, importance=2),
+    ]
+    one = session(60.0)
+    run_phases(one, phases)
+    assert outcomes(one) == {"minor": "left out: 0 s were left for it", "major": "done", "middle": "done"}
+
+
+def test_a_phase_that_hangs_ends_with_the_time(tmp_path):
+    program = f"""
+import sys, time, torch
+from pathlib import Path
+from bench.gpu import phases
+from bench.gpu.report import Deadline, Report
+from bench.gpu.session import TOY, Session
+phases._GRACE_SECONDS = 0.5
+deadline = Deadline(1.0)
+report = Report(Path({str(tmp_path)!r}), deadline)
+report.add("known", 1)
+session = Session(torch.device("cpu"), TOY, None, None, None, deadline, report)
+phases.end_at_deadline(session, lambda: print("the table", flush=True))
+phases.run_phases(session, [phases.Phase("hangs", lambda _: time.sleep(600), 0.1, importance=1)])
+"""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=PROJECT, timeout=120
+    )
+    assert done.returncode == 3 and time.monotonic() - started < 100
+    assert done.stdout.endswith("the table\n") and "time.sleep(600)" not in done.stdout
+    assert "Current thread" in done.stderr or "Thread 0x" in done.stderr
+    assert json.loads((tmp_path / "report.json").read_text()) == {"known": 1}
+
+
+@pytest.mark.parametrize(("results", "recording_failed", "mode"), [
+    ({"test_recorded_steps": "PASSED", "test_of_something": "FAILED"}, False, "auto"),
+    ({"test_recorded_steps": "FAILED"}, False, "default"),
+    ({"test_recorded_steps": "PASSED"}, True, "default"),
+    ({"test_a_compiled_network": "ERROR", "test_recorded_steps": "FAILED"}, False, "off"),
+    ({"test_recorded_steps": "SKIPPED"}, False, "auto"),
+])  # fmt: skip
+def test_the_published_run_takes_the_best_way_of_which_no_test_failed(results, recording_failed, mode):
+    assert choose_mode(results, recording_failed) == mode
+
+
+def test_results_are_read_from_a_run_that_was_cut_short():
+    text = (
+        "tests/test_gpu.py::test_one[attention at 64] PASSED   [  5%]\ntests/test_gpu.py::test_two FAILED  [ 9%]\n"
+        "tests/test_gpu.py::test_three"
+    )
+    assert parse_results(text) == {"test_one[attention at 64]": "PASSED", "test_two": "FAILED"}
+
+
+@pytest.mark.parametrize(("kernel", "part"), [
+    ("cudnn::engines_precompiled::nhwcToNchwKernel", "convolutions"),
+    ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32", "convolutions"),
+    ("flash_fwd_kernel", "attention"),
+    ("nvjet_hsh_128x128", "dense layers"),
+    ("void at::native::multi_tensor_apply_kernel<FusedAdam>", "optimizer, averages, casts of weights"),
+    ("triton_red_fused_native_group_norm_silu_3", "norms, activations, sums"),
+    ("Memcpy DtoD", "copies"),
+    ("something", "other"),
+])  # fmt: skip
+def test_kernels_are_told_apart_by_name(kernel, part):
+    assert part_of(kernel) == part
+
+
+def test_the_prediction_counts_the_work_of_the_network():
+    counts = count_work(UNetConfig(), 64, 1)
+    assert counts["weights"] == 63_200_387
+    in_all = sum(counts[name] for name in ("convolution operations", "dense operations", "attention operations"))
+    # torch counts 69.5 GFLOP an image with upsampling in its plain form, of which 5/9 are saved but for the borders.
+    assert 60e9 < in_all < 69.5e9
+
+
+def test_a_prediction_is_the_sum_of_its_parts_and_grows_with_the_batch():
+    one, two = (predict_step(UNetConfig(), 64, batch, 800e12, 3e12) for batch in (32, 64))
+    for parts in (one, two):
+        assert parts["all"] == pytest.approx(sum(parts.values()) - parts["all"], abs=0.05)
+    assert two["convolutions"] == pytest.approx(2 * one["convolutions"], rel=0.01)
+    assert two["norm, Adam and average"] == one["norm, Adam and average"]
