@@ -86,6 +86,7 @@ def deterministic_algorithms(are_wanted: bool, device: torch.device) -> Iterator
     """Work inside the block that gives the same bits each time on a GPU, where that is wanted.
 
     PyTorch and cuDNN then leave out algorithms that add in an order of chance, and cuDNN chooses without timing them.
+    Written for a GPU, and not yet run on one.
 
     Raises:
         RuntimeError: inside the block, by an operation that has no such algorithm.

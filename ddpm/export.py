@@ -106,6 +106,7 @@ def network_settings(config: UNetConfig, image_size: int) -> dict[str, Any]:
         "up_block_types": [kind.replace("Down", "Up") for kind in reversed(kinds)],
         "block_out_channels": list(config.widths),
         "layers_per_block": config.num_res_blocks,
+        "downsample_padding": 0,  # at the bottom and right alone
         "dropout": config.dropout,
         "attention_head_dim": None,  # one head
         "norm_num_groups": config.norm_groups,

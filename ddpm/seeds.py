@@ -1,7 +1,7 @@
 """Seeds of independent random streams.
 
 All randomness of a run comes from (seed, number): an image's number when sampling, a step's when training. What
-happened before does not matter, so a resumed run draws what an uninterrupted one would.
+happened before does not matter, so a resumed run draws the numbers that an uninterrupted one would.
 """
 
 

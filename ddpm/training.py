@@ -53,8 +53,9 @@ def train(
     """Train from `state.step` to `config.num_steps`, Algorithm 1 of Ho et al. 2020.
 
     Step k is a function of the state and (seed, k), so a run that goes on from a checkpoint equals one that never
-    stopped. No step waits for the device; the caller may leave at any event. Where torchrun has started several
-    processes, each works on its share of the same batch.
+    stopped: to the bit on a CPU, and on a GPU with `config.deterministic` (written for it, not yet run on one). No step
+    waits for the device; the caller may leave at any event. Where torchrun has started several processes, each works on
+    its share of the same batch.
 
     Args:
         state: changed in place.

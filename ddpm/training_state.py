@@ -62,7 +62,8 @@ class TrainingConfig:
     compilation: Compilation = "auto"
     """see `ddpm.devices.compiled`; "auto" replays the whole step as one CUDA graph besides, on a GPU"""
     deterministic: bool = False
-    """on a GPU, take the algorithms that give the same bits each time, where others are faster; a CPU always does"""
+    """on a GPU, take the algorithms that give the same bits each time, where others are faster; a CPU always does; see
+    `ddpm.devices.deterministic_algorithms`"""
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ddpm.classes import NO_CLASS
-from ddpm.operations import apply_together, attend, double_and_convolve, normalize
+from ddpm.operations import apply_together, attend, double_and_convolve, halve_and_convolve, normalize
 from ddpm.shapes import Float, Int64
 
 Features = Float[Tensor, "batch channels height width"]
@@ -71,6 +71,7 @@ class UNet(nn.Module):
     """Predicts the noise in an image: eps_pred = unet(x_t, t), or unet(x_t, t, labels) where it knows classes.
 
     Ho et al. 2020, appendix B. The residual of self-attention starts from the un-normalised input, as in the paper.
+    Downsampling pads at the bottom and right alone (TensorFlow's "same"), as the paper's code and the Keras example do.
     An embedding of the class is added to that of the time step (Nichol & Dhariwal 2021, section 5).
 
     Attributes:
@@ -253,14 +254,15 @@ class SelfAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width by a strided convolution."""
+    """Halves height and width by a strided convolution, padded at the bottom and right as in the published code."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = scaled_conv(width, width, kernel_size=3, stride=2)
+        self.conv = nn.Conv2d(width, width, kernel_size=3, stride=2)
+        _variance_scaling_(self.conv, scale=1.0)
 
     def forward(self, x: Features) -> HalvedFeatures:
-        return self.conv(x)  # type: ignore[no-any-return]
+        return halve_and_convolve(x, self.conv)
 
 
 class Upsample(nn.Module):
@@ -274,11 +276,9 @@ class Upsample(nn.Module):
         return double_and_convolve(x, self.conv)
 
 
-def scaled_conv(
-    channels_in: int, channels_out: int, *, kernel_size: int, stride: int = 1, scale: float = 1.0
-) -> nn.Conv2d:
+def scaled_conv(channels_in: int, channels_out: int, *, kernel_size: int, scale: float = 1.0) -> nn.Conv2d:
     """A "same" convolution, initialised by variance scaling."""
-    conv = nn.Conv2d(channels_in, channels_out, kernel_size, stride=stride, padding=kernel_size // 2)
+    conv = nn.Conv2d(channels_in, channels_out, kernel_size, padding=kernel_size // 2)
     _variance_scaling_(conv, scale)
     return conv
 

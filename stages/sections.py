@@ -139,8 +139,8 @@ class ReferenceParams(Section):
     batch_size: Annotated[int, Field(ge=1, le=4096)]
     """images whose features are extracted together, of samples too"""
     num_processes: Annotated[int, Field(ge=1, le=1024)]
-    """processes on this machine that share the extraction, of samples too, one a GPU; it changes the speed, not the
-    features"""
+    """processes on this machine that share the extraction, of samples too, one a GPU; it changes the speed, and the
+    features by rounding alone"""
 
 
 class TrainParams(Section):
@@ -187,7 +187,10 @@ class TrainParams(Section):
     precision: Literal["auto", "float32", "tensorfloat32", "bfloat16"]
     """of matrix products and convolutions; auto takes bfloat16 where the hardware has it"""
     compilation: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"]
-    """the mode of torch.compile; auto compiles on a GPU"""
+    """the mode of torch.compile; auto compiles on a GPU; on one GPU it also replays the whole step as one CUDA graph"""
+    deterministic: bool
+    """on a GPU, learn the same weights to the bit each time, also when a training is resumed, by slower algorithms (not
+    yet tried on one); a CPU always does"""
     num_processes: Annotated[int, Field(ge=1, le=1024)]
     """processes on this machine that share each batch, one a GPU; it changes the speed, not the batches"""
     log_every: Positive
@@ -240,7 +243,8 @@ class SampleParams(Section):
     num_images: Annotated[int, Field(ge=2, le=1_000_000)]
     """how many images to draw"""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] | None
-    """images drawn together; it changes the speed, not the images; null takes what the memory holds"""
+    """images drawn together; it changes the speed, and the images by rounding alone; null takes what the memory
+    holds"""
     seed: Seed
     """image i depends on the seed and on i alone"""
     sampler: Literal["ddpm", "ddim", "dpm_solver++"]
@@ -254,7 +258,8 @@ class SampleParams(Section):
     compilation: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"]
     """the mode of torch.compile; auto compiles on a GPU"""
     num_processes: Annotated[int, Field(ge=1, le=1024)]
-    """processes on this machine that share the images, one a GPU; it changes the speed, not the images"""
+    """processes on this machine that share the images, one a GPU; it changes the speed, and the images by rounding
+    alone"""
     weights: Annotated[str, Field(pattern=r"^(averaged|raw|best|averaged_0\.\d+)$")]
     """which of the trained weights to draw with: averaged, raw, averaged_DECAY for one of extra_ema_decays, or best,
     the averaged ones of the step that train.evaluate_every found best"""

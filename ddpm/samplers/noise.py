@@ -1,4 +1,4 @@
-"""Noise for sampling, one independent stream an image, so that a batch's size never changes its images."""
+"""Noise for sampling, one independent stream an image, so that the size of a batch never changes it."""
 
 import math
 from collections.abc import Iterator, Sequence

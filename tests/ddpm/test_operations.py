@@ -1,6 +1,7 @@
 """Each arrangement of an operation, for a GPU or a CPU, against its plain form in float64, backward passes included."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ddpm.operations import (
     attend_by_products,
     convolve_before_doubling,
     double_and_convolve,
+    halve_and_convolve,
     normalize_channels_last,
     sum_taps,
 )
@@ -108,6 +110,32 @@ def test_attention_of_large_scores_stays_finite_in_half_precision():
     out = attend_by_products(query, query, torch.ones(1, 4, 512, dtype=torch.bfloat16))
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out, torch.ones_like(out), rtol=0, atol=0.01)
+
+
+def pads_of_tensorflow(size):
+    """Rows before and after `size` of them, by TensorFlow's formula of "same" for a kernel of 3 and a stride of 2."""
+    total = max((math.ceil(size / 2) - 1) * 2 + 3 - size, 0)
+    return total // 2, total - total // 2
+
+
+@pytest.mark.parametrize("size", [2, 4, 10])
+def test_tensorflow_pads_even_sizes_by_one_pixel_after_them(size):
+    assert pads_of_tensorflow(size) == (0, 1)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4, 6), (1, 6, 2, 2), (3, 6, 8, 8)])
+def test_downsampling_equals_a_convolution_of_stride_two_padded_as_tensorflow_does(shape):
+    def plain(x, conv):
+        height, width = x.shape[2:]
+        padded = F.pad(x, (*pads_of_tensorflow(width), *pads_of_tensorflow(height)))
+        taps = [
+            torch.einsum("oi,bihw->bohw", conv.weight[:, :, i, j], padded[:, :, i : i + height : 2, j : j + width : 2])
+            for i in range(3)
+            for j in range(3)
+        ]
+        return sum(taps) + conv.bias[:, None, None]
+
+    assert_equal_to_float64(halve_and_convolve, plain, channels_last(*shape), nn.Conv2d(6, 4, 3, stride=2))
 
 
 @pytest.mark.parametrize("function", [double_and_convolve, convolve_before_doubling])

@@ -120,6 +120,8 @@ class Reads(ast.NodeVisitor):
             for name, value in pairs:
                 if isinstance(name, ast.Name):
                     self.types[name.id] = self.type_of(value)
+                elif isinstance(name, ast.Attribute) and ast.unparse(name.value) == "self":
+                    self.holders[self.owner][name.attr] = self.type_of(value)
 
     def visit_Attribute(self, node):
         kind = self.type_of(node.value)
@@ -210,6 +212,11 @@ def test_the_library_reads_what_is_handed_on(config):
         ("def f(p: SampleParams):\n    return p.model_dump()", set()),
         ("class UNetConfig:\n    def __post_init__(self):\n        self.widths", set()),
         ("class UNetConfig:\n    def size(self):\n        self.widths", {("UNetConfig", "widths")}),
+        (
+            "class E:\n    def __init__(self, p: SampleParams):\n        self.p = p\n"
+            "    def f(self):\n        self.p.seed",
+            {("SampleParams", "seed")},
+        ),
     ],
 )
 def test_reads_are_found_by_the_types_of_names(source, found):

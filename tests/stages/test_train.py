@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import stages.train as module
-from ddpm import training
+from ddpm import training, training_state
 from ddpm.checkpoint import load_model
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.training import draw_batch
@@ -318,7 +318,8 @@ def test_where_the_first_loss_is_not_finite_no_checkpoint_is_named(spoilt):
 
 def test_weights_that_run_away_end_the_training(place, write_params, monkeypatch, capsys):
     write_params({"train.checkpoint_every": 100, "train.log_every": 1})
-    monkeypatch.setattr(training, "learning_rate_at", lambda *_: 1e30)
+    for user in (training, training_state):
+        monkeypatch.setattr(user, "learning_rate_at", lambda *_: 1e30)
     with pytest.raises(SystemExit) as caught:
         run_stage("train", module.main)
     assert caught.value.code == 1

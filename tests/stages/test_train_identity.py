@@ -17,7 +17,8 @@ LEARNING = {
     "diffusion.prediction": "v", "num_steps": 7, "batch_size": 5, "seed": 4, "random_flips": False, "loss": "l1",
     "learning_rate": 0.003, "rate_schedule": "constant", "warmup_steps": 3, "gradient_clip": None, "ema_decay": 0.8,
     "ema_warmup": False, "precision": "bfloat16", "min_snr_gamma": 5.0, "accumulation_steps": 2,
-    "gradient_checkpointing": True, "extra_ema_decays": [0.5], "compilation": "default", "class_conditional": True,
+    "gradient_checkpointing": True, "extra_ema_decays": [0.5], "compilation": "default", "deterministic": True,
+    "class_conditional": True,
 }  # fmt: skip
 WATCHING = {
     "log_every": 3, "sample_every": 3, "num_grid_images": 3, "grid_sampling_steps": 2, "checkpoint_every": 3,
