@@ -231,7 +231,7 @@ def test_attention_equals_the_formula():
 
 def test_upsampling_repeats_pixels_before_its_convolution():
     up = awake(Upsample(4))
-    for x in (noise(1, 4, 2, 3), noise(8, 4, 6, 5)):  # few pixels, and many, which go another way
+    for x in (noise(1, 4, 2, 3), noise(16, 4, 8, 8)):  # few pixels, and many, which go another way
         repeated = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
         torch.testing.assert_close(up(x), up.conv(repeated), rtol=0, atol=1e-5)
 
