@@ -16,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help run up test check tests slow format mlflow prefect serve clean
+.PHONY: help run up test check tests slow gpu format mlflow prefect serve clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,10 @@ tests: $(VENV)/installed-dev  ## the tests alone
 
 slow: $(VENV)/installed-dev  ## the tests that take minutes each
 	pytest -m slow
+
+gpu: $(VENV)/installed-dev  ## on a GPU: its tests, all speeds, the published setting trained and drawn from, in ten minutes
+	@test -e build/gpu/images.npz || python -m bench.gpu pack $(if $(SOURCE),--source $(SOURCE))
+	@python -m bench.gpu
 
 format: $(VENV)/installed-dev  ## bring the sources into style
 	ruff format .

@@ -32,7 +32,7 @@ from ddpm.unet import UNet, UNetConfig
 _SHOWN_CHARACTERS = 40
 """Of a value, or of a digest, in an error."""
 
-_MODEL_FORMAT = 2
+_FORMAT = 2
 """Raised where the same weights and configuration give other images: since 2, downsampling pads bottom and right."""
 
 _CHECKPOINT_NAME = re.compile(r"step_(\d{9})\.safetensors")
@@ -196,6 +196,7 @@ class Snapshot:
     def take(cls, state: TrainingState, experiment: Mapping[str, Any], notes: Mapping[str, Any]) -> "Snapshot":
         """Name all that makes up `state`; nothing is copied but Python's own values."""
         metadata = {
+            "format": str(_FORMAT),
             "experiment": json.dumps(experiment),
             "step": str(state.step),
             "num_ema_updates": str(state.ema.num_updates),
@@ -253,6 +254,11 @@ def load_checkpoint(path: Path, state: TrainingState, experiment: Mapping[str, A
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if metadata.pop("sha256", "") != _digest(tensors, metadata):
         raise CheckpointError(f"{path} is damaged: its bytes have not the digest that was written with them")
+    if metadata.get("format") != str(_FORMAT):
+        raise CheckpointError(
+            f"{path} was written by another version, whose network computes something else with the same weights: "
+            "train anew, or go on with the version that wrote it"
+        )
     if differences := _differences(json.loads(metadata["experiment"]), json.loads(json.dumps(experiment))):
         raise CheckpointError(f"{path} belongs to another experiment: {'; '.join(differences)}")
     state.model.load_state_dict(_prefixed(tensors, "model."))
@@ -322,7 +328,7 @@ def publish_weights(
         with atomic_path(folder / f"{name}.safetensors") as temporary:
             save_file(_contiguous(network.state_dict()), temporary)
     config = {
-        "format": _MODEL_FORMAT,
+        "format": _FORMAT,
         "image_size": image_size,
         "unet": dataclasses.asdict(unet.config),
         "diffusion": dataclasses.asdict(diffusion),
@@ -353,10 +359,7 @@ def load_model(folder: Path | str, weights: str = "averaged", device: torch.devi
         raise CheckpointError(f"{folder} holds no usable model: {error}; train one, or name its folder") from error
     try:
         _require_format(config.get("format"), folder)
-        unet_fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in config["unet"].items()
-        }
-        unet = UNet(UNetConfig(**unet_fields))
+        unet = UNet(UNetConfig.from_json(config["unet"]))
         unet.load_state_dict(tensors)
         diffusion = DiffusionConfig(**config["diffusion"]).build().to(device)
         image_size = int(config["image_size"])
@@ -375,9 +378,9 @@ def _require_format(found: object, folder: Path) -> None:
             f"{folder} was made by an older version, whose downsampling padded on all sides, so that its weights would "
             "draw other images now: train it again, or draw with version 0.1.0"
         )
-    if found != _MODEL_FORMAT:
+    if found != _FORMAT:
         raise CheckpointError(
-            f"{folder} holds a model of format {_short(found)}, and this version draws format {_MODEL_FORMAT}: draw "
+            f"{folder} holds a model of format {_short(found)}, and this version draws format {_FORMAT}: draw "
             "with the version that made it"
         )
 

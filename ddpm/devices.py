@@ -37,6 +37,8 @@ def prepare_best_device() -> torch.device:
     else:
         torch.backends.cudnn.benchmark = True  # shapes stay the same from step to step
         torch.backends.cudnn.benchmark_limit = 0  # all algorithms, not the first ten
+        # Older releases ask for it, before their first product, where algorithms are to be deterministic.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return device
 
 
@@ -86,7 +88,6 @@ def deterministic_algorithms(are_wanted: bool, device: torch.device) -> Iterator
     """Work inside the block that gives the same bits each time on a GPU, where that is wanted.
 
     PyTorch and cuDNN then leave out algorithms that add in an order of chance, and cuDNN chooses without timing them.
-    Written for a GPU, and not yet run on one.
 
     Raises:
         RuntimeError: inside the block, by an operation that has no such algorithm.
@@ -94,7 +95,6 @@ def deterministic_algorithms(are_wanted: bool, device: torch.device) -> Iterator
     if device.type != "cuda" or not are_wanted:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS, whatever it held before
     cudnn = torch.backends.cudnn
     before = torch.get_deterministic_debug_mode(), cudnn.benchmark, cudnn.deterministic
     torch.set_deterministic_debug_mode("error")
@@ -118,7 +118,7 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Both of these, for work without a backward pass.
+    """`float32_products` and `autocast`, for work without a backward pass.
 
     Raises:
         ValueError: the precision is unknown.

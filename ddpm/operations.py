@@ -1,4 +1,4 @@
-"""The network's operations, each arranged for what its device is slow at: launches, changes of layout, dull products.
+"""The network's operations, each arranged for what its device is slow at: launches, changes of layout, products.
 
 Every function gives what its plain form in `torch.nn.functional` gives, but for the order of additions.
 """
@@ -43,7 +43,7 @@ def normalize_channels_last(x: Features, norm: nn.GroupNorm) -> Features:
     variance, mean = torch.var_mean(pixels, dim=(1, 3), correction=0, keepdim=True)
     scale = torch.rsqrt(variance + norm.eps) * norm.weight.view(norm.num_groups, -1)
     shift = norm.bias.view(norm.num_groups, -1) - mean * scale
-    return (pixels * scale + shift).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+    return torch.addcmul(shift, pixels, scale).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def apply_together(x: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:

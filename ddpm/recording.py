@@ -14,7 +14,7 @@ NUM_WARM_UP_CALLS = 3
 Replay = Callable[[], object]
 
 
-class Recorded:
+class RecordedFunction:
     """A function of tensors on a GPU, recorded as a CUDA graph at its fourth call and replayed from then on.
 
     A replay launches all kernels at once, in the place of a Python call for each. It reads the memory that the
@@ -60,10 +60,10 @@ class Recorded:
         self._inputs = tuple(each.clone() for each in inputs)
         try:
             self._replay, self._output = capture(lambda: self._function(*self._inputs))
-        except (RuntimeError, NotImplementedError) as error:  # of CUDA, and of operations that have no recorded form
+        except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
             warnings.warn(
-                f"the training step cannot be recorded as a CUDA graph, and goes on without it: {reason}", stacklevel=2
+                f"work for the GPU cannot be recorded as a CUDA graph, and goes on without it: {reason}", stacklevel=2
             )
 
     @contextmanager

@@ -1,6 +1,6 @@
 """Training as an iterator: each step yields an event, and the caller decides what to do with it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from ddpm.data import TrainingImages
 from ddpm.devices import deterministic_algorithms, float32_products
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.distributed import rank, share, world_size
-from ddpm.recording import Recorded
+from ddpm.recording import RecordedFunction
 from ddpm.seeds import stream_seed
 from ddpm.shapes import Bool, Float, Int64
 from ddpm.training_state import TrainingConfig, TrainingState, learning_rate_at
@@ -53,9 +53,8 @@ def train(
     """Train from `state.step` to `config.num_steps`, Algorithm 1 of Ho et al. 2020.
 
     Step k is a function of the state and (seed, k), so a run that goes on from a checkpoint equals one that never
-    stopped: to the bit on a CPU, and on a GPU with `config.deterministic` (written for it, not yet run on one). No step
-    waits for the device; the caller may leave at any event. Where torchrun has started several processes, each works on
-    its share of the same batch.
+    stopped: to the bit on a CPU, and on a GPU with `config.deterministic`. No step waits for the device; the caller
+    may leave at any event. Where torchrun has started several processes, each works on its share of the same batch.
 
     Args:
         state: changed in place.
@@ -78,10 +77,8 @@ def train(
             f"{world_size()} * {config.accumulation_steps}"
         )
     device = images.device
-    step_once = TrainingStep(state, diffusion.to(device), config, device)
-    take_step: Callable[..., Tensor] = lambda *tensors: step_once(Batch(*tensors))  # noqa: E731 (one of two)
-    if may_record(config, device):
-        take_step = Recorded(take_step, device)
+    training_step = TrainingStep(state, diffusion.to(device), config, device)
+    take_step = RecordedFunction(training_step, device) if may_record(config, device) else training_step
     if state.first_not_finite is None:
         state.first_not_finite = torch.zeros((), dtype=torch.int64, device=device)
     for step in range(state.step, config.num_steps):
@@ -95,7 +92,7 @@ def train(
             deterministic_algorithms(config.deterministic, device),
         ):
             report = take_step(*batch.tensors())
-        step_once.finish()
+        training_step.finish()
         state.step = step + 1
         loss, sums, counts, gradient_norm = torch.split(report, [1, NUM_QUARTILES, NUM_QUARTILES, 1])
         loss, gradient_norm = loss[0], gradient_norm[0]

@@ -68,8 +68,11 @@ class TrainingStep:
         self._module = model if self._half is None else self._half.network
         self._network = _exchanging_gradients(compiled(self._module, config.compilation, device), device)
 
-    def __call__(self, batch: Batch) -> Float[Tensor, " report"]:
+    def __call__(self, *batch: Tensor) -> Float[Tensor, " report"]:
         """Take the step, but for what `finish` does.
+
+        Args:
+            batch: see `Batch.tensors`.
 
         Returns:
             The mean loss, weighted; for each quartile of t the sum of the images' losses; how many images each had;
@@ -78,7 +81,7 @@ class TrainingStep:
         self._module.train()
         for module in (self._state.model, self._module):
             module.zero_grad(set_to_none=True)
-        report = average_(self._backward(batch))
+        report = average_(self._backward(Batch(*batch)))
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         gradient_norm = nn.utils.get_total_norm(gradients)
         if self._config.gradient_clip is not None:
@@ -93,8 +96,9 @@ class TrainingStep:
         """Do what numbers that change from step to step decide, which a recorded step would repeat."""
         for ema in self._state.emas:
             if ema.warmup:
-                ema.move(self._state.model)
-            ema.num_updates += 1
+                ema.update(self._state.model)
+            else:
+                ema.num_updates += 1
 
     def _backward(self, batch: Batch) -> Float[Tensor, " losses"]:
         """Leave the gradient of the batch in the weights."""
@@ -136,8 +140,8 @@ class HalfWeights:
     """A twin of a network whose products read bfloat16 copies of the weights, cast by one kernel for all of them.
 
     Autocast casts each weight by a kernel of its own, and each gradient back by another: 270 launches a step of the
-    published network, which takes 8 ms. The numbers are the same. Norms and embeddings stay in float32: the twin
-    shares them with the network.
+    published network. Products get the numbers that autocast gives them; upsampling, whose weights autocast casts when
+    they are summed, gets slightly others. Norms and embeddings stay in float32: the twin shares them with the network.
 
     Attributes:
         network: the twin, whose gradients `hand_over_gradients` brings to the network.
@@ -145,14 +149,13 @@ class HalfWeights:
 
     def __init__(self, model: nn.Module) -> None:
         self.network = copy.deepcopy(model)
-        self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
+        halves: dict[nn.Parameter, nn.Parameter] = {}  # a weight that two layers share has one
         for layer, twin in zip(model.modules(), self.network.modules(), strict=True):
             for name, weight in layer.named_parameters(recurse=False):
-                half = weight
-                if isinstance(layer, nn.Conv2d | nn.Linear):
-                    half = nn.Parameter(weight.detach().to(torch.bfloat16))
-                    self._pairs.append((weight, half))
-                setattr(twin, name, half)
+                if isinstance(layer, nn.Conv2d | nn.Linear) and weight not in halves:
+                    halves[weight] = nn.Parameter(weight.detach().to(torch.bfloat16), weight.requires_grad)
+                setattr(twin, name, halves.get(weight, weight))
+        self._pairs = list(halves.items())
 
     @torch.no_grad()
     def refresh(self) -> None:

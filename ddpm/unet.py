@@ -1,8 +1,9 @@
 """The noise-predicting U-Net of Ho et al. 2020, as sized by the Keras example on Oxford Flowers 102."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,11 @@ class UNetConfig:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.num_classes is not None and self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1 or None, got {self.num_classes}")
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "UNetConfig":
+        """Return the configuration whose fields JSON holds, with lists in the place of tuples."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
     @property
     def downsampling(self) -> int:

@@ -56,9 +56,12 @@ def main() -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     deadline = Deadline(arguments.seconds)
-    device = prepare_best_device() if arguments.device == "auto" else torch.device(arguments.device)
-    report = Report(arguments.output, deadline)
+    best = prepare_best_device()
+    device = best if arguments.device in ("auto", best.type) else torch.device(arguments.device)
+    if not arguments.images.is_file():
+        sys.exit(f"bench.gpu: there is no {arguments.images}: `python -m bench.gpu pack` writes it")
     train_images, valid_images = load_images(arguments.images)
+    report = Report(arguments.output, deadline)
     size = replace(Size(), image_size=train_images.shape[-1])
     if device.type == "cpu":
         size, stride = TOY, max(1, train_images.shape[-1] // TOY.image_size)
@@ -81,9 +84,14 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    from bench.gpu.pack import pack  # with the stages' modules, which the other commands do without
+    # With the stages' modules, which the other commands do without.
+    from bench.gpu.pack import PackError, pack
+    from stages.errors import StageError
 
-    pack(arguments.file)
+    try:
+        pack(arguments.file, arguments.source)
+    except (PackError, StageError, OSError) as error:
+        sys.exit(f"bench.gpu: {error}")
 
 
 def _write_parts(arguments: argparse.Namespace) -> None:
@@ -92,10 +100,12 @@ def _write_parts(arguments: argparse.Namespace) -> None:
 
 
 def _assemble(arguments: argparse.Namespace) -> None:
+    if arguments.track:
+        from bench.gpu.track import require_profile, track  # with the stages' modules
+
+        require_profile()
     assemble(arguments.folders, arguments.target)
     if arguments.track:
-        from bench.gpu.track import track  # with the stages' modules
-
         track(arguments.target, arguments.folders)
     print(f"bench.gpu: {arguments.target} holds the model")
 
@@ -108,11 +118,12 @@ def _parse_arguments() -> argparse.Namespace:
     run.add_argument("--images", type=Path, default=IMAGES, help=f"the file that pack wrote (default {IMAGES})")
     run.add_argument("--output", type=Path, default=OUTPUT, help=f"where all results go (default {OUTPUT})")
     run.add_argument("--device", default="auto", help="such as cpu; by default the GPU where there is one")
-    run.add_argument("--seconds", type=float, default=560.0, help="after which no phase begins (default 560)")
+    run.add_argument("--seconds", type=float, default=560.0, help="after which it ends, at most 10 later (default 560)")
     run.set_defaults(function=_run)
 
     pack = commands.add_parser("pack", help="put the prepared images into one file")
-    pack.add_argument("file", type=Path, nargs="?", default=IMAGES, help=f"(default {IMAGES})")
+    pack.add_argument("file", type=Path, nargs="?", default=IMAGES, help=f"what to write (default {IMAGES})")
+    pack.add_argument("--source", type=Path, help="folder of Oxford Flowers 102 (default: the prepared build/dataset)")
     pack.set_defaults(function=_pack)
 
     parts = commands.add_parser("parts", help="write parts of the weights that run has kept")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,12 @@ from ddpm.operations import (
     convolve_before_doubling,
     normalize_channels_last,
 )
-from ddpm.recording import Recorded
+from ddpm.recording import RecordedFunction
 
 _PADDED_CHANNELS = 8
 
-Layer = Callable[[Tensor, nn.Module], Tensor]
+Layer = Callable[[Tensor, Any], Tensor]
+"""A form of a layer: a function of its input and of the module that holds its weights."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ def time_layers(session: Session) -> None:
                 step = _forward_and_backward(session, variants, layer)
                 for _ in range(5):
                     step()
+                if isinstance(step, RecordedFunction) and not step.is_recorded:
+                    raise RuntimeError("it cannot be recorded")
             except RuntimeError as error:
                 session.report.say(f"left out: {name}, {form} ({error})")
                 continue
@@ -70,7 +74,7 @@ def layers_of(session: Session) -> dict[str, Variants]:
         if level:
             conv = nn.Conv2d(width, width, 3, padding=1).to(session.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             found[f"upsampling, {width} channels from {side}×{side}"] = Variants(
-                conv, x, {"doubled first": _upsample_after_doubling, "doubled last": _upsample_before_doubling}
+                conv, x, {"doubled first": convolve_after_doubling, "doubled last": convolve_before_doubling}
             )
     for channels, num_pixels in attention_shapes(session):
         x = torch.randn(session.size.batch_size, num_pixels, channels, device=session.device)
@@ -94,48 +98,28 @@ def _features(session: Session, channels: int, side: int) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _norm_by_torch(x: Tensor, norm: nn.Module) -> Tensor:
+def _norm_by_torch(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     return F.silu(norm(x))
 
 
-def _norm_channels_last(x: Tensor, norm: nn.Module) -> Tensor:
-    assert isinstance(norm, nn.GroupNorm)
+def _norm_channels_last(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     return F.silu(normalize_channels_last(x, norm))
 
 
-def _attention_by_torch(x: Tensor, projections: nn.Module) -> Tensor:
-    query, key, value = (layer(x) for layer in projections.children())
-    return attend_by_torch(query, key, value)
+def _attention_by_torch(x: Tensor, projections: nn.ModuleList) -> Tensor:
+    return attend_by_torch(*(layer(x) for layer in projections))
 
 
-def _attention_joined(x: Tensor, projections: nn.Module) -> Tensor:
-    return attend_by_torch(*_joined(x, projections))
+def _attention_joined(x: Tensor, projections: nn.ModuleList) -> Tensor:
+    return attend_by_torch(*apply_joined(x, list(projections)))  # type: ignore[arg-type]
 
 
-def _attention_by_products(x: Tensor, projections: nn.Module) -> Tensor:
-    return attend_by_products(*_joined(x, projections))
+def _attention_by_products(x: Tensor, projections: nn.ModuleList) -> Tensor:
+    return attend_by_products(*apply_joined(x, list(projections)))  # type: ignore[arg-type]
 
 
-def _joined(x: Tensor, projections: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    layers = [layer for layer in projections.children() if isinstance(layer, nn.Linear)]
-    query, key, value = apply_joined(x, layers)
-    return query, key, value
-
-
-def _upsample_after_doubling(x: Tensor, conv: nn.Module) -> Tensor:
-    assert isinstance(conv, nn.Conv2d)
-    return convolve_after_doubling(x, conv)
-
-
-def _upsample_before_doubling(x: Tensor, conv: nn.Module) -> Tensor:
-    assert isinstance(conv, nn.Conv2d)
-    return convolve_before_doubling(x, conv)
-
-
-def _convolve_padded(x: Tensor, conv: nn.Module) -> Tensor:
-    assert isinstance(conv, nn.Conv2d)
-    missing = _PADDED_CHANNELS - x.shape[1]
-    padding = (0, 0, 0, 0, 0, missing)
+def _convolve_padded(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    padding = (0, 0, 0, 0, 0, _PADDED_CHANNELS - x.shape[1])
     return F.conv2d(F.pad(x, padding), F.pad(conv.weight, padding), conv.bias, padding=1)
 
 
@@ -160,4 +144,4 @@ def _forward_and_backward(session: Session, variants: Variants, layer: Layer) ->
             out = network(x)
         return torch.autograd.grad(out, inputs, torch.ones_like(out))[0].flatten()[:1]
 
-    return Recorded(work, session.device) if session.device.type == "cuda" else work
+    return RecordedFunction(work, session.device) if session.device.type == "cuda" else work

@@ -61,9 +61,13 @@ def end_at_deadline(session: Session, on_end: Callable[[], None]) -> None:
     def watch() -> None:
         while session.deadline.left() > -_GRACE_SECONDS:
             time.sleep(0.5)
-        session.report.say("the time is over in the middle of a phase; the process ends here")
-        faulthandler.dump_traceback(all_threads=True)
-        on_end()
-        os._exit(3)
+        try:
+            for child in session.children:
+                child.kill()
+            session.report.say("the time is over in the middle of a phase; the process ends here")
+            faulthandler.dump_traceback(all_threads=True)
+            on_end()
+        finally:
+            os._exit(3)
 
     threading.Thread(target=watch, daemon=True, name="deadline").start()

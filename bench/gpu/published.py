@@ -3,21 +3,22 @@
 import dataclasses
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bench.gpu.report import SAMPLES
 from bench.gpu.session import Session
 from bench.gpu.timing import Stopwatch
 from ddpm import ImageNoise, UNet, sample
 from ddpm.devices import compiled, drawing
-from ddpm.diffusion import GaussianDiffusion
 from ddpm.files import atomic_path
-from ddpm.images import grid, to_model_range, to_pixels
+from ddpm.images import grid, save_png, to_model_range, to_pixels
 from ddpm.samplers import SamplerName
 from ddpm.training import StepEvent, train
 from ddpm.training_state import TrainingState
@@ -25,12 +26,13 @@ from ddpm.training_step import NUM_QUARTILES
 
 AVERAGED = "averaged.safetensors"
 _SECONDS_FOR_SAMPLES = 40.0
-"""What the training leaves for drawing, at least."""
+"""Time that the training leaves for drawing, at least."""
 _ENLARGED = 2
 
 
 def train_published(session: Session) -> None:
     """Train to the last step, or as far as time allows; write losses.csv, and keep the averaged weights."""
+    (session.keep / AVERAGED).unlink(missing_ok=True)  # of an earlier call
     config = session.config(session.mode)
     state = session.start(config)
     reserved = _SECONDS_FOR_SAMPLES if session.device.type == "cuda" else 0.0
@@ -137,17 +139,17 @@ def validation_loss(session: Session, state: TrainingState) -> float:
 
 def draw_few_calls(session: Session) -> None:
     """Draw the samples by DPM-Solver++ with few calls."""
-    draw_samples(session, "dpm_solver++", session.size.few_calls, "samples_dpm_solver.npz")
+    draw_samples(session, "dpm_solver++", session.size.few_calls)
 
 
 def draw_all_calls(session: Session) -> None:
     """Draw the samples by DDPM with as many calls as there are time steps."""
-    draw_samples(session, "ddpm", session.size.num_timesteps, "samples_ddpm.npz")
+    draw_samples(session, "ddpm", session.size.num_timesteps)
 
 
-def draw_samples(session: Session, sampler: SamplerName, num_calls: int, file_name: str) -> None:
-    """Draw in parts, each of which is on disk before the next begins; the last sets are the ones of grids.png."""
-    size = session.size
+def draw_samples(session: Session, sampler: SamplerName, num_calls: int) -> None:
+    """Draw in parts, each of which is on disk before the next begins, and show the first of them in grids.png."""
+    size, file_name = session.size, SAMPLES[sampler]
     unet = UNet(size.unet).to(device=session.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     unet.load_state_dict(load_file(session.keep / AVERAGED))
     network = compiled(unet, session.mode, session.device)
@@ -159,7 +161,7 @@ def draw_samples(session: Session, sampler: SamplerName, num_calls: int, file_na
             break
         began = time.monotonic()
         with drawing(unet, "auto", session.device):
-            parts.append(draw_batch(session, network, session.diffusion, sampler, num_calls, start))
+            parts.append(draw_batch(session, network, sampler, num_calls, start))
         seconds.append(time.monotonic() - began)
         images = torch.cat(parts)[: size.num_samples]
         with atomic_path(session.report.folder / file_name) as temporary:
@@ -177,30 +179,22 @@ def draw_samples(session: Session, sampler: SamplerName, num_calls: int, file_na
     write_grids(session)
 
 
-def draw_batch(
-    session: Session,
-    network: torch.nn.Module,
-    diffusion: GaussianDiffusion,
-    sampler: SamplerName,
-    num_calls: int,
-    start: int,
-) -> Tensor:
+def draw_batch(session: Session, network: torch.nn.Module, sampler: SamplerName, num_calls: int, start: int) -> Tensor:
     """Return images `start` … of a set, as bytes on the CPU."""
     shape = (session.size.unet.image_channels, session.size.image_size, session.size.image_size)
     numbers = range(start, start + session.size.sample_batch)
     noise = ImageNoise(0, numbers, shape, session.device)
-    return to_pixels(sample(sampler, network, diffusion, noise, num_calls)).cpu()
+    return to_pixels(sample(sampler, network, session.diffusion, noise, num_calls)).cpu()
 
 
 def write_grids(session: Session) -> None:
     """Write the first images of each set into grids.png, side by side, none chosen."""
     grids = []
-    for path in sorted(session.report.folder.glob("samples_*.npz")):
+    for path in filter(Path.exists, (session.report.folder / name for name in SAMPLES.values())):
         with np.load(path) as arrays:
             images = torch.from_numpy(arrays["images"][: session.size.num_grid_images]).permute(0, 3, 1, 2)
-        grids.append(np.asarray(grid(images)))
-    height = max(each.shape[0] for each in grids)
-    padded = [np.pad(each, ((0, height - each.shape[0]), (0, 8), (0, 0)), constant_values=255) for each in grids]
-    picture = np.concatenate(padded, axis=1).repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1)
+        grids.append(F.pad(grid(images), (0, 0, 0, 8), value=255))
+    height = max(len(each) for each in grids)
+    picture = torch.cat([F.pad(each, (0, 0, 0, 0, 0, height - len(each)), value=255) for each in grids], dim=1)
     with atomic_path(session.report.folder / "grids.png") as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
+        save_png(picture, temporary, _ENLARGED)

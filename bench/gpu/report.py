@@ -7,6 +7,13 @@ from typing import Any
 
 from ddpm.files import atomic_path
 
+SAMPLES = {"ddpm": "samples_ddpm.npz", "dpm_solver++": "samples_dpm_solver.npz"}
+FILES = ("report.json", "log.txt", "losses.csv", "kernels.txt", "grids.png", *SAMPLES.values())
+"""All that a call leaves in its folder."""
+
+OURS = "this project, recorded"
+PARTS_KEY = "a step's time with a part in its plain form, whole = 1"
+
 
 class Deadline:
     """The end of the time that the command has.
@@ -33,6 +40,8 @@ class Report:
 
     def __init__(self, folder: Path, deadline: Deadline) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in FILES:  # of an earlier call, which would pass for this one's
+            (folder / name).unlink(missing_ok=True)
         self.folder = folder
         self.values: dict[str, Any] = {}
         self._deadline = deadline

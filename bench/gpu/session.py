@@ -1,6 +1,8 @@
-"""What all phases share: the device, the size of the work, the images and the report."""
+"""The parts that all phases share: the device, the size of the work, the images and the report."""
 
+import subprocess
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +66,10 @@ class Session:
     report: Report
     mode: Compilation = "auto"
     """how the published setting is trained; `record` lowers it where a test fails"""
+    children: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+    """processes that must not outlive this one"""
 
-    @property
+    @cached_property
     def diffusion(self) -> GaussianDiffusion:
         """The published noise schedule, on the device."""
         return GaussianDiffusion(linear_betas(self.size.num_timesteps)).to(self.device)

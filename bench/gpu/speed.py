@@ -1,14 +1,16 @@
 """How fast a training step and a network call are, beside other arrangements of the same work and beside diffusers."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from unittest.mock import patch
 
 import torch
 
+from bench.gpu.report import OURS, PARTS_KEY
 from bench.gpu.session import Session
 from bench.gpu.timing import Step, time_in_turn
-from bench.machine import LeftOutError, peak_memory_gib
+from bench.machine import LeftOutError
 from bench.networks import Setting, diffusers_loop, diffusers_pipeline, flops_per_image, our_drawing, ours
 
 _NUM_WARM_UP_STEPS = 5
@@ -28,19 +30,19 @@ PARTS: dict[str, tuple[str, Callable[..., object]]] = {
     "torch's attention at 512 channels": ("ddpm.operations.attend_by_products", attend_by_torch),
     "separate products": ("ddpm.operations.apply_joined", lambda x, layers: tuple(layer(x) for layer in layers)),
 }
-"""Parts of the step in the form that they had before they were arranged for a GPU, the one thought dearest first."""
+"""Plain forms of the step's parts, by what takes their place; the part that is expected to save most comes first."""
 
 
 def time_training(session: Session) -> None:
     """Time the step at the published batch size: recorded, compiled, plain, and diffusers' own."""
     batch_size = session.size.batch_size
     setting = _setting(session, batch_size)
-    builders: dict[str, Callable[[], Step]] = {"this project, recorded": partial(ours, setting, "auto")}
+    builders: dict[str, Callable[[], Step]] = {OURS: partial(ours, setting, "auto")}
     if session.device.type == "cuda":  # a CPU would compile for minutes
         builders["this project, compiled"] = partial(ours, setting, "default")
     builders["this project, plain"] = partial(ours, setting, "off")
-    builders["diffusers, bf16"] = partial(diffusers_loop, setting, bfloat16=True)
-    builders["diffusers as it ships, fp32"] = partial(diffusers_loop, setting, bfloat16=False)
+    builders["diffusers, bf16"] = lambda: with_default_convolutions(diffusers_loop(setting, bfloat16=True))
+    builders["diffusers as it ships, fp32"] = lambda: with_default_convolutions(diffusers_loop(setting, bfloat16=False))
     report_steps(session, batch_size, builders)
 
 
@@ -71,7 +73,7 @@ def time_parts(session: Session) -> None:
             seconds = _time(session, whole | steps)
         if name in seconds:
             ratios[name] = round(seconds[name] / seconds["the whole step"], 4)
-            session.report.add("a step's time with a part in its plain form, whole = 1", ratios)
+            session.report.add(PARTS_KEY, ratios)
             session.report.say(f"with {name}: {ratios[name]} of the whole step's time")
 
 
@@ -82,8 +84,10 @@ def time_sampling(session: Session) -> None:
     builders: dict[str, Callable[[], Step]] = {
         "this project, compiled": partial(our_drawing, setting, "ddim", size.few_calls, compilation="auto"),
         "this project, plain": partial(our_drawing, setting, "ddim", size.few_calls, compilation="off"),
-        "diffusers, bf16": partial(diffusers_pipeline, setting, size.few_calls, bfloat16=True),
-        "diffusers as it ships, fp32": partial(diffusers_pipeline, setting, size.few_calls, bfloat16=False),
+        "diffusers, bf16": lambda: with_default_convolutions(diffusers_pipeline(setting, size.few_calls, True)),
+        "diffusers as it ships, fp32": lambda: with_default_convolutions(
+            diffusers_pipeline(setting, size.few_calls, False)
+        ),
     }
     steps = build_all(session, builders, num_warm_up_steps=1)
     seconds = time_in_turn(steps, 1, size.num_rounds, session.device)
@@ -97,16 +101,15 @@ def time_sampling(session: Session) -> None:
 
 def report_steps(session: Session, batch_size: int, builders: Mapping[str, Callable[[], Step]]) -> None:
     """Build and time training steps in turn, and add them to the report's table."""
-    seconds = _time(session, build_all(session, builders, _NUM_WARM_UP_STEPS))
-    flops = batch_size * flops_per_image(_setting(session, batch_size))
     ceiling = 1e12 * session.report.values["machine"]["matrix_tflops"]
+    flops = batch_size * flops_per_image(_setting(session, batch_size))
+    seconds = _time(session, build_all(session, builders, _NUM_WARM_UP_STEPS))
     rows: dict[str, dict[str, float]] = session.report.values.get("train", {})
     for name, value in seconds.items():
         rows[name] = {
             "ms": round(1e3 * value, 3),
             "images_per_second": round(batch_size / value, 1),
             "of_ceiling": round(flops / value / ceiling, 3),
-            "peak_gib": round(peak_memory_gib(session.device), 2),
         }
         session.report.say(f"{name}: {rows[name]}")
     session.report.add("train", rows)
@@ -117,23 +120,27 @@ def build_all(session: Session, builders: Mapping[str, Callable[[], Step]], num_
     steps = {}
     for name, build in builders.items():
         try:
-            step = ship(build()) if name.startswith("diffusers") else build()
-            for _ in range(num_warm_up_steps):
-                step()
-        except (ImportError, LeftOutError, RuntimeError) as error:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", ".*cannot be recorded.*")  # the row would not be what it says
+                step = build()
+                for _ in range(num_warm_up_steps):
+                    step()
+        except (ImportError, LeftOutError, RuntimeError, UserWarning) as error:
             session.report.say(f"left out: {name} ({type(error).__name__}: {error})")
             continue
         steps[name] = step
     return steps
 
 
-def ship(step: Step) -> Step:
+def with_default_convolutions(step: Step) -> Step:
     """Return a peer's step that runs under torch's own choice of convolutions, which this process has changed."""
 
     def run() -> None:
         before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
-        step()
-        torch.backends.cudnn.benchmark = before
+        try:
+            step()
+        finally:
+            torch.backends.cudnn.benchmark = before
 
     return run
 

@@ -14,20 +14,23 @@ from stages.tracking.runs import opened_run
 PROFILE = "flowers102"
 
 
-def track(model: Path, folders: Sequence[Path]) -> None:
-    """Open a run with the losses and the report of the training, and note its id beside the model.
+def require_profile() -> None:
+    """Make sure that params.yaml holds the published setting, whose parameters the run is given.
 
     Raises:
-        PartsError: params.yaml holds another experiment, whose parameters the run would be given.
+        PartsError: it holds another experiment.
     """
-    params = read_params()
-    if params.profile != PROFILE:
+    if (profile := read_params().profile) != PROFILE:
         raise PartsError(
-            f"params.yaml holds the profile {params.profile!r}, not that of the training: put {PROFILE} in force, as "
-            f"by `python -m flows.pipeline --profile {PROFILE}`, whose stages before train it needs anyway"
+            f"params.yaml holds the profile {profile!r}, not that of the training: put {PROFILE} in force, as by "
+            f"`python -m flows.pipeline --profile {PROFILE}`, whose stages before train it needs anyway"
         )
+
+
+def track(model: Path, folders: Sequence[Path]) -> None:
+    """Open a run with the losses and the report of the training, and note its id beside the model."""
     files = {path.name: path for folder in folders for path in folder.iterdir()}
-    with opened_run(params) as tracker:
+    with opened_run(read_params()) as tracker:
         if "losses.csv" in files:
             for _, row in pd.read_csv(files["losses.csv"]).set_index("step", drop=False).iterrows():
                 figures = {str(name): float(value) for name, value in row.drop("step").dropna().items()}

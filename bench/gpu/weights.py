@@ -1,11 +1,10 @@
-"""The averaged weights on their way home: in half precision, in parts that a slow road takes."""
+"""The averaged weights of another machine: in half precision, in parts small enough to be copied from there."""
 
 import hashlib
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -17,7 +16,7 @@ from ddpm.files import atomic_path
 from ddpm.unet import UNet, UNetConfig
 
 PART_BYTES = 15_900_000
-"""Under 16 MiB, and four of them under 64."""
+"""Size of a part: under 16 MiB, and four of them under 64."""
 
 _INDEX = "weights.json"
 
@@ -75,15 +74,15 @@ def assemble(folders: Sequence[Path], target: Path) -> None:
     data = b"".join(files[name].read_bytes() for name in names)
     if hashlib.sha256(data).hexdigest() != index["sha256"]:
         raise PartsError("the parts have not the digest that was written with them: bring them again")
-    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in index["unet"].items()}
-    unet = UNet(UNetConfig(**fields))
+    unet = UNet(UNetConfig.from_json(index["unet"]))
     unet.load_state_dict({name: tensor.float() for name, tensor in load(data).items()})
     building = target.with_name(f".{target.name}.building")
     shutil.rmtree(building, ignore_errors=True)  # of a call that was ended
     diffusion = DiffusionConfig(num_timesteps=index["num_timesteps"])
     publish_weights(building, {"averaged": unet}, diffusion, index["image_size"])
     for name, content in (("trained_on.json", {"train_splits": ["train"]}), ("run.json", {"mlflow_run_id": ""})):
-        (building / name).write_text(json.dumps(content) + "\n")
+        with atomic_path(building / name) as temporary:
+            temporary.write_text(json.dumps(content) + "\n")
     building.rename(target)
 
 

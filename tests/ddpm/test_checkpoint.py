@@ -121,6 +121,16 @@ def test_another_experiments_checkpoint_is_refused_and_changes_nothing(tmp_path,
     assert_untouched(loaded, fresh)
 
 
+def test_a_checkpoint_of_a_network_that_computed_something_else_is_refused(tmp_path, trained, fresh, monkeypatch):
+    monkeypatch.setattr("ddpm.checkpoint._FORMAT", 1)
+    path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
+    monkeypatch.undo()
+    loaded = fresh(1)
+    with pytest.raises(CheckpointError, match="was written by another version, whose network computes something else"):
+        load_checkpoint(path, loaded, EXPERIMENT)
+    assert_untouched(loaded, fresh)
+
+
 def test_an_experiment_is_what_its_json_says(tmp_path, trained, fresh):
     # Tuples and lists, and any order of the names.
     path = save_checkpoint(tmp_path, trained, {"widths": (8, 16), "seed": 0}, NOTES, keep=1)

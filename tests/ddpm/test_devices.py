@@ -13,7 +13,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm import operations, unet
-from ddpm.devices import arithmetic, compiled, deterministic_algorithms, drawing, largest_batch_size, resolve_precision
+from ddpm.devices import (
+    arithmetic,
+    compiled,
+    deterministic_algorithms,
+    drawing,
+    largest_batch_size,
+    prepare_best_device,
+    resolve_precision,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -78,6 +86,21 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         for name in ("kept", "given back")
     }
     assert faults["kept"] < 100 < faults["given back"]
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_a_program_sets_its_process_up_for_the_best_device(monkeypatch, has_gpu):
+    kept = []
+    monkeypatch.setattr("ddpm.devices.keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark_limit", 10)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    assert prepare_best_device() == (GPU if has_gpu else CPU)
+    assert kept == ([] if has_gpu else [True])
+    assert torch.backends.cudnn.benchmark == has_gpu
+    assert torch.backends.cudnn.benchmark_limit == (0 if has_gpu else 10)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"  # the caller's own
 
 
 def test_auto_is_float32_on_devices_of_other_kinds():
@@ -163,11 +186,9 @@ def test_algorithms_are_chosen_for_speed_unless_a_gpu_is_to_be_deterministic(dev
 
 
 def test_deterministic_algorithms_are_asked_for_inside_alone(monkeypatch):
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = cudnn_settings()
     with contextlib.suppress(KeyError), deterministic_algorithms(True, GPU):
         assert cudnn_settings() == (2, True, False)
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         raise KeyError
     assert cudnn_settings() == before
 

@@ -47,6 +47,17 @@ def test_the_device_is_the_best_there_is_or_the_one_named(folder, monkeypatch):
     assert asked == [torch.device("cuda", 1), "cpu"]
 
 
+def test_the_callers_process_is_left_as_it_is(folder, monkeypatch):
+    touched = []
+    monkeypatch.setattr("ddpm.devices.keep_freed_memory", lambda: touched.append("malloc"))
+    before = torch.backends.cudnn.benchmark
+    ddpm.load(folder).draw(1, steps=1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("ddpm.checkpoint.load_model", lambda *_: None)
+    ddpm.load(folder)
+    assert touched == [] and torch.backends.cudnn.benchmark == before
+
+
 def test_no_model_is_a_clear_error(tmp_path):
     with pytest.raises(CheckpointError, match="holds no usable model"):
         ddpm.load(tmp_path)

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm import train
-from ddpm.recording import Recorded
+from ddpm.recording import RecordedFunction
 from ddpm.training import may_record
 from tests.ddpm.small_training import CONFIG, NUM_STEPS, assert_same_bits, fields, snapshot
 
@@ -109,14 +109,14 @@ def test_what_cannot_be_recorded_goes_on_without_and_says_why_once(monkeypatch):
         raise RuntimeError("operation not permitted when stream is capturing\nand a long trace")
 
     monkeypatch.setattr("ddpm.recording.capture", capture)
-    doubled = Recorded(lambda x: 2 * x, CPU)
+    doubled = RecordedFunction(lambda x: 2 * x, CPU)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         results = [float(doubled(torch.tensor(float(i)))) for i in range(8)]
     assert results == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0]
     assert not doubled.is_recorded
     assert [str(each.message) for each in caught] == [
-        "the training step cannot be recorded as a CUDA graph, and goes on without it: "
+        "work for the GPU cannot be recorded as a CUDA graph, and goes on without it: "
         "operation not permitted when stream is capturing"
     ]
 

@@ -1,9 +1,14 @@
 """Half-precision twins of the weights, which a GPU trains with, against autocast."""
 
+import dataclasses
+
 import pytest
 import torch
+from torch import nn
 
+from ddpm import train
 from ddpm.training_step import HalfWeights
+from tests.ddpm.small_training import CONFIG
 
 
 @pytest.fixture
@@ -44,6 +49,35 @@ def test_gradients_of_half_weights_are_those_of_autocast_summed_in_float32(model
         torch.testing.assert_close(
             gradient, expected[name], rtol=0, atol=0.1 * largest + 1e-5, msg=lambda m, name=name: f"{name}: {m}"
         )
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulation_steps": 2}])
+def test_a_training_on_half_weights_learns_as_one_under_autocast(start, images, diffusion, monkeypatch, changes):
+    config = dataclasses.replace(CONFIG, precision="bfloat16", **changes)
+    losses, states = [], []
+    for may_halve in (False, True):
+        monkeypatch.setattr("ddpm.training_step.may_halve", lambda *_, may_halve=may_halve: may_halve)
+        states.append(start(config))
+        losses.append([float(event.loss) for event in train(states[-1], images, diffusion, config)])
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    before = dict(start(config).model.named_parameters())
+    for name, weight in states[1].model.named_parameters():
+        assert not torch.equal(weight, before[name]), name  # each has learnt something
+
+
+def test_a_shared_weight_has_one_half_and_a_frozen_one_stays_frozen():
+    layers = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    layers[1].weight = layers[0].weight
+    layers[0].bias.requires_grad_(False)
+    half = HalfWeights(layers)
+    half.network(torch.ones(1, 3, dtype=torch.bfloat16)).sum().backward()
+    half.hand_over_gradients()
+    assert half.network[0].weight is half.network[1].weight
+    assert layers[0].bias.grad is None
+    found = layers[0].weight.grad.clone()
+    layers.zero_grad()
+    layers(torch.ones(1, 3)).sum().backward()
+    torch.testing.assert_close(found, layers[0].weight.grad, rtol=0.03, atol=0.03)
 
 
 def test_half_weights_follow_the_weights_and_share_the_norms(model):
