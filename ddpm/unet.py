@@ -65,7 +65,10 @@ class UNetConfig:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "UNetConfig":
         """Return the configuration whose fields JSON holds, with lists in the place of tuples."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
+        return cls(**values)
 
     @property
     def downsampling(self) -> int:
