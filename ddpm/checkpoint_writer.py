@@ -29,6 +29,7 @@ class CheckpointWriter:
         self._kept = keep, keep_every
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
         self._under_way: Future[None] | None = None
+        self._stream: torch.cuda.Stream | None = None
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -54,12 +55,11 @@ class CheckpointWriter:
         snapshot = Snapshot.take(state, self._experiment, notes)
         device = next(iter(snapshot.tensors.values())).device
         snapshot = replace(snapshot, tensors=_copies(snapshot.tensors, device))
-        stream = None
         if device.type == "cuda":
-            # It begins when the copies are done, and the training's own stream waits for nothing.
-            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream(device))
-        self._under_way = self._thread.submit(self._write, snapshot, stream)
+            # It goes on when the copies are done, and the training's own stream waits for nothing.
+            self._stream = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+        self._under_way = self._thread.submit(self._write, snapshot)
 
     def wait(self) -> None:
         """Wait until the checkpoint under way, if there is one, has its name.
@@ -74,8 +74,8 @@ class CheckpointWriter:
         if failure is not None:
             raise failure
 
-    def _write(self, snapshot: Snapshot, stream: torch.cuda.Stream | None) -> None:
-        with torch.cuda.stream(stream):
+    def _write(self, snapshot: Snapshot) -> None:
+        with torch.cuda.stream(self._stream):
             # One by one out of the copies: the GPU's memory is free again before anything is written.
             tensors = {name: snapshot.tensors.pop(name).cpu() for name in list(snapshot.tensors)}
         replace(snapshot, tensors=tensors).write(self._folder, *self._kept)

@@ -96,14 +96,18 @@ def deterministic_algorithms(are_wanted: bool, device: torch.device) -> Iterator
         yield
         return
     cudnn = torch.backends.cudnn
-    before = torch.get_deterministic_debug_mode(), cudnn.benchmark, cudnn.deterministic
-    torch.set_deterministic_debug_mode("error")
+    is_on, only_warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    before = cudnn.benchmark, cudnn.deterministic
+    torch.use_deterministic_algorithms(True)  # torch.compile's, too
     cudnn.benchmark, cudnn.deterministic = False, True
     try:
         yield
     finally:
-        torch.set_deterministic_debug_mode(before[0])
-        cudnn.benchmark, cudnn.deterministic = before[1:]
+        torch.use_deterministic_algorithms(is_on, warn_only=only_warns)
+        cudnn.benchmark, cudnn.deterministic = before
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
@@ -165,6 +169,9 @@ def compiled(network: Module, compilation: Compilation, device: torch.device) ->
         compilation = "default" if _can_compile(device) else "off"
     if compilation == "off":
         return network
+    if compilation == "default":
+        # The input of a norm's backward pass is read eight times, and cheaper to compute again than to store.
+        return torch.compile(network, dynamic=False, options={"realize_reads_threshold": 8})  # type: ignore[return-value]
     return torch.compile(network, mode=compilation, dynamic=False)  # type: ignore[return-value]
 
 

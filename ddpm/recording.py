@@ -86,8 +86,11 @@ def capture(function: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         What runs it, and the tensor that each run writes its result to.
     """
     gc.collect()  # tensors of dead cycles, freed in the middle of the recording, would end it
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may use the GPU meanwhile: to write a checkpoint, say.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        output = function()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        # Other threads may use the GPU meanwhile: to write a checkpoint, say.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            output = function()
+    finally:
+        torch.cuda.set_stream(stream)  # where ending the recording failed, torch leaves its own
     return graph.replay, output

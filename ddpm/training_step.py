@@ -86,7 +86,9 @@ class TrainingStep:
         gradient_norm = nn.utils.get_total_norm(gradients)
         if self._config.gradient_clip is not None:
             nn.utils.clip_grads_with_norm_(self._parameters, self._config.gradient_clip, gradient_norm)
-        self._state.optimizer.step()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*capturable=True", UserWarning)  # of steps before the recording
+            self._state.optimizer.step()
         for ema in self._state.emas:
             if not ema.warmup:
                 ema.move(self._state.model)

@@ -23,6 +23,8 @@ from ddpm.operations import (
 from ddpm.recording import RecordedFunction
 
 _PADDED_CHANNELS = 8
+_SECONDS_A_LAYER = 15.0
+"""Time that compiling and timing all forms of a layer takes."""
 
 Layer = Callable[[Tensor, Any], Tensor]
 """A form of a layer: a function of its input and of the module that holds its weights."""
@@ -41,6 +43,9 @@ def time_layers(session: Session) -> None:
     """Time each layer, forward and backward, in all its forms: compiled, and recorded, so that no launch counts."""
     rows: dict[str, dict[str, float]] = {}
     for name, variants in layers_of(session).items():
+        if session.device.type == "cuda" and session.deadline.left() < _SECONDS_A_LAYER:
+            session.report.say(f"left out, for want of time: {name}")
+            continue
         steps = {}
         for form, layer in variants.forms.items():
             try:

@@ -25,8 +25,11 @@ from ddpm.training_state import TrainingState
 from ddpm.training_step import NUM_QUARTILES
 
 AVERAGED = "averaged.safetensors"
-_SECONDS_FOR_SAMPLES = 40.0
+_SECONDS_FOR_SAMPLES = 75.0
 """Time that the training leaves for drawing, at least."""
+_CALLS_WORTH_COMPILING = {"cpu": 10**9, "cuda": 100}
+_SECONDS_TO_COMPILE = 110.0
+"""Time that must be left for a compilation to be earned back in drawing."""
 _ENLARGED = 2
 
 
@@ -66,7 +69,6 @@ def train_published(session: Session) -> None:
         "images_per_second": round(num_images / seconds, 1),
         "seconds_an_epoch_of_31_steps": round(31 * session.size.batch_size * seconds / num_images, 4),
         "last_loss": losses.last,
-        "loss_on_valid": validation_loss(session, state),
     }
     if session.device.type == "cuda":
         result["peak_gib"] = round(torch.cuda.max_memory_allocated(session.device) / 2**30, 2)
@@ -124,17 +126,26 @@ def save_averaged(session: Session, state: TrainingState) -> None:
         save_file(tensors, temporary, {"setting": json.dumps(setting)})
 
 
-def validation_loss(session: Session, state: TrainingState) -> float:
-    """Return the mean loss of the averaged weights on the validation images, of one t and eps each, always the same."""
+def measure_validation_loss(session: Session) -> None:
+    """Note the mean loss of the averaged weights on the validation images, of one t and eps each, always the same."""
     generator = torch.Generator().manual_seed(0)
-    network, losses = state.ema.module, []
+    network, losses = load_averaged(session), []
     with drawing(network, "auto", session.device):
         for pixels in torch.split(session.valid_images, session.size.sample_batch):
             x_0 = to_model_range(pixels).to(session.device, memory_format=torch.channels_last)
             t = torch.randint(session.size.num_timesteps, (len(x_0),), generator=generator).to(session.device)
             eps = torch.randn(x_0.shape, generator=generator).to(session.device)
             losses.append(session.diffusion.losses(network, x_0, t, eps).cpu())
-    return round(float(torch.cat(losses).mean()), 5)
+    loss = round(float(torch.cat(losses).mean()), 5)
+    session.report.add("loss on valid", loss)
+    session.report.say(f"loss of the averaged weights on the validation images: {loss}")
+
+
+def load_averaged(session: Session) -> UNet:
+    """Return the network with the weights that the training has kept."""
+    unet = UNet(session.size.unet).to(device=session.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unet.load_state_dict(load_file(session.keep / AVERAGED))
+    return unet.eval()  # type: ignore[no-any-return]
 
 
 def draw_few_calls(session: Session) -> None:
@@ -150,9 +161,11 @@ def draw_all_calls(session: Session) -> None:
 def draw_samples(session: Session, sampler: SamplerName, num_calls: int) -> None:
     """Draw in parts, each of which is on disk before the next begins, and show the first of them in grids.png."""
     size, file_name = session.size, SAMPLES[sampler]
-    unet = UNet(size.unet).to(device=session.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    unet.load_state_dict(load_file(session.keep / AVERAGED))
-    network = compiled(unet, session.mode, session.device)
+    unet = load_averaged(session)
+    is_worth_compiling = (
+        num_calls > _CALLS_WORTH_COMPILING[session.device.type] and session.deadline.left() > _SECONDS_TO_COMPILE
+    )
+    network = compiled(unet, session.mode if is_worth_compiling else "off", session.device)
     parts: list[Tensor] = []
     seconds: list[float] = []
     for start in range(0, size.num_samples, size.sample_batch):

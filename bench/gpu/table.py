@@ -24,6 +24,7 @@ def write_table(report: Report) -> None:
         PARTS_KEY,
         "sample",
         "published",
+        "loss on valid",
     ):
         if name in report.values:
             value = report.values[name]
