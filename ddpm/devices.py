@@ -96,10 +96,8 @@ def deterministic_algorithms(are_wanted: bool, device: torch.device) -> Iterator
         yield
         return
     cudnn = torch.backends.cudnn
-    is_on, only_warns = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    is_on = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     before = cudnn.benchmark, cudnn.deterministic
     torch.use_deterministic_algorithms(True)  # torch.compile's, too
     cudnn.benchmark, cudnn.deterministic = False, True

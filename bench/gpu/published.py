@@ -27,7 +27,7 @@ from ddpm.training_step import NUM_QUARTILES
 AVERAGED = "averaged.safetensors"
 _SECONDS_FOR_SAMPLES = 75.0
 """Time that the training leaves for drawing, at least."""
-_CALLS_WORTH_COMPILING = {"cpu": 10**9, "cuda": 100}
+_CALLS_WORTH_COMPILING = 100
 _SECONDS_TO_COMPILE = 110.0
 """Time that must be left for a compilation to be earned back in drawing."""
 _ENLARGED = 2
@@ -162,10 +162,8 @@ def draw_samples(session: Session, sampler: SamplerName, num_calls: int) -> None
     """Draw in parts, each of which is on disk before the next begins, and show the first of them in grids.png."""
     size, file_name = session.size, SAMPLES[sampler]
     unet = load_averaged(session)
-    is_worth_compiling = (
-        num_calls > _CALLS_WORTH_COMPILING[session.device.type] and session.deadline.left() > _SECONDS_TO_COMPILE
-    )
-    network = compiled(unet, session.mode if is_worth_compiling else "off", session.device)
+    compiles = num_calls > _CALLS_WORTH_COMPILING and session.deadline.left() > _SECONDS_TO_COMPILE
+    network = compiled(unet, session.mode if compiles else "off", session.device)
     parts: list[Tensor] = []
     seconds: list[float] = []
     for start in range(0, size.num_samples, size.sample_batch):

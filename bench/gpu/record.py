@@ -30,7 +30,7 @@ def record(session: Session) -> None:
     tests, output = _start_tests(session)
     attempts: list[dict[str, object]] = []
     try:
-        attempts += take_first_steps(session, ["default" if session.device.type == "cuda" else "off", "off"])
+        attempts += take_first_steps(session, ["default", "off"] if session.device.type == "cuda" else ["off"])
     finally:
         results = _join_tests(session, tests, output)
         session.mode = "off"
