@@ -39,8 +39,8 @@ def normalize(x: Features, norm: nn.GroupNorm) -> Features:
 def normalize_channels_last(x: Features, norm: nn.GroupNorm) -> Features:
     """Return GroupNorm of `x` in float32, written out as a factor and a summand for each channel of each image.
 
-    They are applied to the features, not to their groups: in the loops of what stands beside it, such as SiLU, a compiler
-    fuses it with that (36 % less memory moved by all fused kernels of a step, counted in generated code).
+    They are applied to the features, not to their groups: in the loops of what stands beside it, such as SiLU, a
+    compiler fuses it with that (36 % less memory moved by all fused kernels of a step, counted in generated code).
     """
     x = x.float()  # once: two casts would have their gradients added in bfloat16
     batch, channels, height, width = x.shape
