@@ -42,7 +42,8 @@ slow: $(VENV)/installed-dev  ## the tests that take minutes each
 	pytest -m slow
 
 gpu: $(VENV)/installed-dev  ## on a GPU: its tests, all speeds, the published setting trained and drawn from, in ten minutes
-	@test -e build/gpu/images.npz || python -m bench.gpu pack $(if $(SOURCE),--source $(SOURCE))
+	@if [ -n "$(SOURCE)" ] || [ ! -e build/gpu/images.npz ]; then \
+		python -m bench.gpu pack $(if $(SOURCE),--source "$(SOURCE)"); fi
 	@python -m bench.gpu
 
 format: $(VENV)/installed-dev  ## bring the sources into style

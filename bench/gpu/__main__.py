@@ -59,21 +59,31 @@ def main() -> None:
 def _run(arguments: argparse.Namespace) -> None:
     deadline = Deadline(arguments.seconds)
     best = prepare_best_device()
-    device = best if arguments.device in ("auto", best.type) else torch.device(arguments.device)
-    if not arguments.images.is_file():
-        sys.exit(f"bench.gpu: there is no {arguments.images}: `python -m bench.gpu pack` writes it")
-    train_images, valid_images = load_images(arguments.images)
+    if arguments.device not in ("auto", "cpu", best.type):
+        sys.exit(f"bench.gpu: PyTorch finds no GPU here, got --device {arguments.device}; cpu rehearses at toy size")
+    device = torch.device("cpu") if arguments.device == "cpu" else best
+    try:
+        train_images, valid_images = load_images(arguments.images)
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(
+            f"bench.gpu: {arguments.images} holds no images: {error}; `python -m bench.gpu pack` writes such a file"
+        )
     report = Report(arguments.output, deadline)
     size = replace(Size(), image_size=train_images.shape[-1])
     if device.type == "cpu":
         size, stride = TOY, max(1, train_images.shape[-1] // TOY.image_size)
         train_images, valid_images = (images[..., ::stride, ::stride] for images in (train_images, valid_images))
+        report.say("a rehearsal on a CPU, at toy size: figures mean nothing, nothing is compiled or recorded")
+    report.add("rehearsal", device.type == "cpu")
     session = Session(device, size, train_images, valid_images, arguments.keep, deadline, report)
     session.keep.mkdir(parents=True, exist_ok=True)
     torch._dynamo.config.recompile_limit = 64  # one process compiles the network for many shapes and forms
     end_at_deadline(session, lambda: write_table(report))
-    run_phases(session, PHASES)
+    is_whole = run_phases(session, PHASES)
     write_table(report)
+    print(f"all results are in {report.folder}; `python -m bench.gpu parts 0 1 2 3 …` brings the weights", flush=True)
+    if not is_whole:
+        sys.exit("bench.gpu: not all that matters most was done, see above")
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -103,9 +113,9 @@ def _write_parts(arguments: argparse.Namespace) -> None:
 
 def _assemble(arguments: argparse.Namespace) -> None:
     if arguments.track:
-        from bench.gpu.track import require_profile, track  # with the stages' modules
+        from bench.gpu.track import require_setting, track  # with the stages' modules
 
-        require_profile()
+        require_setting(arguments.folders)
     assemble(arguments.folders, arguments.target)
     if arguments.track:
         track(arguments.target, arguments.folders)
@@ -119,7 +129,12 @@ def _parse_arguments() -> argparse.Namespace:
     run = commands.add_parser("run", help="measure, test, train and draw; what happens where no command is named")
     run.add_argument("--images", type=Path, default=IMAGES, help=f"the file that pack wrote (default {IMAGES})")
     run.add_argument("--output", type=Path, default=OUTPUT, help=f"where all results go (default {OUTPUT})")
-    run.add_argument("--device", default="auto", help="such as cpu; by default the GPU where there is one")
+    run.add_argument(
+        "--device",
+        default="auto",
+        choices=("auto", "cuda", "cpu"),
+        help="by default the GPU where there is one; cpu rehearses",
+    )
     run.add_argument("--seconds", type=float, default=560.0, help="after which it ends, at most 10 later (default 560)")
     run.set_defaults(function=_run)
 
@@ -134,7 +149,7 @@ def _parse_arguments() -> argparse.Namespace:
     parts.set_defaults(function=_write_parts)
 
     whole = commands.add_parser("assemble", help="make a model folder of the parts")
-    whole.add_argument("folders", type=Path, nargs="+", help="that hold the parts, and the other results")
+    whole.add_argument("folders", type=Path, nargs="+", help="that hold the parts; with --track also the results")
     whole.add_argument("target", type=Path, help="the model folder, such as build/model; must not exist")
     whole.add_argument("--track", action="store_true", help="open an MLflow run for it, so that it can be registered")
     whole.set_defaults(function=_assemble)

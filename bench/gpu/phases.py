@@ -26,8 +26,12 @@ class Phase:
     """1 is the highest; where time is short, the lower ones are left out for the sake of the higher ones after them"""
 
 
-def run_phases(session: Session, phases: Sequence[Phase]) -> None:
-    """Run the phases that there is time for; one that fails writes its traceback, and the next goes on."""
+def run_phases(session: Session, phases: Sequence[Phase]) -> bool:
+    """Run the phases that there is time for; one that fails writes its traceback, and the next goes on.
+
+    Returns:
+        Whether all of the highest importance have been done.
+    """
     outcomes: list[dict[str, object]] = []
     for number, phase in enumerate(phases):
         reserved = sum(later.seconds for later in phases[number + 1 :] if later.importance < phase.importance)
@@ -35,6 +39,7 @@ def run_phases(session: Session, phases: Sequence[Phase]) -> None:
         outcomes.append(outcome)
         session.report.add("phases", outcomes)
         session.report.say(f"{phase.name}: {outcome['outcome']} ({outcome['seconds']:.1f} s)")
+    return all(one["outcome"] == "done" for one, phase in zip(outcomes, phases, strict=True) if phase.importance == 1)
 
 
 def _run(session: Session, phase: Phase, reserved: float) -> dict[str, object]:

@@ -35,7 +35,8 @@ _ENLARGED = 2
 
 def train_published(session: Session) -> None:
     """Train to the last step, or as far as time allows; write losses.csv, and keep the averaged weights."""
-    (session.keep / AVERAGED).unlink(missing_ok=True)  # of an earlier call
+    if (earlier := session.keep / AVERAGED).exists():  # its weights would pass for those of this call
+        earlier.rename(session.keep / f"earlier_{AVERAGED}")
     config = session.config(session.mode)
     state = session.start(config)
     reserved = _SECONDS_FOR_SAMPLES if session.device.type == "cuda" else 0.0

@@ -2,6 +2,7 @@
 
 import json
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,12 @@ class Deadline:
 
 
 class Report:
-    """report.json and log.txt in one folder."""
+    """report.json and log.txt in one folder; a folder with earlier results is renamed to NAME.1, NAME.2, …"""
 
     def __init__(self, folder: Path, deadline: Deadline) -> None:
+        if any((folder / name).exists() for name in FILES):  # of an earlier call; they would pass for this one's
+            folder.rename(_free_name(folder))
         folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES:  # of an earlier call, which would pass for this one's
-            (folder / name).unlink(missing_ok=True)
         self.folder = folder
         self.values: dict[str, Any] = {}
         self._deadline = deadline
@@ -59,3 +60,8 @@ class Report:
             stamped = f"{self._deadline.spent():7.1f} s  {line}"
             print(stamped, flush=True)
             print(stamped, file=self._log, flush=True)
+
+
+def _free_name(folder: Path) -> Path:
+    names = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
+    return next(name for name in names if not name.exists())

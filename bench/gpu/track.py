@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.gpu.weights import PartsError
+from bench.gpu.weights import PartsError, list_files, read_index
 from ddpm.files import atomic_path
 from stages.params import read_params
 from stages.tracking.runs import opened_run
@@ -14,22 +14,28 @@ from stages.tracking.runs import opened_run
 PROFILE = "flowers102"
 
 
-def require_profile() -> None:
-    """Make sure that params.yaml holds the published setting, whose parameters the run is given.
+def require_setting(folders: Sequence[Path]) -> None:
+    """Make sure that params.yaml holds the setting of the training, whose parameters the run is given.
 
     Raises:
         PartsError: it holds another experiment.
     """
-    if (profile := read_params().profile) != PROFILE:
+    params, index = read_params(), read_index(list_files(folders))
+    here = params.train.unet.model_dump(mode="json") | {"image_size": params.preprocess.image_size}
+    there = index["unet"] | {"image_size": index["image_size"]}
+    differing = [name for name, value in here.items() if value != there[name]]
+    if params.profile != PROFILE or differing:
         raise PartsError(
-            f"params.yaml holds the profile {profile!r}, not that of the training: put {PROFILE} in force, as by "
-            f"`python -m flows.pipeline --profile {PROFILE}`, whose stages before train it needs anyway"
+            f"params.yaml holds the profile {params.profile!r}"
+            + (f", which differs from the training in {', '.join(differing)}" if differing else "")
+            + f": put {PROFILE} in force and prepare its dataset first, by `cp profiles/{PROFILE}.yaml params.yaml` "
+            "and `dvc repro preprocess`"
         )
 
 
 def track(model: Path, folders: Sequence[Path]) -> None:
     """Open a run with the losses and the report of the training, and note its id beside the model."""
-    files = {path.name: path for folder in folders for path in folder.iterdir()}
+    files = list_files(folders)
     with opened_run(read_params()) as tracker:
         if "losses.csv" in files:
             for _, row in pd.read_csv(files["losses.csv"]).set_index("step", drop=False).iterrows():

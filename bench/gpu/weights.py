@@ -3,8 +3,9 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -29,23 +30,24 @@ def write_parts(keep: Path, numbers: Sequence[int], folder: Path) -> list[Path]:
     """Write some of the parts of the weights that a call has kept, and an index of all.
 
     Raises:
-        PartsError: nothing is kept there.
+        PartsError: nothing is kept there, or there is no part of that number.
     """
     try:
         with safe_open(keep / AVERAGED, framework="pt") as file:
             setting = json.loads(file.metadata()["setting"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except OSError as error:
-        raise PartsError(f"{keep} holds no {AVERAGED}, which a training leaves there: {error}") from None
+        raise PartsError(f"no training has left its weights in {keep}: {error}") from None
     data = save({name: tensor.to(torch.float16) for name, tensor in tensors.items()})
     parts = [data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
+    if wrong := [number for number in numbers if not 0 <= number < len(parts)]:
+        raise PartsError(f"the weights have parts 0 … {len(parts) - 1}, got {', '.join(map(str, wrong))}")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for number in numbers:
-        if number < len(parts):
-            with atomic_path(folder / _part_name(number)) as temporary:
-                temporary.write_bytes(parts[number])
-            written.append(folder / _part_name(number))
+        with atomic_path(folder / _part_name(number)) as temporary:
+            temporary.write_bytes(parts[number])
+        written.append(folder / _part_name(number))
     index = {"parts": len(parts), "sha256": hashlib.sha256(data).hexdigest()} | setting
     with atomic_path(folder / _INDEX) as temporary:
         temporary.write_text(json.dumps(index, indent=1) + "\n")
@@ -64,16 +66,14 @@ def assemble(folders: Sequence[Path], target: Path) -> None:
     """
     if target.exists():
         raise PartsError(f"{target} exists: name a folder that does not")
-    files = {path.name: path for folder in folders for path in folder.iterdir()}
-    if _INDEX not in files:
-        raise PartsError(f"no {_INDEX} in {', '.join(map(str, folders))}: name the folders that hold the parts")
-    index = json.loads(files[_INDEX].read_text())
+    files = list_files(folders)
+    index = read_index(files)
     names = [_part_name(number) for number in range(index["parts"])]
     if missing := [name for name in names if name not in files]:
-        raise PartsError(f"{', '.join(missing)} of {len(names)} parts are missing: bring them, too")
+        raise PartsError(f"{', '.join(missing)} are missing of {len(names)} in all: bring them, too")
     data = b"".join(files[name].read_bytes() for name in names)
     if hashlib.sha256(data).hexdigest() != index["sha256"]:
-        raise PartsError("the parts have not the digest that was written with them: bring them again")
+        raise PartsError("the parts are damaged, or of different trainings: their digest is wrong; bring them again")
     unet = UNet(UNetConfig.from_json(index["unet"]))
     unet.load_state_dict({name: tensor.float() for name, tensor in load(data).items()})
     building = target.with_name(f".{target.name}.building")
@@ -84,6 +84,29 @@ def assemble(folders: Sequence[Path], target: Path) -> None:
         with atomic_path(building / name) as temporary:
             temporary.write_text(json.dumps(content) + "\n")
     building.rename(target)
+
+
+def list_files(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the files of several folders by name.
+
+    Raises:
+        PartsError: a folder does not exist.
+    """
+    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+        raise PartsError(f"no such folder: {', '.join(missing)}")
+    return {path.name: path for folder in folders for path in folder.iterdir()}
+
+
+def read_index(files: Mapping[str, Path]) -> dict[str, Any]:
+    """Return what was written about all parts.
+
+    Raises:
+        PartsError: it is not among the files.
+    """
+    if _INDEX not in files:
+        raise PartsError(f"there is no {_INDEX}: name the folders that hold the parts")
+    index: dict[str, Any] = json.loads(files[_INDEX].read_text())
+    return index
 
 
 def _part_name(number: int) -> str:

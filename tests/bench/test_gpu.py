@@ -83,7 +83,7 @@ def test_every_file_is_there_and_small_enough_to_come_home(rehearsal):
 def test_the_gpu_tests_that_a_cpu_can_run_pass(report):
     counts = report["tests"]["counts"]
     assert set(counts) == {"PASSED", "SKIPPED"} and counts["PASSED"] >= 20
-    assert report["mode"] == "auto"
+    assert report["mode"] == "auto" and report["rehearsal"] is True
     assert [attempt["compilation"] for attempt in report["record"]] == ["off", "auto"]
 
 
@@ -130,9 +130,14 @@ def test_the_weights_come_home_in_parts_and_draw(rehearsal, tmp_path, monkeypatc
     kept = rehearsal[2]
     folders = [tmp_path / "first", tmp_path / "second"]
     assert len(write_parts(kept, [0, 1], folders[0])) == 2
-    with pytest.raises(PartsError, match="of 4 parts are missing: bring them, too"):
+    with pytest.raises(PartsError, match="are missing of 4 in all: bring them, too"):
         assemble(folders[:1], tmp_path / "model")
-    assert len(write_parts(kept, [2, 3, 4], folders[1])) == 2
+    assert len(write_parts(kept, [2, 3], folders[1])) == 2
+    for wrong in (-1, 4):
+        with pytest.raises(PartsError, match=f"the weights have parts 0 … 3, got {wrong}"):
+            write_parts(kept, [wrong], tmp_path / "none")
+    with pytest.raises(PartsError, match="no such folder"):
+        assemble([tmp_path / "none"], tmp_path / "other")
     assemble(folders, tmp_path / "model")
     model = ddpm.load(tmp_path / "model")
     assert model.draw(2, steps=2).shape == (2, 3, 8, 8)
@@ -142,7 +147,7 @@ def test_the_weights_come_home_in_parts_and_draw(rehearsal, tmp_path, monkeypatc
     for name, tensor in model.unet.state_dict().items():
         torch.testing.assert_close(tensor, original[name], rtol=1e-3, atol=1e-6)
     (folders[1] / "weights.03.part").write_bytes(b"torn")
-    with pytest.raises(PartsError, match="have not the digest"):
+    with pytest.raises(PartsError, match="their digest is wrong"):
         assemble(folders, tmp_path / "other")
     with pytest.raises(PartsError, match="exists: name a folder that does not"):
         assemble(folders, tmp_path / "model")
@@ -157,7 +162,18 @@ def test_the_published_weights_need_two_calls():
 def test_parts_of_a_training_that_never_was_are_an_error(tmp_path):
     done = call("parts", "0", "--keep", tmp_path, "--output", tmp_path / "parts")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"bench.gpu: {tmp_path} holds no averaged.safetensors, which a training leaves there")
+    assert done.stderr.startswith(f"bench.gpu: no training has left its weights in {tmp_path}")
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("--device", "cuda"), "PyTorch finds no GPU here, got --device cuda; cpu rehearses at toy size"),
+    (("--device", "cpu", "--images", "nowhere.npz"), "nowhere.npz holds no images"),
+])  # fmt: skip
+def test_what_cannot_be_run_is_one_line(words, message):
+    if torch.cuda.is_available():
+        pytest.skip("here is a GPU")
+    done = call(*words)
+    assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.fixture
@@ -182,7 +198,7 @@ def test_a_phase_that_fails_is_noted_and_the_next_goes_on(session, tmp_path):
 
     ran = []
     one = session(60.0)
-    run_phases(one, [Phase("bad", fail, 1.0, importance=1), Phase("good", ran.append, 1.0, importance=1)])
+    assert not run_phases(one, [Phase("bad", fail, 1.0, importance=1), Phase("good", ran.append, 1.0, importance=1)])
     assert outcomes(one) == {"bad": "failed: KeyError: 'no such kernel'", "good": "done"}
     assert ran == [one]
     assert "Traceback" in (tmp_path / "results/log.txt").read_text()
@@ -195,7 +211,7 @@ def test_what_matters_least_is_left_out_where_time_is_short(session):
         Phase("middle", lambda _: None, 20.0, importance=2),
     ]
     one = session(60.0)
-    run_phases(one, phases)
+    assert run_phases(one, phases)
     assert outcomes(one) == {"minor": "left out: 0 s were left for it", "major": "done", "middle": "done"}
 
 
@@ -255,13 +271,17 @@ def test_a_way_of_running_that_fails_is_followed_by_a_simpler_one(session, monke
     assert [attempt.get("failed") for attempt in attempts] == ["RuntimeError: no compiler"] * len(broken) + [None]
 
 
-def test_results_of_an_earlier_call_do_not_pass_for_this_ones(session, tmp_path):
-    (tmp_path / "results").mkdir()
-    for name in FILES:
-        (tmp_path / "results" / name).write_text("old")
-    (tmp_path / "results/notes.txt").write_text("somebody's own")
-    session(60.0)
-    assert {path.name for path in (tmp_path / "results").iterdir()} == {"log.txt", "notes.txt"}
+def test_results_of_an_earlier_call_are_moved_aside(session, tmp_path):
+    results = tmp_path / "results"
+    for text in ("first", "second"):
+        results.mkdir()
+        (results / "losses.csv").write_text(text)
+        session(60.0)
+        assert {path.name for path in results.iterdir()} == {"log.txt"}
+        for path in results.iterdir():
+            path.unlink()
+        results.rmdir()
+    assert [(tmp_path / f"results.{number}" / "losses.csv").read_text() for number in (1, 2)] == ["first", "second"]
 
 
 def test_results_are_read_from_a_run_that_was_cut_short():
