@@ -37,7 +37,7 @@ by XLA 110: then 225 s are over before the first round, and `time_in_turn` begin
 """
 
 PEAK_MEMORY = {"cpu": "each variant's process", "cuda": "each variant's turn, less what the others keep meanwhile"}
-"""Where the peaks come from."""
+"""Source of the peaks of memory, for the table's last line."""
 
 
 def main() -> None:

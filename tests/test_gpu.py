@@ -1,4 +1,4 @@
-"""What can be shown on a GPU alone. Without one the tests skip; `FLOWERS_TEST_DEVICE=cpu` rehearses those that can run.
+"""Tests of the GPU alone. Without one they skip; `FLOWERS_TEST_DEVICE=cpu` rehearses those that can run on a CPU.
 
 The file stands alone, so that it runs on a machine that has nothing but torch, numpy, safetensors and pytest:
 `python -m pytest tests/test_gpu.py --noconftest`. Names tell which way of running a failure forbids: "recorded" or
