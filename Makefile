@@ -25,7 +25,7 @@ run: $(VENV)/installed  ## bring everything up to date; PROFILE=name puts a prof
 	@python -m flows.pipeline $(if $(PROFILE),--profile $(PROFILE))
 
 up: $(VENV)/installed  ## the service on this machine, until Ctrl-C (SERVICE_HOST, PREFECT_PORT, MLFLOW_PORT)
-	@python -m flows.service --host $(SERVICE_HOST) --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT)
+	@python -m flows.service.up --host $(SERVICE_HOST) --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT)
 
 test: check tests  ## style, types, layers, tests
 
@@ -57,7 +57,7 @@ prefect: $(VENV)/installed  ## look at flow runs in the browser, at http://127.0
 	PREFECT_SERVER_API_PORT=$(PREFECT_PORT) prefect server start
 
 serve: $(VENV)/installed  ## draw images on request over HTTP, at http://127.0.0.1:5001/invocations (SERVE_PORT)
-	@python -m stages.serve --port $(SERVE_PORT)
+	@python -m tracking.serve --port $(SERVE_PORT)
 
 clean:  ## remove the environment; data and results stay
 	rm -rf $(VENV)

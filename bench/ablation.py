@@ -24,7 +24,7 @@ from ddpm.metrics import frechet_distance, kernel_distance
 from ddpm.training import train
 from ddpm.training_state import TrainingConfig, TrainingState
 from ddpm.unet import UNet, UNetConfig
-from stages.prepared import all_images, images_of, positions_of
+from stages.datasets.prepared import all_images, images_of, positions_of
 
 
 @dataclass(frozen=True)

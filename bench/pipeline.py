@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
+from contract.params import read_params
 from ddpm.training import train
-from stages.params import read_params
-from stages.tracking.runs import opened_run
 from stages.train import Experiment, learn, prepare
+from tracking.runs import opened_run
 
 
 def main() -> None:

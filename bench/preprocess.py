@@ -28,7 +28,7 @@ from scipy.io import savemat
 
 from stages.datasets.flowers102 import ARCHIVE, LABELS, SPLITS
 from stages.datasets.flowers102_classes import CLASS_NAMES
-from stages.drawing.flowers import generate
+from stages.datasets.synthetic.flowers import generate
 
 PROJECT = Path(__file__).parents[1]
 WIDTH, HEIGHT = 500, 650
@@ -86,9 +86,9 @@ def run_stage(folder: Path, margin: str) -> tuple[float, float]:
 
 def write_dataset(folder: Path, num_images: int, image_size: int) -> float:
     """params.yaml, data/ and the receipt, as the download stage leaves them; gives the archive's size in MB."""
+    from contract.params import read_params
+    from contract.paths import DATA
     from stages.download import inventory, write_receipt
-    from stages.params import read_params
-    from stages.paths import DATA
 
     profile = YAML(typ="safe").load(PROJECT / "profiles" / "flowers102.yaml")
     profile["preprocess"]["image_size"] = image_size

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
+from contract.params import read_params
 from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, UNetConfig, cosine_betas, train
 from ddpm.training import StepEvent
-from stages.params import read_params
-from stages.tracking.runs import NoTracker, Tracker, opened_run
+from tracking.runs import NoTracker, Tracker, opened_run
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 
-from flows.proxy import proxy_exceptions
+from flows.service.proxy import proxy_exceptions
 
 EXIT_INTERRUPTED = 130  # as a shell counts Ctrl-C
 EXIT_TERMINATED = 143  # as a shell counts SIGTERM

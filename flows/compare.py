@@ -41,14 +41,14 @@ def main() -> None:
 
 
 def read_runs(arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """What MLflow has of the runs that `python -m stages.compare` takes these arguments to mean.
+    """What MLflow has of the runs that `python -m tracking.search` takes these arguments to mean.
 
     A child process: it alone needs MLflow.
 
     Raises:
         CompareError: MLflow does not answer, or has no such run.
     """
-    command = [sys.executable, "-m", "stages.compare", *arguments]
+    command = [sys.executable, "-m", "tracking.search", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip() or f"it ended with {done.returncode}"

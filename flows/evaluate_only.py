@@ -2,11 +2,11 @@
 
 from prefect import flow
 
-from flows.experiments import STATE, UnknownRevisionError, commit_of
-from flows.git import file_in, git
-from flows.shared_cache import bring_outputs
-from flows.workspace import Workspace, opened
-from stages.params import EvaluationOverrides, activate
+from contract.params import EvaluationOverrides, activate
+from flows.workspaces.experiments import STATE, UnknownRevisionError, commit_of
+from flows.workspaces.git import file_in, git
+from flows.workspaces.shared_cache import bring_outputs
+from flows.workspaces.workspace import Workspace, opened
 from tasks.evaluate import evaluate
 from tasks.reference import reference
 from tasks.sample import sample

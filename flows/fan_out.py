@@ -19,9 +19,9 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.logging import get_run_logger
 from prefect.states import Cancelling
 
-from flows.children import Child
+from contract.params import Overrides
 from flows.pipeline import pipeline
-from stages.params import Overrides
+from flows.trials import Child
 from tasks.stage import SWEEP_TAG, StageFailedError
 
 DEPLOYMENT = "pipeline/quickstart"

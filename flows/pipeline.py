@@ -10,9 +10,9 @@ from typing import Any
 
 from prefect import flow
 
+from contract.params import Overrides, ParamsError, activate, composed, list_profiles, parse_overrides
 from flows.by_hand import completed
-from flows.workspace import ProfileName, WorkspaceError, WorkspaceKind, last_commit, opened
-from stages.params import Overrides, ParamsError, activate, composed, list_profiles, parse_overrides
+from flows.workspaces.workspace import ProfileName, WorkspaceError, WorkspaceKind, last_commit, opened
 from tasks.download import download
 from tasks.evaluate import evaluate
 from tasks.preprocess import preprocess

@@ -22,8 +22,8 @@ from pydantic import Field
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from contract.params import Overrides, ParamsError, flat, list_profiles, parse_overrides
 from flows.by_hand import completed
-from flows.children import Child, SweepError, children_of
 from flows.compare import (
     CompareError,
     charts_address,
@@ -35,11 +35,11 @@ from flows.compare import (
     read_runs,
     write_csv,
 )
-from flows.experiments import experiment_name, keep_stages
 from flows.fan_out import Outcome, as_deployments, in_process, why_in_process
-from flows.git import GitError
-from flows.workspace import ProfileName, WorkspaceError, last_commit, opened
-from stages.params import Overrides, ParamsError, flat, list_profiles, parse_overrides
+from flows.trials import Child, SweepError, children_of
+from flows.workspaces.experiments import experiment_name, keep_stages
+from flows.workspaces.git import GitError
+from flows.workspaces.workspace import ProfileName, WorkspaceError, last_commit, opened
 from tasks.download import download
 from tasks.gpu import GpuSlotLostError, TooFewGpusError
 from tasks.preprocess import preprocess

@@ -14,13 +14,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from contract.errors import StageError
+from contract.params import Params
+from contract.paths import DATA, DATA_PIN, RECEIPT
+from contract.sections import DownloadParams
 from ddpm.files import atomic_path, file_digest
 from stages.datasets import DATASETS
-from stages.errors import StageError
-from stages.params import Params
-from stages.paths import DATA, DATA_PIN, RECEIPT
-from stages.runner import run_stage
-from stages.sections import DownloadParams
+from stages.runtime.runner import run_stage
 
 _OUTGOING = DATA.with_name(".data.outgoing")
 

@@ -8,6 +8,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from contract.errors import StageError
+from contract.params import Params
+from contract.paths import CLOSEST_PAIRS, METRICS, NEAREST, REFERENCE, SAMPLES, SAMPLES_RECORD
+from contract.sections import LEAST_COMPARED_IMAGES, EvaluateParams, ReferenceParams
 from ddpm.data import load_images
 from ddpm.devices import prepare_best_device
 from ddpm.distributed import is_first
@@ -15,17 +19,13 @@ from ddpm.files import atomic_path
 from ddpm.images import enlargement, save_png
 from ddpm.memorisation import nearest_images
 from ddpm.metrics import NEIGHBOURHOOD, frechet_distance, kernel_distance, precision_recall
-from stages.errors import StageError
-from stages.extraction import described, features_of, wanted_extractor
-from stages.memorisation import closest_pairs, memorisation_figures, nearest_table
-from stages.params import Params
-from stages.paths import CLOSEST_PAIRS, METRICS, NEAREST, REFERENCE, SAMPLES, SAMPLES_RECORD
-from stages.prepared import all_images, dataset_digest, recorded_run_id
-from stages.progress import progress_bar
-from stages.real_features import RealFeatures, read_real_features, read_record
-from stages.runner import run_stage
-from stages.sections import LEAST_COMPARED_IMAGES, EvaluateParams, ReferenceParams
-from stages.tracking.runs import Tracker, reopened_run
+from stages.datasets.prepared import all_images, dataset_digest, recorded_run_id
+from stages.evaluation.extraction import described, features_of, wanted_extractor
+from stages.evaluation.memorisation import closest_pairs, memorisation_figures, nearest_table
+from stages.evaluation.real_features import RealFeatures, read_real_features, read_record
+from stages.runtime.progress import progress_bar
+from stages.runtime.runner import run_stage
+from tracking.runs import Tracker, reopened_run
 
 
 def main(params: Params) -> None:

@@ -20,14 +20,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from contract.errors import StageError
+from contract.params import Params
+from contract.paths import DATA, DATASET, RECEIPT
+from contract.sections import PreprocessParams
 from ddpm.files import atomic_path, file_digest
 from stages.datasets import DATASETS, SourceImage
-from stages.errors import StageError
-from stages.params import Params
-from stages.paths import DATA, DATASET, RECEIPT
-from stages.progress import progress_bar
-from stages.runner import run_stage
-from stages.sections import PreprocessParams
+from stages.runtime.progress import progress_bar
+from stages.runtime.runner import run_stage
 
 MARGIN = 2
 """A JPEG is decoded at the smallest scale of 1, 1/2, 1/4, 1/8 that leaves so many times the size that is wanted."""

@@ -4,16 +4,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from contract.params import Params
+from contract.paths import REFERENCE
+from contract.sections import ReferenceParams
 from ddpm.devices import prepare_best_device
 from ddpm.distributed import is_first
-from stages.extraction import at_random, described, features_of, wanted_extractor
-from stages.params import Params
-from stages.paths import REFERENCE
-from stages.prepared import all_images, dataset_digest, image_index, positions_of
-from stages.progress import progress_bar
-from stages.real_features import RealFeatures, write_real_features, write_record
-from stages.runner import run_stage
-from stages.sections import ReferenceParams
+from stages.datasets.prepared import all_images, dataset_digest, image_index, positions_of
+from stages.evaluation.extraction import at_random, described, features_of, wanted_extractor
+from stages.evaluation.real_features import RealFeatures, write_real_features, write_record
+from stages.runtime.progress import progress_bar
+from stages.runtime.runner import run_stage
 
 
 def main(params: Params) -> None:

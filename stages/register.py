@@ -6,21 +6,18 @@ import os
 from pathlib import Path
 
 import ddpm
+from contract.params import Params
+from contract.paths import METRICS, MODEL
 from ddpm.files import file_digest
-from stages.lineage import lineage_tags, model_digest
-from stages.params import Params
-from stages.paths import METRICS, MODEL
-from stages.prepared import recorded_run_id
-from stages.promotion import Champion, Figures, Verdict, judged
-from stages.runner import run_stage
-from stages.tracking.registry import CONTENTS_TAG, Registry, Version
-from stages.tracking.runs import reopened_run
+from stages.datasets.prepared import recorded_run_id
+from stages.runtime.runner import run_stage
+from tracking.lineage import lineage_tags, model_digest
+from tracking.promotion import PROMOTION_TAG, Champion, Figures, Verdict, judged
+from tracking.registry import CONTENTS_TAG, Registry, Version
+from tracking.runs import reopened_run
 
 FIGURE = "evaluate."
 """What the tags with a version's figures begin with."""
-
-PROMOTION_TAG = "promotion"
-"""Why a version became the champion, or did not."""
 
 
 def main(params: Params) -> None:
@@ -59,7 +56,7 @@ def register(params: Params, run_id: str, registry: Registry) -> None:
     else:
         outcome = f"Did not become champion: {verdict.reason}"
         _say(f"version {version.number} does not become champion: {verdict.reason}")
-        _say(f"`python -m stages.promote {version.number}` makes it champion all the same")
+        _say(f"`python -m flows.promote {version.number}` makes it champion all the same")
     registry.note(version.number, {PROMOTION_TAG: outcome}, f"Profile {params.profile}. {outcome}.")
 
 
@@ -102,7 +99,7 @@ def version_tags(params: Params, figures: Figures) -> dict[str, str]:
 def contents_digest(weights: str, figures: Figures) -> str:
     """Of the weights, their configuration, the code that draws with them, and their figures."""
     package = Path(ddpm.__file__).parent
-    code = [*sorted(package.rglob("*.py")), Path(__file__).parent / "tracking/pyfunc_model.py"]
+    code = [*sorted(package.rglob("*.py")), package.parent / "tracking/served_model.py"]
     files = [MODEL / f"{weights}.safetensors", MODEL / "config.json", *code]
     parts = [f"{path.name} {file_digest(path, 'sha256')}" for path in files]
     return hashlib.sha256(json.dumps([parts, dict(sorted(figures.items()))]).encode()).hexdigest()

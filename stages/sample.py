@@ -11,17 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ddpm.checkpoint import PublishedModel, load_model
-from ddpm.classes import ImageClass, labels_of
-from ddpm.devices import compiled, drawing, largest_batch_size, prepare_best_device
-from ddpm.distributed import collected, is_first, share
-from ddpm.files import atomic_path, file_digest
-from ddpm.images import class_grid, enlargement, grid, save_animation, save_png, to_pixels
-from ddpm.samplers import InterpolatedNoise, SamplerStep, sample
-from ddpm.samplers.noise import choose_block_size
-from stages.errors import StageError
-from stages.params import Params
-from stages.paths import (
+from contract.errors import StageError
+from contract.params import Params
+from contract.paths import (
     GRID,
     INTERPOLATION,
     MODEL,
@@ -31,11 +23,19 @@ from stages.paths import (
     SAMPLES_CLASSES,
     SAMPLES_RECORD,
 )
-from stages.prepared import recorded_run_id
-from stages.progress import progress_bar
-from stages.runner import run_stage
-from stages.sections import SampleParams
-from stages.tracking.runs import reopened_run
+from contract.sections import SampleParams
+from ddpm.checkpoint import PublishedModel, load_model
+from ddpm.classes import ImageClass, labels_of
+from ddpm.devices import compiled, drawing, largest_batch_size, prepare_best_device
+from ddpm.distributed import collected, is_first, share
+from ddpm.files import atomic_path, file_digest
+from ddpm.images import class_grid, enlargement, grid, save_animation, save_png, to_pixels
+from ddpm.samplers import InterpolatedNoise, SamplerStep, sample
+from ddpm.samplers.noise import choose_block_size
+from stages.datasets.prepared import recorded_run_id
+from stages.runtime.progress import progress_bar
+from stages.runtime.runner import run_stage
+from tracking.runs import reopened_run
 
 Item = TypeVar("Item")
 

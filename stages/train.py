@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from contract.errors import StageError
+from contract.params import Params
+from contract.paths import CHECKPOINTS, LOSSES, MODEL, PREVIEWS
+from contract.sections import TrainParams
 from ddpm.checkpoint import (
     CheckpointError,
     DiffusionConfig,
@@ -40,20 +44,16 @@ from ddpm.training import StepEvent, train
 from ddpm.training_state import NotFiniteError, TrainingConfig, TrainingState, learning_rate_at
 from ddpm.training_step import NUM_QUARTILES
 from ddpm.unet import UNet, UNetConfig
-from stages import prepared
-from stages.alone import alone_in
-from stages.errors import StageError
-from stages.labels import labelled, labels_digest
-from stages.lineage import code_digest
-from stages.params import Params
-from stages.paths import CHECKPOINTS, LOSSES, MODEL, PREVIEWS
-from stages.prepared import all_images, dataset_summary, positions_of
-from stages.previews import show_samples
-from stages.progress import progress_bar
-from stages.runner import Interrupted, interruption_deferred, run_stage
-from stages.sections import TrainParams
-from stages.tracking.runs import Tracker, opened_run
-from stages.training_evaluation import TrainingEvaluation, publish_best
+from stages.datasets import prepared
+from stages.datasets.labels import labelled, labels_digest
+from stages.datasets.prepared import all_images, dataset_summary, positions_of
+from stages.runtime.alone import alone_in
+from stages.runtime.progress import progress_bar
+from stages.runtime.runner import Interrupted, interruption_deferred, run_stage
+from stages.training.evaluation import TrainingEvaluation, publish_best
+from stages.training.previews import show_samples
+from tracking.lineage import code_digest
+from tracking.runs import Tracker, opened_run
 
 # What changes how a training is watched, not what it learns.
 _WATCHING = frozenset({

@@ -8,7 +8,7 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
-from stages.params import read_params
+from contract.params import read_params
 from tasks.gpu import gpu_slots
 from tasks.run_page import show
 from tasks.stage import run_stage

@@ -21,7 +21,7 @@ _HINTS = ("To track the changes with git", "git add", "To enable auto staging", 
 # What DVC says of a stage that has said itself what is wrong.
 _DVC_REPEATS = "failed to reproduce"
 
-# As stages.progress lets tqdm write it: "train:  50%|█████     | 12.0k/24.0k [00:10<00:10, 1.20k images/s, loss=0.1]".
+# As progress.py lets tqdm write it: "train:  50%|█████     | 12.0k/24.0k [00:10<00:10, 1.20k images/s, loss=0.1]".
 _BAR = re.compile(r"(?P<name>[^:|]+): +(?P<percent>\d+)%\|[^|]*\| *(?P<rest>.*)")
 
 # Any state of a bar, also of one without an end. The next one begins with a return; what a program says in between

@@ -2,7 +2,7 @@
 
 from prefect import task
 
-from stages.params import read_params
+from contract.params import read_params
 from tasks.gpu import gpu_slots
 from tasks.stage import run_stage
 

@@ -33,7 +33,7 @@ PAGES_VARIABLE = "DDPM_MLFLOW_PAGES"
 LOCAL_MLFLOW = "http://127.0.0.1:5000"
 """Where `make mlflow` serves the local runs."""
 
-# What stages.tracking.runs and stages.previews say.
+# What tracking.runs and stages.training.previews say.
 _MLFLOW_RUN = re.compile(r"[a-z]+: MLflow run (?P<run>\w+) of experiment (?P<experiment>\w+)")
 _PREVIEW = re.compile(r"train: samples of step (?P<step>\d+) in (?P<path>\S+\.png)")
 

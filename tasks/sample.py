@@ -6,7 +6,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 
-from stages.params import read_params
+from contract.params import read_params
 from tasks.gpu import gpu_slots
 from tasks.run_page import embedded, show
 from tasks.stage import run_stage

@@ -14,7 +14,7 @@ from typing import Any
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from stages.params import ParamsError
+from contract.params import ParamsError
 from tasks.output import LineLevels, Reason, Said, is_advice, streamed
 from tasks.run_page import StagePage, stage_page
 

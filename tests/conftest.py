@@ -11,6 +11,8 @@ import torch
 # It runs without the hook below, which no compiler gets through: `make gpu`, or see its docstring.
 collect_ignore = ["test_gpu.py"]
 
+pytest_plugins = ["tests.small_experiment"]
+
 # The hook changes modules as they are imported, so it must stand before the first test module imports ddpm.
 jaxtyping.install_import_hook("ddpm", "beartype.beartype")
 

@@ -10,33 +10,33 @@ import grimp
 import pytest
 from ruamel.yaml import YAML
 
-from flows import workspace
-from stages import paths
-from stages.params import OF_OTHER_SECTIONS, Params
+from contract import paths
+from contract.params import OF_OTHER_SECTIONS, Params
+from flows.workspaces import workspace
 from tasks import evaluate, sample, train
 
 PROJECT = Path(__file__).parents[1]
-PACKAGES = ("ddpm", "stages", "tasks", "flows")
+PACKAGES = ("ddpm", "contract", "tracking", "stages", "tasks", "flows")
 DVC = YAML(typ="safe").load(PROJECT / "dvc.yaml")
 STAGES = list(DVC["stages"])
 
 SHAPE_NO_RESULT = {
-    "stages.params": "DVC compares the parameters themselves",
-    "stages.sections": "likewise",
-    "stages.paths": "dvc.yaml names the places, and DVC compares them",
-    "stages.errors": "what a failed stage says is no result",
-    "stages.runner": "it starts and ends a stage",
-    "stages.progress": "a bar on the terminal",
-    "stages.previews": "pictures to look at while a training goes on",
-    "stages.alone": "it lets one run after another at the same checkpoints",
-    "stages.tracking.runs": "it tells MLflow of results that DVC has without it",
-    "stages.lineage": "it names code and data, to MLflow and in the fingerprint of checkpoints",
+    "contract.params": "DVC compares the parameters themselves",
+    "contract.sections": "likewise",
+    "contract.paths": "dvc.yaml names the places, and DVC compares them",
+    "contract.errors": "what a failed stage says is no result",
+    "stages.runtime.runner": "it starts and ends a stage",
+    "stages.runtime.progress": "a bar on the terminal",
+    "stages.training.previews": "pictures to look at while a training goes on",
+    "stages.runtime.alone": "it lets one run after another at the same checkpoints",
+    "tracking.runs": "it tells MLflow of results that DVC has without it",
+    "tracking.lineage": "it names code and data, to MLflow and in the fingerprint of checkpoints",
     "ddpm.files": "it writes what it is given whole or not at all; a digest is what its name says",
     "ddpm.shapes": "annotations",
 }
 """Modules that stages import and need not depend on, each with its reason."""
 
-CARRIED_ALONG = {"register": ("stages.tracking.pyfunc_model", "ddpm")}
+CARRIED_ALONG = {"register": ("tracking.served_model", "ddpm")}
 """What goes into a stage's result beside its imports: a registered model is this file, and a copy of this folder."""
 
 
@@ -191,7 +191,7 @@ def test_every_exception_is_one(graph):
 def test_the_registered_model_carries_what_it_is_said_to():
     (call,) = (
         node
-        for node in ast.walk(syntax("stages/tracking/registry.py"))
+        for node in ast.walk(syntax("tracking/registry.py"))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "mlflow.pyfunc.log_model"
     )
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
@@ -219,13 +219,15 @@ def test_the_outputs_are_the_places_that_the_stages_know():
 
 
 def places_used(stage):
-    """What a program reads and writes, by itself and through stages.prepared."""
+    """What a program reads and writes, by itself and through stages.datasets.prepared."""
 
     def names_in(node):
         return {found.id for found in ast.walk(node) if isinstance(found, ast.Name)}
 
     prepared = {
-        node.name: names_in(node) for node in syntax("stages/prepared.py").body if isinstance(node, ast.FunctionDef)
+        node.name: names_in(node)
+        for node in syntax("stages/datasets/prepared.py").body
+        if isinstance(node, ast.FunctionDef)
     }
     used, followed = names_in(syntax(f"stages/{stage}.py")), set()
     while called := used & set(prepared) - followed:
@@ -275,7 +277,7 @@ def test_places_that_flows_and_tasks_name_are_outputs():
     words = {
         word
         for package in ("flows", "tasks")
-        for path in (PROJECT / package).glob("*.py")
+        for path in (PROJECT / package).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
         for word in node.value.replace(",", " ").split()

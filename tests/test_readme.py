@@ -34,7 +34,7 @@ def test_the_pictures_exist():
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"--set '?([a-z_0-9.]+)=", README))))
 def test_the_parameters_named_exist(name):
-    from stages.params import flat, read_params
+    from contract.params import flat, read_params
 
     params = read_params()
     sections = ("download", "preprocess", "reference", "train", "sample", "evaluate", "register")

@@ -98,7 +98,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 def _pack(arguments: argparse.Namespace) -> None:
     # With the stages' modules, which the other commands do without.
     from bench.gpu.pack import PackError, pack
-    from stages.errors import StageError
+    from contract.errors import StageError
 
     try:
         pack(arguments.file, arguments.source)

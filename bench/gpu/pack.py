@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.paths import DATASET
 from ddpm.files import atomic_path
 from stages.datasets.flowers102 import ARCHIVE, LABELS, Flowers102
 from stages.datasets.flowers102 import SPLITS as SPLIT_NUMBERS
-from stages.paths import DATASET
-from stages.prepared import dataset_summary, images_of
+from stages.datasets.prepared import dataset_summary, images_of
 from stages.preprocess import PreparedImage, parallel_map, prepare_or_refuse
 
 SPLITS = ("train", "valid")

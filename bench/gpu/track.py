@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from bench.gpu.weights import PartsError, list_files, read_index
+from contract.params import read_params
 from ddpm.files import atomic_path
-from stages.params import read_params
-from stages.tracking.runs import opened_run
+from tracking.runs import opened_run
 
 PROFILE = "flowers102"
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from contract.paths import DOWNLOADS
+from contract.sections import DownloadParams
 from ddpm.files import file_digest
 from stages.datasets.flowers102_classes import CLASS_NAMES
 from stages.datasets.source import DatasetError, SourceImage, SplitName
 from stages.datasets.transfer import TransferError, WrongDigestError, fetch_verified
-from stages.paths import DOWNLOADS
-from stages.sections import DownloadParams
 
 OFFICIAL_ADDRESS = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 ARCHIVE, LABELS, SPLITS = "102flowers.tgz", "imagelabels.mat", "setid.mat"

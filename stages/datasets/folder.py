@@ -4,8 +4,8 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from contract.sections import DownloadParams
 from stages.datasets.source import DatasetError, SourceImage
-from stages.sections import DownloadParams
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 

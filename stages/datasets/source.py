@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.errors import StageError
-from stages.sections import DownloadParams
+from contract.errors import StageError
+from contract.sections import DownloadParams
 
 SplitName = Literal["train", "valid", "test"]
 

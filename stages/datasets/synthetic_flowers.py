@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from contract.sections import DownloadParams
 from stages.datasets.source import SourceImage
-from stages.drawing.flowers import PETAL_COUNTS, class_name, generate
-from stages.sections import DownloadParams
+from stages.datasets.synthetic.flowers import PETAL_COUNTS, class_name, generate
 
 _CHUNK = 500
 

@@ -20,7 +20,7 @@ from urllib3.util import Retry
 
 from ddpm.files import atomic_path, file_digest
 from stages.datasets.source import DatasetError
-from stages.progress import progress_bar
+from stages.runtime.progress import progress_bar
 
 CONNECT_SECONDS = 10.0
 """How long to wait for a connection; a name that cannot be resolved fails sooner."""

@@ -140,7 +140,7 @@ def answered(monkeypatch):
 def test_runs_are_read_by_the_stage_program(answered):
     commands = answered(out=json.dumps([run(1)]))
     assert read_runs(["--last", "3"]) == [run(1)]
-    assert commands == [[sys.executable, "-m", "stages.compare", "--last", "3"]]
+    assert commands == [[sys.executable, "-m", "tracking.search", "--last", "3"]]
 
 
 def test_what_the_program_cannot_do_is_told_in_its_words(answered):

@@ -14,8 +14,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
 
 from flows import fan_out
-from flows.children import Child
 from flows.fan_out import DEPLOYMENT, as_deployments, in_process, why_in_process
+from flows.trials import Child
 
 
 def children(count):

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from prefect.utilities.callables import parameter_schema
 
+from contract.params import read_params
 from flows import sweep as module
-from flows.children import Child
 from flows.compare import CompareError
 from flows.fan_out import Outcome
 from flows.sweep import conclude, mlflow_addresses, ranking, runs_of, sweep
-from stages.params import read_params
+from flows.trials import Child
 from tests.flows.test_compare import run
 
 PARAMS = read_params(Path(__file__).parents[2] / "profiles/quickstart.yaml")
@@ -29,7 +29,7 @@ def outcome(number, state="Completed", why=""):
 
 @pytest.fixture
 def mlflow(monkeypatch):
-    """Plays `python -m stages.compare`: the runs that it knows of the sweep, and what it was asked."""
+    """Plays `python -m tracking.search`: the runs that it knows of the sweep, and what it was asked."""
     known = SimpleNamespace(runs=[], asked=[], measured={})
 
     def read(arguments):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.params import activate, parse_overrides
+from contract.params import activate, parse_overrides
 from tests.seams.checkout import Checkout, clean_environment, wait_until
 from tests.seams.servers import free_port, running, wait_until_up, web
 
@@ -202,7 +202,7 @@ def service(project, tmp_path_factory):
         DDPM_GPU_SLOTS="1",
     )
     log = folder / "up.log"
-    command = [sys.executable, "-m", "flows.service"]
+    command = [sys.executable, "-m", "flows.service.up"]
     command += ["--prefect-port", str(prefect_port), "--mlflow-port", str(mlflow_port)]
     with running(command, checkout.folder, checkout.environment, log) as process:
         wait_until_up(process, log)

@@ -10,7 +10,7 @@ import pytest
 import requests
 from PIL import Image
 
-from stages.params import flat
+from contract.params import flat
 from tests.seams.checkout import stages_run
 from tests.seams.servers import web
 

@@ -9,8 +9,8 @@ import pytest
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
+from contract.params import activate
 from stages.download import folder_digest, inventory
-from stages.params import activate
 from tests.seams.checkout import STAGES, Checkout, stages_run
 
 pytestmark = pytest.mark.xdist_group("checkouts")  # one worker, which makes the experiment once

@@ -40,7 +40,7 @@ def by_hand(checkout, tmp_path):
 
 
 def by_dvc(checkout, tmp_path):
-    checkout.run("python", "-c", f"from stages.params import activate; activate(None, {WANTED!r})")
+    checkout.run("python", "-c", f"from contract.params import activate; activate(None, {WANTED!r})")
     assert stages_run(checkout.run(sys.executable, "-m", "dvc", "repro", timeout=LONG_SECONDS)) == STAGES
     return checkout
 

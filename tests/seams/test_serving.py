@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from stages.params import activate, read_params
+from contract.params import activate, read_params
 from stages.register import main as register
 from tests.seams.servers import free_port, mlflow_server, running, wait_for_server, web
 
@@ -24,7 +24,7 @@ def address(reproduced, tmp_path_factory):
     port, log = free_port(), tmp_path_factory.mktemp("serve") / "serve.log"
     # As in a shell that has not activated the environment.
     bare = reproduced.checkout.environment | {"PATH": os.defpath}
-    command = [sys.executable, "-m", "stages.serve", "--port", str(port)]
+    command = [sys.executable, "-m", "tracking.serve", "--port", str(port)]
     with running(command, reproduced.checkout.folder, bare, log) as server:
         wait_for_server(server, f"http://127.0.0.1:{port}/ping", log)
         said = log.read_text()
@@ -148,7 +148,7 @@ class Tracker:
         return self._capsys.readouterr().out
 
     def promote(self, number):
-        return self.checkout.run(sys.executable, "-m", "stages.promote", number)
+        return self.checkout.run(sys.executable, "-m", "flows.promote", number)
 
     def champion(self):
         return self._client.get_registered_model("tulips").aliases["champion"]
@@ -182,5 +182,5 @@ def test_promotion_and_refusal_at_an_mlflow_server(tracker):
 
     said = tracker.register(**kid(0.1), dataset_md5="0" * 32)
     assert "version 4 does not become champion: it was evaluated otherwise than the champion, version 2" in said
-    assert "`python -m stages.promote 4` makes it champion all the same" in said and tracker.champion() == "2"
+    assert "`python -m flows.promote 4` makes it champion all the same" in said and tracker.champion() == "2"
     assert "promote: tulips version 4 is the champion, after 2" in tracker.promote("4") and tracker.champion() == "4"

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
+from contract.errors import StageError
 from stages import download as module
 from stages.datasets import DATASETS, DatasetError
 from stages.download import download, folder_digest, inventory, record_pin
-from stages.errors import StageError
 
 DATA, PIN, RECEIPT = Path("data"), Path("data.dvc"), Path("build/download.json")
 

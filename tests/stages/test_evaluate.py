@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from contract.errors import StageError
 from ddpm.metrics import frechet_distance, kernel_distance, precision_recall
 from stages import evaluate as module
 from stages import reference
-from stages.errors import StageError
-from stages.prepared import dataset_digest
-from stages.tracking.runs import _closing
+from stages.datasets.prepared import dataset_digest
+from tracking.runs import _closing
 
 METRICS, EVALUATION = Path("build/metrics.json"), Path("build/evaluation")
 SPLITS = ("train",) * 20 + ("valid",) * 24 + ("test",) * 11

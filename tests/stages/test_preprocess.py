@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from contract.errors import StageError
 from stages import preprocess as module
 from stages.datasets import DATASETS, SourceImage
 from stages.download import folder_digest, inventory, write_receipt
-from stages.errors import StageError
 from stages.preprocess import (
     SKIPPED_COLUMNS,
     Picture,

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from bench.preprocess import jpeg, photograph
+from contract.errors import StageError
 from stages import preprocess as module
 from stages.datasets import DATASETS, SourceImage
-from stages.errors import StageError
 from stages.preprocess import decode, prepare
 
 REAL = Path(__file__).parents[2] / ".." / "shared" / "data" / "flowers-102"

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from stages import reference as module
-from stages.prepared import dataset_digest
-from stages.real_features import read_real_features
+from stages.datasets.prepared import dataset_digest
+from stages.evaluation.real_features import read_real_features
 
 REFERENCE = Path("build/reference")
 

@@ -5,13 +5,13 @@ import os
 
 import pytest
 
+from contract.paths import METRICS, MODEL
+from flows.promote import promote
 from stages import register as module
-from stages.paths import METRICS, MODEL
-from stages.promote import promote
 from stages.register import PROMOTION_TAG, contents_digest, evaluated_figures, register, version_tags
-from stages.tracking.registry import CONTENTS_TAG, Version
-from stages.tracking.runs import _closing
-from tests.stages.test_promotion import figures
+from tests.tracking.test_promotion import figures
+from tracking.registry import CONTENTS_TAG, Version
+from tracking.runs import _closing
 
 
 class Shelf:
@@ -94,7 +94,7 @@ def test_one_that_is_no_better_does_not_and_it_is_said_why_and_what_to_do(shelf,
     said = registered(figures(0.095))
     assert shelf.alias == "1"
     assert said[1].startswith("register: version 2 does not become champion: the intervals overlap")
-    assert said[2] == "register: `python -m stages.promote 2` makes it champion all the same"
+    assert said[2] == "register: `python -m flows.promote 2` makes it champion all the same"
     assert shelf.tags[1][PROMOTION_TAG].startswith("Did not become champion: the intervals overlap")
     assert "Did not become champion" in shelf.descriptions["2"]
 
@@ -104,7 +104,7 @@ def test_one_evaluated_otherwise_is_refused(shelf, registered):
     said = registered(figures(0.001, dataset_md5="of other flowers"))
     assert shelf.alias == "1"
     assert "evaluated otherwise than the champion, version 1: dataset_md5 is of other flowers" in said[1]
-    assert "stages.promote 2" in said[2]
+    assert "flows.promote 2" in said[2]
 
 
 def test_without_evaluation_a_version_is_registered_and_only_the_first_becomes_champion(shelf, registered):

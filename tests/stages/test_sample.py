@@ -14,7 +14,7 @@ from ddpm.checkpoint import CheckpointError, load_model
 from ddpm.images import grid
 from stages import sample as module
 from stages.sample import draw, frame_steps
-from stages.tracking.runs import _closing
+from tracking.runs import _closing
 
 SAMPLES = Path("build/samples")
 CPU = torch.device("cpu")

@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from contract.errors import StageError
 from ddpm import ImageNoise, guided, sample
 from ddpm.checkpoint import load_model
 from ddpm.images import class_grid, grid, to_pixels
 from stages import sample as module
-from stages.errors import StageError
 from stages.sample import draw
-from stages.tracking.runs import _closing
+from tracking.runs import _closing
 
 SAMPLES = Path("build/samples")
 CPU = torch.device("cpu")

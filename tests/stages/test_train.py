@@ -17,8 +17,8 @@ from ddpm import training, training_state
 from ddpm.checkpoint import load_model
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.training import draw_batch
-from stages.runner import EXIT_ERROR, EXIT_INTERRUPTED, run_stage
-from stages.tracking.runs import _closing
+from stages.runtime.runner import EXIT_ERROR, EXIT_INTERRUPTED, run_stage
+from tracking.runs import _closing
 
 CHECKPOINTS, MODEL, LOSSES = Path("build/checkpoints"), Path("build/model"), Path("build/losses.csv")
 CONSTANT = {"train.rate_schedule": "constant"}

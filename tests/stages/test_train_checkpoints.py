@@ -6,12 +6,12 @@ import signal
 import pytest
 
 import stages.train as module
+from contract.errors import StageError
+from contract.paths import MODEL
 from ddpm.checkpoint import list_checkpoints, load_checkpoint, save_file, step_of
 from ddpm.diffusion import GaussianDiffusion
-from stages.errors import StageError
-from stages.paths import MODEL
-from stages.runner import Interrupted
-from stages.training_evaluation import TrainingEvaluation
+from stages.runtime.runner import Interrupted
+from stages.training.evaluation import TrainingEvaluation
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import stages.train as module
+from contract.errors import StageError
 from ddpm.checkpoint import load_model
 from ddpm.classes import labels_in_turn
 from ddpm.guidance import guided
 from ddpm.images import class_grid, to_pixels
 from ddpm.samplers import ImageNoise, sample
-from stages.errors import StageError
-from tests.stages.conftest import CLASSES
+from tests.small_experiment import CLASSES
 
 CHECKPOINTS, MODEL = Path("build/checkpoints"), Path("build/model")
 CONDITIONAL = {"train.class_conditional": True, "train.label_dropout": 0.3}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import stages.train as module
-from stages.paths import PREVIEWS
+from contract.paths import PREVIEWS
 
 
 @pytest.fixture

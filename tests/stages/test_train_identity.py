@@ -3,9 +3,9 @@
 import pytest
 
 import stages.train as module
+from contract.params import flat
 from ddpm.checkpoint import fingerprint_of
 from ddpm.training_state import TrainingConfig
-from stages.params import flat
 
 CONSTANT = {"train.rate_schedule": "constant"}
 

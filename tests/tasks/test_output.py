@@ -73,7 +73,7 @@ def test_what_is_said_right_behind_a_state_of_a_bar_is_a_line(pieces, state):
 def test_a_bar_and_a_line_of_a_stage_stay_apart():
     # As both really come through one pipe.
     program = """
-from stages.progress import print_beside_bar, progress_bar
+from stages.runtime.progress import print_beside_bar, progress_bar
 with progress_bar("train", 24, "images") as bar:
     bar.mininterval = bar.miniters = 0
     for step in range(3):
@@ -107,7 +107,7 @@ def test_the_bar_of_a_stage_is_understood():
     # What tqdm really writes through a pipe, at the stages' own settings.
     program = """
 import time
-from stages.progress import progress_bar
+from stages.runtime.progress import progress_bar
 with progress_bar("train", 24_000, "images", initial=6_000) as bar:
     bar.mininterval = bar.miniters = 0
     for loss in (0.5, 0.25, 0.125):

@@ -118,8 +118,8 @@ def test_what_stages_say_is_what_the_page_waits_for(artifacts, tmp_path, monkeyp
     # Tasks import no stage, so the words stand twice.
     import numpy as np
 
-    from stages.previews import show_samples
-    from stages.tracking.runs import NoTracker, _announce
+    from stages.training.previews import show_samples
+    from tracking.runs import NoTracker, _announce
 
     tracker = NoTracker()
     tracker.run_id, tracker.experiment_id = "0a1b", "7"

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from stages.params import ParamsError
+from contract.params import ParamsError
 from tasks import stage
 from tasks.output import Said
 from tasks.stage import StageFailedError, StageLog, end_group, run_stage, stage_environment
@@ -197,8 +197,8 @@ def test_the_environment_of_a_stage(monkeypatch):
 
 def test_the_names_of_the_variables_are_those_that_the_stages_read(monkeypatch):
     # Tasks import no stage, so the names stand twice.
-    from stages.lineage import PREFECT_RUN_VARIABLE, SWEEP_VARIABLE
-    from stages.runner import WATCH_PID_VARIABLE
+    from stages.runtime.runner import WATCH_PID_VARIABLE
+    from tracking.lineage import PREFECT_RUN_VARIABLE, SWEEP_VARIABLE
 
     assert {PREFECT_RUN_VARIABLE, WATCH_PID_VARIABLE} <= set(stage_environment())
     assert SWEEP_VARIABLE not in stage_environment()

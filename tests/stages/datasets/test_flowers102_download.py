@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from contract.paths import DOWNLOADS
 from stages.datasets import DATASETS, DatasetError, flowers102, transfer
 from stages.datasets.flowers102 import ARCHIVE, LABELS, SPLITS
-from stages.paths import DOWNLOADS
 from tasks.download import NETWORK_FAILURE
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from stages.datasets import DATASETS
 from stages.datasets import synthetic_flowers as module
-from stages.drawing.flowers import class_name, generate
+from stages.datasets.synthetic.flowers import class_name, generate
 
 
 @pytest.fixture

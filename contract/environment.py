@@ -1,0 +1,38 @@
+"""Environment variables of the project, each named once."""
+
+import os
+
+EVENTS = "DDPM_EVENTS"
+"""File to which a stage appends its events for the task that started it; unset, a stage prints for people."""
+
+WATCH_PID = "DDPM_WATCH_PID"
+"""Id of the process whose death ends the stage; set by the task that started it."""
+
+PREFECT_RUN = "DDPM_PREFECT_FLOW_RUN"
+"""Name of the Prefect flow run that started the stage, such as "wise-owl"."""
+
+PREFECT_RUN_ID = "DDPM_PREFECT_FLOW_RUN_ID"
+"""Id of that flow run."""
+
+SWEEP = "DDPM_SWEEP"
+"""Name of the sweep that the flow run belongs to."""
+
+TRACKING = "DDPM_TRACKING"
+"""Set to "off", nothing is recorded in MLflow."""
+
+TRACKING_URI = "MLFLOW_TRACKING_URI"
+"""Address of MLflow's store or server."""
+
+MLFLOW_PAGES = "DDPM_MLFLOW_PAGES"
+"""Address of MLflow for browsers, where it differs from the one that programs on this machine use."""
+
+GPU_SLOTS = "DDPM_GPU_SLOTS"
+"""Number of stage processes that may compute at once on this machine; unset, one per GPU, or one without a GPU."""
+
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+"""Names of the GPUs that a process sees; unset, it sees all."""
+
+
+def is_first_process() -> bool:
+    """Return whether this is the first, or the only, process of a stage; torchrun numbers them in RANK."""
+    return os.environ.get("RANK", "0") == "0"

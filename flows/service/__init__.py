@@ -1,0 +1,1 @@
+"""`make up`: the servers, the worker, and their set-up."""

@@ -1,0 +1,118 @@
+"""DVC's experiments: the results of a run, saved as a commit that no branch holds.
+
+DVC knows an experiment by its ref, refs/exps/BASELINE/NAME. It is written here as `dvc exp save` would write it, but
+in one step: DVC's own way leads over refs that all worktrees of a repository share (refs/exps/exec, refs/exps/stash),
+so that two runs that end together, a `dvc exp run` in the checkout, or a kill in between would leave each other's.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from itertools import count
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from flows.workspaces.git import GitError, commit_named, git
+
+STATE = ("params.yaml", "dvc.lock", "data.dvc")
+"""All that a run changes in git."""
+
+_NAMESPACE = "refs/exps"
+_APART = {"exec", "stash", "apply", "celery", "temp"}  # what DVC keeps beside the experiments
+_ABSENT = "0" * 40
+_LONGEST_NAME = 100
+
+
+class UnknownRevisionError(Exception):
+    """A name stands for no revision of git and no DVC experiment; the message says what to do."""
+
+
+def experiment_name(run_name: str) -> str:
+    """A flow run's name as a git ref and a folder may be called."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", run_name).strip("-")[:_LONGEST_NAME].rstrip("-")
+    return name or "run"
+
+
+def free_names(name: str) -> Iterator[str]:
+    """The name, and where it is taken: name-2, name-3, …"""
+    yield name
+    yield from (f"{name}-{number}" for number in count(2))
+
+
+def list_experiments(folder: Path) -> dict[str, str]:
+    """Each experiment's commit by its ref, the newest first."""
+    listed = git(folder, "for-each-ref", "--sort=-creatordate", "--format=%(refname) %(objectname)", _NAMESPACE)
+    refs = dict(line.split(" ") for line in listed.splitlines())
+    return {ref: commit for ref, commit in refs.items() if ref.split("/")[2] not in _APART}
+
+
+def save_experiment(folder: Path, name: str) -> str:
+    """Save parameters, lock and data pin of a worktree as an experiment on its HEAD; the bytes lie in the DVC cache.
+
+    Returns:
+        The experiment's name: `name`, or with a number behind it where git or DVC knows that name already.
+
+    Raises:
+        GitError: git refuses.
+    """
+    git(folder, "add", "--", *(path for path in STATE if (folder / path).is_file()))
+    tree, baseline = git(folder, "write-tree"), git(folder, "rev-parse", "HEAD")
+    message = f"dvc: commit experiment {tree}"
+    commit = git(folder, "commit-tree", tree, "-p", baseline, "-m", message, environment=_identity(folder))
+    for candidate in free_names(name):
+        if not _is_taken(folder, candidate):
+            ref = f"{_NAMESPACE}/{baseline[:2]}/{baseline[2:]}/{candidate}"
+            try:
+                git(folder, "update-ref", ref, commit, _ABSENT)
+            except GitError:
+                if _is_taken(folder, candidate):  # by another run, just now
+                    continue
+                raise
+            return candidate
+    raise AssertionError("there is always another name")
+
+
+def keep_stages(lock: Path, stages: Collection[str]) -> None:
+    """Take out of a dvc.lock what it holds of other stages: an experiment would show their figures as its own."""
+    yaml = YAML()
+    document = yaml.load(lock.read_text())
+    document["stages"] = {name: made for name, made in document["stages"].items() if name in stages}
+    with lock.open("w") as file:
+        yaml.dump(document, file)
+
+
+def commit_of(folder: Path, revision: str) -> str:
+    """The commit of a git revision or of an experiment.
+
+    Raises:
+        UnknownRevisionError: there is none, or several experiments of that name.
+    """
+    if commit := commit_named(folder, revision):
+        return commit
+    found = [commit for ref, commit in list_experiments(folder).items() if ref.rpartition("/")[2] == revision]
+    if len(found) == 1:
+        return found[0]
+    problem = f"the name of {len(found)} DVC experiments" if found else "neither a git revision nor a DVC experiment"
+    raise UnknownRevisionError(
+        f"revision {revision!r} is {problem}; `dvc exp list --all-commits` lists the experiments, "
+        "`git log` the commits, and a commit's digest names it for sure"
+    )
+
+
+def _is_taken(folder: Path, name: str) -> bool:
+    names = {ref.rpartition("/")[2] for ref in list_experiments(folder)}
+    return name in names or commit_named(folder, name) is not None
+
+
+def _identity(folder: Path) -> dict[str, str]:
+    """Whose commit it is, where git knows nobody: a service's account may have no name."""
+    try:
+        git(folder, "var", "GIT_COMMITTER_IDENT")
+        git(folder, "var", "GIT_AUTHOR_IDENT")
+    except GitError:
+        return {
+            f"GIT_{role}_{part}": value
+            for role in ("AUTHOR", "COMMITTER")
+            for part, value in {"NAME": "flowers-ddpm", "EMAIL": "flowers-ddpm@localhost"}.items()
+        }
+    return {}

@@ -1,0 +1,1 @@
+"""How a stage runs: its entry point, signals, several processes, locks, progress."""

@@ -1,0 +1,63 @@
+"""Run a stage in several processes on this machine, by the engine of torchrun."""
+
+import logging
+import os
+import signal
+import sys
+
+import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from contract.errors import StageError
+from stages.runtime.runner import EXIT_INTERRUPTED, WATCH_PID_VARIABLE, Interrupted
+
+SHUTDOWN_SECONDS = 50
+"""How long processes may take to save their work; less than the flow's own grace, after which it kills them all."""
+
+
+def launch(name: str, num_processes: int) -> None:
+    """Run `python -m stages.NAME` in `num_processes` processes until all have ended.
+
+    Raises:
+        Interrupted: a signal ended them.
+        StageError: there are fewer GPUs, or one of them failed or was killed, and the others have been ended.
+    """
+    if 0 < torch.cuda.device_count() < num_processes:
+        raise StageError(
+            f"{name} is to run in num_processes={num_processes}, and this machine has "
+            f"{torch.cuda.device_count()} GPUs: lower it"
+        )
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it has to say is said below
+    os.environ[WATCH_PID_VARIABLE] = str(os.getpid())  # they do not outlive this process, however it ends
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id=f"{name}-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    if hasattr(config, "shutdown_timeout"):  # not in older releases, whose 30 seconds are their own
+        config.shutdown_timeout = SHUTDOWN_SECONDS
+    try:
+        elastic_launch(config, sys.executable)("-u", "-m", f"stages.{name}")
+    except SignalException as interruption:
+        raise Interrupted(f"interrupted by {interruption.sigval.name}; run it again to go on") from None
+    except ChildFailedError as error:
+        rank, failure = min(error.failures.items(), key=lambda item: _order_of_failure(item[1]))
+        if failure.exitcode == EXIT_INTERRUPTED:
+            raise Interrupted("interrupted; run it again to go on") from None
+        how = f"was ended by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with {failure.exitcode}"
+        raise StageError(
+            f"process {rank} of {num_processes} {how}, and with it the others; run it again to go on from what is saved"
+        ) from None
+
+
+def _order_of_failure(failure: ProcessFailure) -> tuple[int, bool]:
+    """The killed come before those that end because they have lost them: both may be found in the same moment."""
+    was_killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM  # by which the launcher ends the others
+    return failure.timestamp, not was_killed

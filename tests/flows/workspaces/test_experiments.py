@@ -1,0 +1,130 @@
+"""Runs as experiments of DVC: saved, listed by it, applied, and found by name."""
+
+import csv
+import io
+
+import pytest
+
+from flows.workspaces.experiments import (
+    UnknownRevisionError,
+    commit_of,
+    experiment_name,
+    keep_stages,
+    list_experiments,
+    save_experiment,
+)
+from flows.workspaces.workspace import worktree
+
+
+@pytest.fixture
+def save(checkout):
+    """Saves an experiment with that learning rate, from a worktree; gives its name."""
+
+    def run(name, learning_rate=0.2):
+        with worktree(checkout.folder, "workspace") as folder:
+            (folder / "params.yaml").write_text(f"train:\n  learning_rate: {learning_rate}\n")
+            return save_experiment(folder, name)
+
+    return run
+
+
+def rows(checkout):
+    return {row["Experiment"]: row for row in csv.DictReader(io.StringIO(checkout.dvc("exp", "show", "--csv")))}
+
+
+def test_dvc_lists_applies_and_removes_what_was_saved(checkout, save):
+    before = checkout.git("rev-parse", "HEAD"), checkout.git("branch", "--all")
+    assert save("wise-owl") == "wise-owl"
+    assert checkout.git("status", "--porcelain") == ""
+    assert (checkout.git("rev-parse", "HEAD"), checkout.git("branch", "--all")) == before
+    assert rows(checkout)["wise-owl"]["train.learning_rate"] == "0.2"
+    checkout.dvc("exp", "apply", "wise-owl")
+    assert checkout.git("status", "--porcelain") == " M params.yaml\n"
+    assert checkout.read_yaml("params.yaml") == {"train": {"learning_rate": 0.2}}
+    checkout.dvc("exp", "remove", "wise-owl")
+    assert list_experiments(checkout.folder) == {}
+
+
+def test_what_other_stages_have_made_goes_out_of_a_lock(tmp_path):
+    lock = tmp_path / "dvc.lock"
+    lock.write_text("schema: '2.0'\nstages:\n  download:\n    cmd: a\n  train:\n    cmd: b\n")
+    keep_stages(lock, ("download", "preprocess"))
+    assert lock.read_text() == "schema: '2.0'\nstages:\n  download:\n    cmd: a\n"
+
+
+def test_a_name_that_is_taken_gets_a_number(checkout, save):
+    assert [save("wise-owl", rate) for rate in (0.2, 0.3, 0.4)] == ["wise-owl", "wise-owl-2", "wise-owl-3"]
+    assert {name: row["train.learning_rate"] for name, row in rows(checkout).items() if name.startswith("wise")} == {
+        "wise-owl": "0.2",
+        "wise-owl-2": "0.3",
+        "wise-owl-3": "0.4",
+    }
+    # `dvc exp apply main` would mean the branch.
+    assert save("main") == "main-2"
+
+
+def test_a_name_of_an_older_commit_is_taken_too(checkout, save):
+    save("wise-owl")
+    checkout.git("commit", "--quiet", "--allow-empty", "--message", "Later")
+    assert save("wise-owl") == "wise-owl-2"
+
+
+def test_what_dvc_is_about_in_the_checkout_is_left_alone(checkout, save):
+    # Refs that `dvc exp run` holds while it runs, and its stash.
+    head = checkout.git("rev-parse", "HEAD").strip()
+    busy = [f"refs/exps/exec/{name}" for name in ("EXEC_HEAD", "EXEC_BASELINE", "EXEC_MERGE")] + ["refs/exps/stash"]
+    for ref in busy:
+        checkout.git("update-ref", ref, head)
+    assert save("wise-owl") == "wise-owl"
+    assert [checkout.git("rev-parse", ref).strip() for ref in busy] == [head] * len(busy)
+    assert [ref.rpartition("/")[2] for ref in list_experiments(checkout.folder)] == ["wise-owl"]
+
+
+def test_git_need_not_know_who_runs_the_service(checkout, save, monkeypatch):
+    for role in ("AUTHOR", "COMMITTER"):
+        for part in ("NAME", "EMAIL"):
+            monkeypatch.delenv(f"GIT_{role}_{part}")
+    checkout.git("config", "user.useConfigOnly", "true")
+    assert save("wise-owl") == "wise-owl"
+
+
+@pytest.mark.parametrize(
+    ("run_name", "name"),
+    [
+        ("wise-owl", "wise-owl"),
+        ("Wise Owl, 7th try", "Wise-Owl-7th-try"),
+        ("a/b..c~d^e:f?g*h[i\\j@{k}", "a-b-c-d-e-f-g-h-i-j-k"),
+        ("-rf", "rf"),
+        ("rate=1e-3.lock", "rate-1e-3-lock"),
+        ("blüte", "bl-te"),
+        ("", "run"),
+        ("…", "run"),
+        ("x" * 300, "x" * 100),
+    ],
+)
+def test_a_flow_runs_name_becomes_one_that_git_and_folders_take(checkout, run_name, name):
+    assert experiment_name(run_name) == name
+    checkout.git("check-ref-format", f"refs/exps/ab/cd/{name}")
+
+
+def test_revisions_are_found_by_what_git_and_dvc_call_them(checkout, save):
+    head = checkout.git("rev-parse", "HEAD").strip()
+    save("wise-owl")
+    (experiment,) = list_experiments(checkout.folder).values()
+    assert [commit_of(checkout.folder, name) for name in ("HEAD", "main", head[:8])] == [head] * 3
+    assert commit_of(checkout.folder, "wise-owl") == experiment != head
+    assert checkout.git("rev-parse", f"{experiment}^").strip() == head
+
+
+@pytest.mark.parametrize("name", ["wise-owl", "--all", "HEAD:params.yaml", ""])
+def test_a_name_that_nothing_has_is_refused(checkout, name):
+    with pytest.raises(UnknownRevisionError, match="neither a git revision nor a DVC experiment; `dvc exp list"):
+        commit_of(checkout.folder, name)
+
+
+def test_a_name_that_two_experiments_have_is_refused(checkout, save):
+    save("wise-owl")
+    (ref,) = list_experiments(checkout.folder)
+    checkout.git("update-ref", ref.replace(ref.split("/")[2], "00", 1), ref)
+    with pytest.raises(UnknownRevisionError, match="the name of 2 DVC experiments"):
+        commit_of(checkout.folder, "wise-owl")

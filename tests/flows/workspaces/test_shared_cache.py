@@ -1,0 +1,119 @@
+"""Worktrees use the cache and remotes of their checkout, and get raw data from there."""
+
+import shutil
+
+import pytest
+
+from flows.workspaces.experiments import save_experiment
+from flows.workspaces.shared_cache import NotCachedError, bring_outputs, bring_raw_data
+from flows.workspaces.workspace import worktree
+from tests.seams.checkout import Checkout
+
+MODEL = {"build/model": "the model"}
+
+
+@pytest.fixture
+def in_worktree(checkout):
+    """A worktree, in which commands run."""
+    with worktree(checkout.folder, "wise-owl") as folder:
+        yield Checkout(folder, checkout.environment)
+
+
+def pin_of(dataset, checkout):
+    """Makes other raw data in the checkout, as another experiment would."""
+    (checkout.folder / "data/images").write_text(f"the {dataset} images")
+    checkout.dvc("add", "--quiet", "data")
+    pin = checkout.folder / "data.dvc"
+    text = pin.read_text().partition("meta:")[0]
+    pin.write_text(f"{text}meta:\n  download: {{dataset: {dataset}}}\n")
+
+
+def test_cache_and_remotes_are_those_of_the_checkout(checkout):
+    (checkout.folder / ".dvc/config").write_text("['remote \"store\"']\n    url = ../../store\n")
+    local = "[core]\n    remote = mine\n['remote \"mine\"']\n    url = ../../mine\n['remote \"store\"']\n    jobs = 3\n"
+    (checkout.folder / ".dvc/config.local").write_text(local)
+    checkout.commit("A store")
+    with worktree(checkout.folder, "wise-owl") as folder:
+        inside = Checkout(folder, checkout.environment)
+        above = checkout.folder.parent
+        listed = inside.dvc("remote", "list").split()
+        assert listed[:2] == ["store", str(above / "store")]
+        assert listed[2:4] == ["mine", str(above / "mine")]
+        assert inside.dvc("config", "remote.store.jobs").strip() == "3"
+        assert inside.dvc("config", "core.remote").strip() == "mine"
+        assert inside.dvc("cache", "dir").strip() == str(checkout.folder / ".dvc/cache")
+        assert inside.git("status", "--porcelain") == ""
+
+
+def test_a_cache_elsewhere_is_shared_too(checkout):
+    checkout.dvc("cache", "dir", "--local", "../caches")
+    with worktree(checkout.folder, "wise-owl") as folder:
+        inside = Checkout(folder, checkout.environment)
+        assert inside.dvc("cache", "dir").strip() == str(checkout.folder.parent / "caches")
+
+
+def test_raw_data_of_the_commit_come_from_the_cache(checkout, in_worktree):
+    bring_raw_data(checkout.folder, in_worktree.folder, {"dataset": "first"})
+    assert (in_worktree.folder / "data/images").read_text() == "the first images"
+    assert in_worktree.git("status", "--porcelain") == ""
+
+
+def test_raw_data_of_the_checkout_and_of_experiments_come_from_the_cache(checkout):
+    pin_of("second", checkout)
+    with worktree(checkout.folder, "wise-owl") as folder:
+        bring_raw_data(checkout.folder, folder, {"dataset": "second"})  # pinned, not committed
+        assert (folder / "data/images").read_text() == "the second images"
+        save_experiment(folder, "second")
+    checkout.git("checkout", "--quiet", "data.dvc")
+    with worktree(checkout.folder, "wise-owl") as folder:
+        bring_raw_data(checkout.folder, folder, {"dataset": "second"})  # known by the experiment alone
+        assert (folder / "data/images").read_text() == "the second images"
+        assert "dataset: second" in (folder / "data.dvc").read_text()
+
+
+def test_raw_data_that_nobody_has_made_are_left_to_the_stage(checkout, in_worktree):
+    bring_raw_data(checkout.folder, in_worktree.folder, {"dataset": "third"})
+    assert not (in_worktree.folder / "data").exists()
+    assert in_worktree.git("status", "--porcelain") == ""
+
+
+def test_raw_data_that_the_cache_has_lost_are_left_to_the_stage(checkout, in_worktree):
+    shutil.rmtree(checkout.folder / ".dvc/cache")
+    bring_raw_data(checkout.folder, in_worktree.folder, {"dataset": "first"})
+    assert not (in_worktree.folder / "data").exists()
+
+
+@pytest.fixture
+def trained(checkout):
+    """The checkout with a stage that has made a model, committed."""
+    (checkout.folder / "dvc.yaml").write_text(
+        "stages:\n  train:\n    cmd: mkdir -p build/model && echo weights > build/model/weights\n"
+        "    params: [train]\n    outs: [build/model]\n"
+    )
+    checkout.dvc("repro", "--quiet")
+    checkout.commit("A model")
+    return checkout
+
+
+def test_a_model_comes_from_the_cache(trained):
+    with worktree(trained.folder, "wise-owl") as folder:
+        bring_outputs(folder, MODEL, ["train"])
+        assert (folder / "build/model/weights").read_text() == "weights\n"
+
+
+def test_a_model_comes_from_the_remote_where_the_cache_has_lost_it(trained):
+    trained.dvc("remote", "add", "--local", "--default", "store", "../store")
+    trained.dvc("push", "--quiet")
+    shutil.rmtree(trained.folder / ".dvc/cache")
+    with worktree(trained.folder, "wise-owl") as folder:
+        bring_outputs(folder, MODEL, ["train"])
+        assert (folder / "build/model/weights").read_text() == "weights\n"
+
+
+def test_a_model_that_nobody_holds_is_refused(trained):
+    shutil.rmtree(trained.folder / ".dvc/cache")
+    with (
+        worktree(trained.folder, "wise-owl") as folder,
+        pytest.raises(NotCachedError, match=r"does not hold the model \(build/model\); `dvc pull` brings it"),
+    ):
+        bring_outputs(folder, MODEL, ["train"])

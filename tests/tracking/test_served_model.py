@@ -1,0 +1,220 @@
+"""What the registered model draws on request, and what it refuses; tests/stages/test_registry.py registers it."""
+
+import base64
+import io
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm import ImageNoise, guided, sample
+from ddpm.checkpoint import load_model
+from ddpm.devices import arithmetic
+from ddpm.images import to_pixels
+
+
+@pytest.fixture
+def loaded(tmp_path, monkeypatch):
+    """Loads a published model as MLflow does."""
+
+    def load(published, **limits):
+        from tracking.served_model import LIMITS, FlowerSampler
+
+        for name in ("config.json", "averaged.safetensors"):
+            shutil.copyfile(published / name, tmp_path / name)
+        sampler = FlowerSampler()
+        sampler.load_context(SimpleNamespace(artifacts={"model": str(tmp_path)}))
+        monkeypatch.setattr("tracking.served_model.LIMITS", LIMITS | limits)
+        return sampler
+
+    return load
+
+
+def images(row):
+    return np.stack([np.asarray(Image.open(io.BytesIO(base64.b64decode(word)))) for word in row["png_base64"]])
+
+
+def by_hand(published, labels, seed=0, guidance=1.0, steps=3, sampler="ddim", eta=0.0):
+    model = load_model(published)
+    predict = model.unet if labels is None else guided(model.unet, torch.tensor(labels), guidance)
+    noise = ImageNoise(seed, range(2), (3, 16, 16))
+    with arithmetic("auto", torch.device("cpu")):
+        drawn = sample(sampler, predict, model.diffusion, noise, steps, eta)
+    return to_pixels(drawn).permute(0, 2, 3, 1).numpy()
+
+
+def refusal(model, *rows):
+    from tracking.served_model import RefusedRequest
+
+    with pytest.raises(RefusedRequest) as refused:
+        model.predict(list(rows))
+    assert refused.value.get_http_status_code() == 400
+    answer = json.loads(refused.value.serialize_as_json())
+    assert answer == {"error_code": "INVALID_PARAMETER_VALUE", "message": refused.value.reason}
+    assert "\n" not in refused.value.reason and len(refused.value.reason) < 300
+    return refused.value.reason
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_model_that_knows_classes_draws_those_asked_for(loaded, published_conditional, guidance):
+    # By name, by number, by number as text, and left out: then all in turn.
+    classes = {"rose": [2, 2], 5: [1, 1], "3": [0, 0], None: [0, 1]}
+    model = loaded(published_conditional)
+    rows = [{"n": 2, "steps": 3, "class": name, "guidance": guidance} for name in classes]
+    for answer, labels in zip(model.predict(rows), classes.values(), strict=True):
+        np.testing.assert_array_equal(images(answer), by_hand(published_conditional, labels, 0, guidance))
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver++"])
+def test_a_row_draws_by_its_own_sampler_steps_and_seed(loaded, published, sampler):
+    rows = [{"n": 2, "seed": seed, "steps": steps, "sampler": sampler} for seed, steps in ((0, 3), (2**40, 5))]
+    first, second = loaded(published).predict(rows)
+    np.testing.assert_array_equal(images(first), by_hand(published, None, 0, steps=3, sampler=sampler))
+    np.testing.assert_array_equal(images(second), by_hand(published, None, 2**40, steps=5, sampler=sampler))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm_solver++"])
+def test_a_row_may_ask_for_noise_in_each_step(loaded, published, sampler):
+    etas = (0, 0.5, 1)
+    answers = loaded(published).predict([{"n": 2, "steps": 4, "sampler": sampler, "eta": eta} for eta in etas])
+    for eta, answer in zip(etas, answers, strict=True):
+        expected = by_hand(published, None, steps=4, sampler=sampler, eta=float(eta))
+        np.testing.assert_array_equal(images(answer), expected)
+    assert len({answer["png_base64"][0] for answer in answers}) == 3
+
+
+def test_a_sampler_with_noise_of_its_own_takes_none(loaded, published):
+    # As in the section `sample`: eta may stay as it is when the sampler changes.
+    one, other = loaded(published).predict([{"n": 1, "steps": 3, "sampler": "ddpm", "eta": eta} for eta in (0, 1)])
+    assert one == other
+
+
+@pytest.mark.parametrize("left_out", [{}, dict.fromkeys(["seed", "sampler", "steps", "eta", "class", "guidance"])])
+def test_all_but_n_may_be_left_out_or_null(loaded, published, left_out):
+    # The model has 20 time steps, fewer than the usual 50.
+    (answer,) = loaded(published).predict([{"n": 2} | left_out])
+    np.testing.assert_array_equal(images(answer), by_hand(published, None, 0, steps=20))
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({}, "n is missing: how many images, a whole number in 1 … 64"),
+        ({"n": None}, "n is missing: how many images, a whole number in 1 … 64"),
+        ({"n": 0}, "n must be a whole number in 1 … 64, got 0"),
+        ({"n": 65}, "n must be a whole number in 1 … 64, got 65"),
+        ({"n": True}, "n must be a whole number in 1 … 64, got True"),
+        ({"n": 2.0}, "n must be a whole number in 1 … 64, got 2.0"),
+        ({"n": "2"}, "n must be a whole number in 1 … 64, got '2'"),
+        ({"n": float("nan")}, "n must be a whole number in 1 … 64, got nan"),
+        ({"n": [2]}, "n must be a whole number in 1 … 64, got [2]"),
+        ({"n": 1, "seed": -1}, "seed must be a whole number in 0 … 9223372036854775807, got -1"),
+        ({"n": 1, "seed": 0.5}, "seed must be a whole number in 0 … 9223372036854775807, got 0.5"),
+        ({"n": 1, "steps": 0}, "steps must be a whole number in 1 … 20, got 0"),
+        ({"n": 1, "steps": 21}, "steps must be a whole number in 1 … 20, got 21"),
+        ({"n": 1, "sampler": "euler"}, "sampler must be one of ddpm, ddim, dpm_solver++, got 'euler'"),
+        ({"n": 1, "sampler": {}}, "sampler must be one of ddpm, ddim, dpm_solver++, got {}"),
+        ({"n": 1, "eta": -0.1}, "eta must be a number in 0 … 1, got -0.1"),
+        ({"n": 1, "eta": 1.1}, "eta must be a number in 0 … 1, got 1.1"),
+        ({"n": 1, "eta": float("nan")}, "eta must be a number in 0 … 1, got nan"),
+        ({"n": 1, "eta": True}, "eta must be a number in 0 … 1, got True"),
+        ({"n": 1, "eta": "1"}, "eta must be a number in 0 … 1, got '1'"),
+        ({"n": 1, "guidance": float("nan")}, "guidance must be a number in 0 … 100, got nan"),
+        ({"n": 1, "guidance": 10**400}, "guidance must be a number in 0 … 100, got 1000000000"),
+        ({"n": 1, "guidance": "2"}, "guidance must be a number in 0 … 100, got '2'"),
+        ({"n": 1, "guidance": 2.0}, "the model knows no classes, so guidance_scale must be 1, got 2.0"),
+        ({"n": 1, "class": "rose"}, "the model knows no classes, got ['rose']"),
+        ({"n": 1, "class": ["rose"]}, "class must be a name or a number of a class, got ['rose']"),
+        ({"n": 1, "class": False}, "class must be a name or a number of a class, got False"),
+        ({"n": 1, "class": "\n" * 500}, r"class must be a name or a number of a class, got '\n\n"),
+        ({"n": 1, "sed": 3}, "unknown field 'sed'; a row may hold n, seed, sampler, steps, eta, class, guidance"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_a_line(loaded, published, row, reason):
+    assert refusal(loaded(published), row).startswith(reason)
+
+
+def test_what_a_model_with_classes_does_not_know_is_refused(loaded, published_conditional):
+    model = loaded(published_conditional)
+    assert "unknown class 'ross'; did you mean rose (8)?" in refusal(model, {"n": 1, "class": "ross"})
+    assert "unknown class 7; the model knows 01 (3)" in refusal(model, {"n": 1, "class": 7})
+
+
+def test_the_row_at_fault_is_named(loaded, published):
+    assert refusal(loaded(published), {"n": 1}, {"n": 0}).startswith("row 2: n must be")
+
+
+def test_a_request_is_bounded_as_a_whole(loaded, published, published_conditional):
+    model = loaded(published, max_images=4, max_network_calls=20)
+    assert refusal(model, {"n": 5}) == "n must be a whole number in 1 … 4, got 5"
+    reason = refusal(model, {"n": 3, "steps": 1}, {"n": 2, "steps": 1})
+    assert reason == "a request gives at most 4 images, got 5 in all rows"
+    assert len(model.predict([{"n": 2, "steps": 10}])) == 1
+    assert refusal(model, {"n": 3, "steps": 7}).startswith("a request takes at most 20 network calls, got 21")
+    # Guidance calls the network twice; without the class, or with it alone, once is enough.
+    model = loaded(published_conditional, max_network_calls=20)
+    assert refusal(model, {"n": 2, "steps": 6, "guidance": 2}).startswith("a request takes at most 20 network calls")
+    assert len(model.predict([{"n": 2, "steps": 6, "guidance": 0}])) == 1
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Stands still unless it is moved."""
+    now = [0.0]
+    monkeypatch.setattr("tracking.served_model.monotonic", lambda: now[0])
+    return now
+
+
+def overdue(model, *rows):
+    from tracking.served_model import OverdueRequest
+
+    with pytest.raises(OverdueRequest) as refused:
+        model.predict(list(rows))
+    assert refused.value.get_http_status_code() == 504
+    return refused.value.reason
+
+
+@pytest.fixture
+def served(loaded, published, monkeypatch):
+    """The model as a server loads it that waits for seven seconds; each call of the network takes one."""
+
+    def load(clock):
+        monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "7")
+        model = loaded(published)
+        model.model.unet.register_forward_hook(lambda *_: clock.__setitem__(0, clock[0] + 1.0))
+        return model
+
+    return load
+
+
+def test_a_request_that_the_server_has_given_up_is_drawn_no_further(served, clock):
+    model = served(clock)
+    reason = overdue(model, {"n": 1, "steps": 4}, {"n": 1, "steps": 10})
+    assert reason.startswith("the request took longer than 7 seconds, its wait for others included; ask for fewer")
+    assert clock == [7.0], "not a call more"
+    # The next one has its turn, and its own time.
+    assert len(model.predict([{"n": 1, "steps": 6}])) == 1
+
+
+def test_a_request_waits_for_its_turn_no_longer_than_the_server_waits_for_it(served):
+    model = served([0.0])
+    model.seconds = 0.05
+    with model.turn:
+        assert overdue(model, {"n": 1}).startswith("the request took longer than 0.05 seconds")
+    model.seconds = 60
+    assert len(model.predict([{"n": 1, "steps": 1}])) == 1
+
+
+def test_without_a_server_a_request_may_take_any_time(loaded, published, clock, monkeypatch):
+    monkeypatch.delenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", raising=False)
+    model = loaded(published)
+    model.model.unet.register_forward_hook(lambda *_: clock.__setitem__(0, clock[0] + 1e6))
+    assert len(model.predict([{"n": 1, "steps": 20}])) == 1
+
+
+def test_no_rows_are_refused(loaded, published):
+    assert refusal(loaded(published)) == 'inputs holds no row; give at least one, such as {"n": 4}'

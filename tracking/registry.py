@@ -1,0 +1,185 @@
+"""The registered models of MLflow."""
+
+import contextlib
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+from contract.errors import StageError
+from ddpm.checkpoint import CheckpointError
+from tracking.promotion import CHAMPION
+from tracking.runs import TrackingError, connect, explained, tracking_uri
+
+CONTENTS_TAG = "contents_sha256"
+"""The digest of all that makes a version what it is: the same is not registered twice."""
+
+_DESCRIPTION = "Draws images of flowers; see docs/serving.md"
+
+_EXAMPLE: list[dict[str, Any]] = [{"n": 1, "seed": 0, "sampler": "ddim", "steps": 2}]
+"""A request, which MLflow keeps with the model, and tries when it is logged."""
+
+_PACKAGES = ("mlflow", "torch", "numpy", "pillow", "safetensors", "pandas")
+"""What the model needs where it is served."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model."""
+
+    number: str
+    tags: Mapping[str, str]
+
+
+class Registry:
+    """The versions of one registered model.
+
+    Raises:
+        TrackingError: MLflow cannot be reached; so do all of its methods.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._client = connect()
+
+    def champion(self) -> Version | None:
+        """The version that is served, if there is one."""
+        with explained():
+            found = self._model()
+            number = None if found is None else found.aliases.get(CHAMPION)
+            return None if number is None else self._version(self._client.get_model_version(self.name, number))
+
+    def find(self, contents_sha256: str) -> Version | None:
+        """The version of these contents, if one is registered; the newest of several."""
+        with explained():
+            found = self._client.search_model_versions(f"name = '{self.name}'")
+        alike = [one for one in map(self._version, found) if one.tags.get(CONTENTS_TAG) == contents_sha256]
+        return max(alike, key=lambda one: int(one.number), default=None)
+
+    def add(
+        self, run_id: str, model_folder: Path, weights: str, tags: Mapping[str, str], metadata: Mapping[str, Any]
+    ) -> Version:
+        """Log the model with these weights in the run, and register it as a new version.
+
+        Raises:
+            StageError: the model cannot draw; nothing is logged.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with explained():
+            logged = _logged_model(run_id, model_folder, weights, metadata)
+            with contextlib.suppress(MlflowException):  # it exists, or another run makes it meanwhile
+                self._client.create_registered_model(self.name, description=_DESCRIPTION)
+            return self._version(
+                self._client.create_model_version(
+                    self.name, logged.model_uri, run_id, tags=dict(tags), model_id=logged.model_id
+                )
+            )
+
+    def note(self, number: str, tags: Mapping[str, str], description: str) -> None:
+        """Facts about a version, and the words that MLflow's page shows of it."""
+        with explained():
+            for name, value in tags.items():
+                self._client.set_model_version_tag(self.name, number, name, value)
+            self._client.update_model_version(self.name, number, description)
+
+    def promote(self, number: str) -> None:
+        """Make a version the champion.
+
+        Raises:
+            TrackingError: there is no such version.
+        """
+        with explained():
+            self._client.set_registered_model_alias(self.name, CHAMPION, number)
+
+    def _model(self) -> Any | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._client.get_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+    def _version(self, found: Any) -> Version:
+        return Version(str(found.version), dict(found.tags))
+
+
+@contextmanager
+def open_model(address: str) -> Iterator[Path]:
+    """The folder of a registered model, such as models:/flowers-ddpm@champion, for as long as the block lasts.
+
+    This is how `ddpm.load` reads such addresses; pyproject.toml names it there.
+
+    Raises:
+        CheckpointError: MLflow has no such model of this project.
+    """
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            connect()
+            folder = Path(download_artifacts(artifact_uri=f"{address}/artifacts/model", dst_path=temporary))
+        except (MlflowException, OSError, TrackingError) as error:
+            raise CheckpointError(
+                f"MLflow at {tracking_uri()} has no model {address} of this project: {error}; set MLFLOW_TRACKING_URI "
+                "to look elsewhere"
+            ) from error
+        yield folder
+
+
+def _logged_model(run_id: str, model_folder: Path, weights: str, metadata: Mapping[str, Any]) -> Any:
+    import mlflow
+
+    # Recorded and dropped: MLflow warns of values of any type, whatever the filters say.
+    with _evaluated_weights(model_folder, weights) as published, warnings.catch_warnings(record=True):
+        from tracking import served_model as pyfunc_model
+
+        _require_drawing(published)
+        with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+            return mlflow.pyfunc.log_model(
+                name="model",
+                python_model=pyfunc_model.__file__,
+                artifacts={"model": str(published)},
+                code_paths=["ddpm"],
+                input_example=_EXAMPLE,
+                pip_requirements=[f"{package}=={installed_version(package)}" for package in _PACKAGES],
+                metadata=dict(metadata),
+            )
+
+
+def _require_drawing(folder: Path) -> None:
+    """Draw the example as the served model would: MLflow tries it, too, but of its failure it merely warns.
+
+    Raises:
+        StageError: the model cannot draw it.
+    """
+    from mlflow.pyfunc.model import PythonModelContext
+
+    from tracking.served_model import FlowerSampler
+
+    sampler = FlowerSampler()
+    context = PythonModelContext(artifacts={"model": str(folder)}, model_config=None)  # type: ignore[no-untyped-call]
+    try:
+        sampler.load_context(context)
+        sampler.predict(_EXAMPLE)
+    except Exception as error:  # of the files, of the network's shapes, of whatever serving would meet
+        raise StageError(f"the model cannot draw an example, so it is not registered: {error}") from error
+
+
+@contextmanager
+def _evaluated_weights(model_folder: Path, weights: str) -> Iterator[Path]:
+    """A folder called "model" that holds it with the weights that were sampled and evaluated, and no others."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        folder.mkdir()
+        for name in ("config.json", f"{weights}.safetensors"):
+            shutil.copyfile(model_folder / name, folder / name)
+        yield folder
