@@ -1,15 +1,15 @@
 """The settings of networks, noise schedules, training and sampling: plain data, checked when it is made.
 
-Nothing here imports torch. Each field carries its bounds in its annotation and its help below it; programs read both, to
-check files and to show forms. The defaults are the published setting: the Keras example of Ho et al. 2020 on Oxford
+Nothing here imports torch. Each field has its bounds in its annotation and its help text below it; programs read both,
+to check files and to show forms. The defaults are the published setting: the Keras example of Ho et al. 2020 on Oxford
 Flowers 102.
 """
 
 import math
 import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -69,7 +69,7 @@ class UNetDimensions:
 
     def configure(self, num_classes: int | None = None, image_channels: int = 3) -> "UNetConfig":
         """Return the configuration of a network of these dimensions for images of such channels and classes."""
-        dimensions = {name: getattr(self, name) for name in UNetDimensions.__dataclass_fields__}
+        dimensions = {name: getattr(self, name) for name in field_hints(UNetDimensions)}
         return UNetConfig(**dimensions, num_classes=num_classes, image_channels=image_channels)
 
 
@@ -87,10 +87,10 @@ class UNetConfig(UNetDimensions):
     """number of classes that can be asked for; None, as published, makes a network without classes"""
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "UNetConfig":
-        """Return the configuration with these fields, where JSON has made lists of tuples."""
+    def from_json(cls, settings: Mapping[str, Any]) -> "UNetConfig":
+        """Return the configuration that JSON holds, with lists in the place of tuples."""
         values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+            name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
         }
         return cls(**values)
 
@@ -226,16 +226,17 @@ def check_fields(config: Any) -> None:
     Raises:
         ValueError: a value lies outside; the message names the field, the value and what is allowed.
     """
-    for name, hint in _hints(type(config)).items():
+    for name, hint in field_hints(type(config)).items():
         value = getattr(config, name)
         if problem := _find_problem(value, hint):
             raise ValueError(f"{name} must be {problem}, got {value!r}")
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def field_hints(kind: Hashable) -> dict[str, Any]:
+    """Return the annotations of a dataclass's fields, resolved, with their bounds."""
     hints = get_type_hints(kind, include_extras=True)
-    return {name: hints[name] for name in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+    return {field.name: hints[field.name] for field in fields(kind)}  # type: ignore[arg-type]
 
 
 def _find_problem(value: Any, hint: Any) -> str | None:
