@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from contract.params import read_params
+from ddpm.diffusion import build_diffusion
 from ddpm.training import train
 from stages.train import Experiment, learn, prepare
 from tracking.runs import opened_run
@@ -59,7 +60,7 @@ def _until(experiment: Experiment, num_steps: int) -> None:
 def _bare(experiment: Experiment, num_steps: int) -> float:
     _until(experiment, num_steps)
     started = time.perf_counter()
-    for _ in train(experiment.state, experiment.images, experiment.diffusion.build(), experiment.config):
+    for _ in train(experiment.state, experiment.images, build_diffusion(experiment.diffusion), experiment.config):
         pass
     return time.perf_counter() - started
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from contract.params import read_params
-from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, UNetConfig, cosine_betas, train
+from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, cosine_betas, train
 from ddpm.training import StepEvent
 from tracking.runs import NoTracker, Tracker, opened_run
 
@@ -57,7 +57,7 @@ def _timed(events: Iterator[StepEvent], num_steps: int, tracker: Tracker, log_ev
 def _training(num_steps: int, image_size: int) -> Iterator[StepEvent]:
     params = read_params(Path("profiles/quickstart.yaml")).train
     config = TrainingConfig(num_steps=num_steps)
-    state = TrainingState.start(UNet(UNetConfig(**params.unet.model_dump())), config)
+    state = TrainingState.start(UNet(params.unet.configure()), config)
     pixels = torch.randint(0, 256, (512, 3, image_size, image_size), dtype=torch.uint8)
     return train(
         state, TrainingImages(pixels, params.batch_size, seed=0), GaussianDiffusion(cosine_betas(1000)), config

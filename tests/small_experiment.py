@@ -13,8 +13,8 @@ import torch
 from ruamel.yaml import YAML
 
 from contract.params import Params
-from ddpm import TrainingConfig, TrainingState, UNet, UNetConfig, distributed
-from ddpm.checkpoint import DiffusionConfig, publish_model
+from ddpm import TrainingConfig, TrainingState, UNet, distributed
+from ddpm.checkpoint import publish_model
 from ddpm.classes import ImageClass
 from ddpm.features import FeatureExtractor
 from stages.evaluation import extraction
@@ -261,14 +261,14 @@ def published_conditional(tmp_path_factory, make_params):
 
 def publish(target, wanted, classes=()):
     torch.manual_seed(0)
-    unet = UNet(UNetConfig(**wanted.unet.model_dump(), num_classes=len(classes) or None))
+    unet = UNet(wanted.unet.configure(len(classes) or None))
     state = TrainingState.start(unet, TrainingConfig(num_steps=1, extra_ema_decays=(0.5,)))
     with torch.no_grad():
         # Layers that start at zero would hide differences; the sets of weights move apart.
         for module in (unet, state.ema.module, state.extra_emas[0].module):
             for parameter in module.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    publish_model(target, state, DiffusionConfig(**wanted.diffusion.model_dump()), 16, classes, 0.1)
+    publish_model(target, state, wanted.diffusion, 16, classes, 0.1)
     (target / "run.json").write_text(json.dumps({"mlflow_run_id": "", "mlflow_experiment_id": ""}))
     (target / "trained_on.json").write_text(json.dumps({"train_splits": ["train"]}))
     return target

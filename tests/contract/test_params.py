@@ -6,7 +6,8 @@ import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from contract.params import Params, ParamsError, activate, flat, list_profiles, read_params
+from contract.nesting import flatten
+from contract.params import Params, ParamsError, activate, list_profiles, read_params
 
 PROJECT = Path(__file__).parents[2]
 PROFILES = sorted((PROJECT / "profiles").glob("*.yaml"))
@@ -342,9 +343,11 @@ def test_the_best_weights_can_be_drawn_with_where_a_training_finds_them(make_par
 
 def test_what_dvc_records_of_a_stage_is_what_it_reads(make_params):
     params = make_params()
-    assert params.read_by("sample") == flat({"sample": params.section("sample")})
-    assert params.read_by("evaluate") == flat({name: params.section(name) for name in ("reference", "evaluate")})
-    assert params.read_by("reference") == flat({"reference": params.section("reference")}) | {"evaluate.enabled": True}
+    assert params.read_by("sample") == flatten({"sample": params.section("sample")})
+    assert params.read_by("evaluate") == flatten({name: params.section(name) for name in ("reference", "evaluate")})
+    assert params.read_by("reference") == flatten({"reference": params.section("reference")}) | {
+        "evaluate.enabled": True
+    }
 
 
 def test_every_parameter_has_a_description():

@@ -6,18 +6,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from contract.params import (
-    EvaluationOverrides,
-    Overrides,
-    Params,
-    ParamsError,
-    activate,
-    composed,
-    flat,
-    parse_overrides,
-    read_params,
-)
+from contract.assignments import parse_overrides
+from contract.params import Params, ParamsError, activate, read_params
 from contract.sections import TrainParams
+from flows.forms import EvaluationOverrides, Overrides
 
 PROJECT = Path(__file__).parents[2]
 QUICKSTART = (PROJECT / "profiles" / "quickstart.yaml").read_text()
@@ -120,9 +112,9 @@ def test_nothing_is_written_where_nothing_changes(params_file, profile, override
 
 def test_what_would_be_in_force_can_be_seen_without_writing(params_file):
     before = written_at(params_file)
-    assert composed("quickstart", {"train": {"num_steps": 700}}).train.num_steps == 700
+    assert compose("quickstart", {"train": {"num_steps": 700}}).train.num_steps == 700
     with pytest.raises(ParamsError, match="num_step is not a parameter"):
-        composed(None, {"train": {"num_step": 700}})
+        compose(None, {"train": {"num_step": 700}})
     assert written_at(params_file) == before
 
 
@@ -170,8 +162,8 @@ def test_the_file_is_replaced_whole(params_file, monkeypatch):
 def test_words_become_nested_overrides(words, overrides):
     parsed = parse_overrides(words)
     assert parsed == overrides
-    assert {name: type(value) for name, value in flat(parsed).items()} == {
-        name: type(value) for name, value in flat(overrides).items()
+    assert {name: type(value) for name, value in flatten(parsed).items()} == {
+        name: type(value) for name, value in flatten(overrides).items()
     }
 
 
@@ -208,7 +200,7 @@ def test_a_misspelt_name_is_refused_with_the_file_untouched(params_file):
 
 def test_flat_names_the_leaves():
     nested = {"train": {"seed": 0, "unet": {"widths": [8, 16]}}, "profile": "x"}
-    assert flat(nested) == {"train.seed": 0, "train.unet.widths": [8, 16], "profile": "x"}
+    assert flatten(nested) == {"train.seed": 0, "train.unet.widths": [8, 16], "profile": "x"}
 
 
 def test_the_form_of_overrides_has_the_bounds_and_help_of_every_parameter():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from ddpm.config import UNetConfig
 from ddpm.unet import (
     Block,
     Downsample,
@@ -14,7 +15,6 @@ from ddpm.unet import (
     SelfAttention,
     TimeEmbedding,
     UNet,
-    UNetConfig,
     Upsample,
     scaled_conv,
     scaled_linear,
