@@ -46,7 +46,7 @@ def suggest(name: str) -> str:
 
 
 def read_help_texts(section: type) -> dict[str, str]:
-    """Return the help text of each field of a section: the string below it in the source, also where it is inherited."""
+    """Return the help text of each field of a section: the string below it in the source, inherited ones included."""
     texts = {}
     for kind in reversed(section.__mro__):
         if is_dataclass(kind):

@@ -226,17 +226,18 @@ def check_fields(config: object) -> None:
     Raises:
         ValueError: a value lies outside; the message names the field, the value and what is allowed.
     """
-    for name, hint in field_hints(type(config)).items():
+    kind: Any = type(config)
+    for name, hint in field_hints(kind).items():
         value = getattr(config, name)
         if problem := _find_problem(value, hint):
             raise ValueError(f"{name} must be {problem}, got {value!r}")
 
 
 @cache
-def field_hints(kind: type) -> dict[str, Any]:
+def field_hints(kind: Any) -> dict[str, Any]:
     """Return the annotations of a dataclass's fields, resolved, with their bounds."""
     hints = get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name] for field in fields(kind)}  # type: ignore[arg-type]
+    return {field.name: hints[field.name] for field in fields(kind)}
 
 
 def _find_problem(value: Any, hint: Any) -> str | None:

@@ -42,12 +42,8 @@ def _create_form(name: str, fields: dict[str, Any], validators: dict[str, Any]) 
 
 def _put_bounds_in_words(schema: dict[str, Any]) -> None:
     """Add the bounds of a field to its description, which is all that Prefect's form shows of it."""
-    bounds = [
-        f"{words} {kind[key]}"
-        for kind in schema.get("anyOf", [])
-        for key, words in _BOUNDS_IN_WORDS.items()
-        if key in kind
-    ]
+    kinds = schema.get("anyOf", [])
+    bounds = [f"{words} {kind[key]}" for kind in kinds for key, words in _BOUNDS_IN_WORDS.items() if key in kind]
     if bounds:
         schema["description"] = f"{schema['description']} ({', '.join(bounds)})"
 
@@ -80,8 +76,7 @@ if TYPE_CHECKING:
         """The sections of `Overrides` that keep the dataset and the model."""
 else:
     Overrides = _build_form(Params)
+    _kept = {name: Overrides.model_fields[name] for name in EVALUATION}
     EvaluationOverrides = _create_form(
-        "Evaluation",
-        {name: (Overrides.model_fields[name].annotation, Overrides.model_fields[name]) for name in EVALUATION},
-        {},
+        "Evaluation", {name: (kept.annotation, kept) for name, kept in _kept.items()}, {}
     )

@@ -150,9 +150,8 @@ def test_losses_by_quartile_of_t_are_the_means_of_the_images_of_that_quartile(tr
     experiment = module.prepare(make_params(changes).train)
     batch = draw_batch(experiment.images, 0, seed=3, num_timesteps=20)
     with torch.no_grad():
-        losses = build_diffusion(experiment.diffusion).losses(
-            experiment.state.model, batch.x_0, batch.t, batch.eps, "mse"
-        )
+        diffusion = build_diffusion(experiment.diffusion)
+        losses = diffusion.losses(experiment.state.model, batch.x_0, batch.t, batch.eps, "mse")
     train(changes)
     (row,) = pd.read_csv(LOSSES).to_dict("records")
     expected = [float(losses[(batch.t >= low) & (batch.t < low + 5)].mean()) for low in (0, 5, 10, 15)]
