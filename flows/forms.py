@@ -10,6 +10,8 @@ from contract.sections import Params
 from contract.stage_names import EVALUATION
 from ddpm.config import field_hints
 
+_CONFIG = ConfigDict(extra="forbid")
+
 _ALIASES = {"register": "register_"}
 """Names of fields where pydantic's models use the parameter's name for something else."""
 
@@ -33,11 +35,8 @@ def _build_form(section: type) -> type[BaseModel]:
             json_schema_extra=_put_bounds_in_words,
         )
         fields[_ALIASES.get(name, name)] = (kind | None, field)
-    return _create_form(section.__name__, fields, {"drop_untouched": _drop_untouched(section)})
-
-
-def _create_form(name: str, fields: dict[str, Any], validators: dict[str, Any]) -> type[BaseModel]:
-    return create_model(f"{name}Override", __config__=ConfigDict(extra="forbid"), __validators__=validators, **fields)
+    validators = {"drop_untouched": _drop_untouched(section)}
+    return create_model(f"{section.__name__}Override", __config__=_CONFIG, __validators__=validators, **fields)
 
 
 def _put_bounds_in_words(schema: dict[str, Any]) -> None:
@@ -76,7 +75,7 @@ if TYPE_CHECKING:
         """The sections of `Overrides` that keep the dataset and the model."""
 else:
     Overrides = _build_form(Params)
-    _kept = {name: Overrides.model_fields[name] for name in EVALUATION}
-    EvaluationOverrides = _create_form(
-        "Evaluation", {name: (kept.annotation, kept) for name, kept in _kept.items()}, {}
+    _FIELDS = {name: Overrides.model_fields[name] for name in EVALUATION}
+    EvaluationOverrides = create_model(
+        "EvaluationOverride", __config__=_CONFIG, **{name: (field.annotation, field) for name, field in _FIELDS.items()}
     )

@@ -380,10 +380,8 @@ def drawn(experiment: Experiment, count: int) -> Tensor:
     """
     wanted, size, device = experiment.wanted, experiment.image_size, experiment.device
     numbers, batches = range(count)[share(count)], [torch.empty(0, 3, size, size, dtype=torch.uint8)]
-    diffusion, batch_size = (
-        build_diffusion(experiment.diffusion).to(device),
-        max(wanted.batch_size, wanted.num_grid_images),
-    )
+    diffusion = build_diffusion(experiment.diffusion).to(device)
+    batch_size = max(wanted.batch_size, wanted.num_grid_images)
     for start in range(0, len(numbers), batch_size):
         batch = numbers[start : start + batch_size]
         noise = ImageNoise(wanted.seed, batch, (3, size, size), device)

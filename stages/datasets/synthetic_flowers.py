@@ -39,12 +39,5 @@ class SyntheticFlowers:
         images = np.load(folder / "images.npy", mmap_mode="r")
         petals = np.load(folder / "petals.npy")
         for index, (image, count) in enumerate(zip(images, petals, strict=True)):
-            number = index + 1
-            yield SourceImage(
-                number,
-                f"image {number}",
-                np.array(image),
-                int(count),
-                CLASS_NAMES["synthetic_flowers"][int(count)],
-                None,
-            )
+            number, class_name = index + 1, CLASS_NAMES["synthetic_flowers"][int(count)]
+            yield SourceImage(number, f"image {number}", np.array(image), int(count), class_name, None)
