@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from contract.params import read_params
+from contract.params import compose
 from ddpm.diffusion import build_diffusion
 from ddpm.training import train
 from stages.train import Experiment, learn, prepare
@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.pipeline", description=__doc__)
     parser.add_argument("--blocks", type=int, default=4, help="blocks of each kind (default 4)")
     arguments = parser.parse_args()
-    params = read_params(Path("profiles/quickstart.yaml"))
+    params = compose("quickstart", {})
     experiment = prepare(params.train)
     num_steps = params.train.sample_every
     _bare(experiment, 10)

@@ -19,12 +19,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from contract.errors import ParamsError
-from contract.nesting import flatten, merge
+from contract.nesting import merge
 from contract.schema import find_missing, suggest
 from contract.sections import Params
 
-__all__ = ["PARAMS_FILE", "PROFILES_FOLDER", "Params", "ParamsError", "activate", "compose", "flatten", "list_profiles",
-           "read_params"]  # fmt: skip
+__all__ = [
+    "PARAMS_FILE", "PROFILES_FOLDER", "Params", "ParamsError", "activate", "compose", "list_profiles", "read_params",
+    "validate_params",
+]  # fmt: skip
 
 PARAMS_FILE = Path("params.yaml")
 PROFILES_FOLDER = Path("profiles")
@@ -38,7 +40,7 @@ def read_params(path: Path = PARAMS_FILE) -> Params:
     Raises:
         ParamsError: the file is missing, is not YAML, or holds parameters that cannot be used.
     """
-    return _validate(_read_yaml(path), str(path))
+    return validate_params(_read_yaml(path), str(path))
 
 
 def list_profiles(folder: Path = PROFILES_FOLDER) -> list[str]:
@@ -81,11 +83,35 @@ def compose(profile: str | None, overrides: Mapping[str, Any], path: Path = PARA
     return _compose(profile, overrides, path)[1]
 
 
+def validate_params(document: Mapping[str, Any], source: str) -> Params:
+    """Return the parameters that a complete document holds.
+
+    Args:
+        document: nested, as in params.yaml.
+        source: name of the document in the error.
+
+    Raises:
+        ParamsError: the parameters cannot be used; the message lists every problem.
+    """
+    problems = [f"{name} is missing" for name in find_missing(document)]
+    try:
+        # Through JSON, where strictness knows that a list is the only way to write a tuple. It has no dates: a source
+        # named 2024-01-01 is a name.
+        params = _adapter().validate_json(json.dumps(document, default=str), strict=True, extra="forbid")
+    except ValidationError as error:
+        # While parameters are missing, defaults of the library stand in for them: combinations are not judged.
+        skipped = {"missing", "value_error"} if problems else {"missing"}
+        problems += [_describe(problem) for problem in error.errors() if problem["type"] not in skipped]
+    if problems:
+        raise ParamsError("\n  ".join([f"{source} cannot be used:", *problems]))
+    return params
+
+
 def _compose(profile: str | None, overrides: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], Params]:
     source = path if profile is None else path.parent / PROFILES_FOLDER / f"{profile}.yaml"
     document = _read_yaml(path) if profile is None else _read_profile(source)
     merge(document, overrides)
-    return document, _validate(document, f"{source} with what was set" if overrides else str(source))
+    return document, validate_params(document, f"{source} with what was set" if overrides else str(source))
 
 
 def _read_profile(path: Path) -> dict[str, Any]:
@@ -100,21 +126,6 @@ def _read_profile(path: Path) -> dict[str, Any]:
     merge(document, {"profile": path.stem} | profile)
     document.ca.comment = profile.ca.comment  # type: ignore[attr-defined]
     return document
-
-
-def _validate(document: Mapping[str, Any], source: str) -> Params:
-    problems = [f"{name} is missing" for name in find_missing(document)]
-    try:
-        # Through JSON, where strictness knows that a list is the only way to write a tuple. It has no dates: a source
-        # named 2024-01-01 is a name.
-        params = _adapter().validate_json(json.dumps(document, default=str), strict=True, extra="forbid")
-    except ValidationError as error:
-        # While parameters are missing, defaults of the library stand in for them: combinations are not judged.
-        skipped = {"missing", "value_error"} if problems else {"missing"}
-        problems += [_describe(problem) for problem in error.errors() if problem["type"] not in skipped]
-    if problems:
-        raise ParamsError("\n  ".join([f"{source} cannot be used:", *problems]))
-    return params
 
 
 @cache

@@ -12,7 +12,8 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from contract.params import Params
+from contract.params import compose, validate_params
+from contract.sections import as_plain
 from ddpm import TrainingConfig, TrainingState, UNet, distributed
 from ddpm.checkpoint import publish_model
 from ddpm.classes import ImageClass
@@ -112,7 +113,7 @@ def project():
 @pytest.fixture(scope="session")
 def document():
     """Makes the small experiment as params.yaml would hold it, with changes given by dotted names."""
-    quickstart = YAML(typ="safe").load(PROJECT / "profiles" / "quickstart.yaml")
+    quickstart = as_plain(compose("quickstart", {}, PROJECT / "params.yaml"))
 
     def make(changes=None):
         made = copy.deepcopy(quickstart)
@@ -132,7 +133,7 @@ def make_params(document):
     """Makes the parameters of the small experiment, with changes given by dotted names."""
 
     def make(changes=None):
-        return Params.model_validate_json(json.dumps(document(changes)))
+        return validate_params(document(changes), "the small experiment")
 
     return make
 
