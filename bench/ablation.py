@@ -16,14 +16,16 @@ from torch import Tensor
 
 from bench.machine import described
 from bench.quality import drawn, features_of
-from ddpm.checkpoint import DiffusionConfig, PublishedModel
+from ddpm.checkpoint import PublishedModel
+from ddpm.config import DiffusionConfig, TrainingConfig, UNetConfig
 from ddpm.data import TrainingImages
 from ddpm.devices import prepare_best_device
+from ddpm.diffusion import build_diffusion
 from ddpm.features import build_extractor
 from ddpm.metrics import frechet_distance, kernel_distance
 from ddpm.training import train
-from ddpm.training_state import TrainingConfig, TrainingState
-from ddpm.unet import UNet, UNetConfig
+from ddpm.training_state import TrainingState
+from ddpm.unet import UNet
 from stages.datasets.prepared import all_images, images_of, positions_of
 
 
@@ -101,7 +103,7 @@ def trained(variant: Variant, arguments: argparse.Namespace, device: torch.devic
         positions=positions_of(variant.splits),
     )
     state = TrainingState.start(unet, variant.training)
-    diffusion = variant.diffusion.build()
+    diffusion = build_diffusion(variant.diffusion)
     losses: list[Tensor] = [event.loss for event in train(state, images, diffusion, variant.training)]
     assert isinstance(state.ema.module, UNet)
     model = PublishedModel(state.ema.module, diffusion.to(device), images.images.shape[-1])

@@ -23,9 +23,9 @@ from ddpm import (
     sample,
     train,
 )
-from ddpm.devices import Compilation, Precision, compiled, drawing, prepare_best_device
+from ddpm.config import Compilation, Precision, SamplerName
+from ddpm.devices import compiled, drawing, prepare_best_device
 from ddpm.images import to_pixels
-from ddpm.samplers import SamplerName
 
 NUM_IMAGES = 1020
 NUM_TIMESTEPS = 1000

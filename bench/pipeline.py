@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from contract.params import read_params
+from contract.params import compose
+from ddpm.diffusion import build_diffusion
 from ddpm.training import train
 from stages.train import Experiment, learn, prepare
 from tracking.runs import opened_run
@@ -25,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.pipeline", description=__doc__)
     parser.add_argument("--blocks", type=int, default=4, help="blocks of each kind (default 4)")
     arguments = parser.parse_args()
-    params = read_params(Path("profiles/quickstart.yaml"))
+    params = compose("quickstart", {})
     experiment = prepare(params.train)
     num_steps = params.train.sample_every
     _bare(experiment, 10)
@@ -59,7 +60,7 @@ def _until(experiment: Experiment, num_steps: int) -> None:
 def _bare(experiment: Experiment, num_steps: int) -> float:
     _until(experiment, num_steps)
     started = time.perf_counter()
-    for _ in train(experiment.state, experiment.images, experiment.diffusion.build(), experiment.config):
+    for _ in train(experiment.state, experiment.images, build_diffusion(experiment.diffusion), experiment.config):
         pass
     return time.perf_counter() - started
 

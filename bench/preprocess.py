@@ -26,8 +26,8 @@ from PIL import Image
 from ruamel.yaml import YAML
 from scipy.io import savemat
 
+from contract.class_names import FLOWERS102_CLASSES
 from stages.datasets.flowers102 import ARCHIVE, LABELS, SPLITS
-from stages.datasets.flowers102_classes import CLASS_NAMES
 from stages.datasets.synthetic.flowers import generate
 
 PROJECT = Path(__file__).parents[1]
@@ -97,7 +97,7 @@ def write_dataset(folder: Path, num_images: int, image_size: int) -> float:
         DATA.mkdir()
         write_archive(DATA / ARCHIVE, num_images)
         numbers = np.arange(num_images)
-        savemat(DATA / LABELS, {"labels": numbers[None] % len(CLASS_NAMES) + 1})
+        savemat(DATA / LABELS, {"labels": numbers[None] % len(FLOWERS102_CLASSES) + 1})
         parts = {key: numbers[None, part::3] + 1 for part, key in enumerate(("trnid", "valid", "tstid"))}
         savemat(DATA / SPLITS, parts)
         write_receipt(read_params().download, inventory(DATA))

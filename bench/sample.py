@@ -11,8 +11,8 @@ from functools import partial
 from bench.machine import described
 from bench.networks import Setting, Step, add_setting_arguments, diffusers_pipeline, our_drawing, setting_of
 from bench.turns import add_turn_arguments, time_in_turn
+from ddpm.config import SamplerName
 from ddpm.devices import prepare_best_device, resolve_precision
-from ddpm.samplers import SamplerName
 
 NUM_CALLS = {"cpu": [10], "cuda": [10, 20]}
 """Network calls an image, unless told otherwise.

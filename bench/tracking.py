@@ -10,12 +10,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
-from contract.params import read_params
-from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, UNetConfig, cosine_betas, train
+from contract.params import compose
+from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, cosine_betas, train
 from ddpm.training import StepEvent
 from tracking.runs import NoTracker, Tracker, opened_run
 
@@ -25,7 +24,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=8, help="blocks of each kind (default 8)")
     parser.add_argument("--steps", type=int, default=40, help="steps of a block (default 40)")
     arguments = parser.parse_args()
-    params = read_params(Path("profiles/quickstart.yaml"))
+    params = compose("quickstart", {})
     events = _training(2 * arguments.blocks * arguments.steps + 10, params.preprocess.image_size)
     for _ in range(10):
         next(events)
@@ -55,9 +54,9 @@ def _timed(events: Iterator[StepEvent], num_steps: int, tracker: Tracker, log_ev
 
 
 def _training(num_steps: int, image_size: int) -> Iterator[StepEvent]:
-    params = read_params(Path("profiles/quickstart.yaml")).train
+    params = compose("quickstart", {}).train
     config = TrainingConfig(num_steps=num_steps)
-    state = TrainingState.start(UNet(UNetConfig(**params.unet.model_dump())), config)
+    state = TrainingState.start(UNet(params.unet.configure()), config)
     pixels = torch.randint(0, 256, (512, 3, image_size, image_size), dtype=torch.uint8)
     return train(
         state, TrainingImages(pixels, params.batch_size, seed=0), GaussianDiffusion(cosine_betas(1000)), config

@@ -10,3 +10,7 @@ class StageError(FlowersError):
 
     is_passing = False
     """Whether running the stage again may help, as after a broken network connection."""
+
+
+class ParamsError(StageError):
+    """Parameters cannot be used; the message names what was got and what is allowed."""

@@ -1,231 +1,139 @@
-"""The sections of params.yaml, one a stage: each parameter with its type, bounds and the help that forms show."""
+"""The sections of params.yaml, one for each stage: every parameter with its type, bounds and help text.
 
-import math
-import sys
-from typing import Annotated, Literal, Self
+Settings of the library are inherited from `ddpm.config`: a `TrainParams` is a `TrainingConfig`, and a `SampleParams` a
+`SamplingConfig`. Parameters have no defaults where they are read from a file, also those that have one in the library.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import json
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-LEAST_COMPARED_IMAGES = 10
-"""Of a set, for a distance to be worth its name."""
+from annotated_types import Interval, Len
+from pydantic import Field
 
-Positive = Annotated[int, Field(ge=1)]
+from contract.class_names import CLASS_NAMES
+from contract.nesting import flatten
+from contract.stage_names import READ_BESIDE
+from ddpm.classes import ImageClass, labels_of
+from ddpm.config import (
+    Compilation,
+    DiffusionConfig,
+    Positive,
+    SamplingConfig,
+    Seed,
+    Share,
+    TrainingConfig,
+    UNetDimensions,
+)
+
+MIN_COMPARED_IMAGES = 10
+"""Minimum images per set for a meaningful distance."""
+
+NumProcesses = Annotated[int, Interval(ge=1, le=1024)]
+NumGridImages = Annotated[int, Interval(ge=1, le=1024)]
+BatchSize = Annotated[int, Interval(ge=1, le=65_536)]
 Split = Literal["train", "valid", "test"]
 
 
-class Section(BaseModel):
-    """Strict and frozen; unknown keys are refused."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class SyntheticParams(Section):
-    num_images: Annotated[int, Field(ge=10, le=1_000_000)]
-    """how many flowers to draw"""
-    image_size: Annotated[int, Field(ge=16, le=1024)]
+@dataclass(frozen=True, kw_only=True)
+class SyntheticParams:
+    num_images: Annotated[int, Interval(ge=10, le=1_000_000)]
+    """number of flowers to draw"""
+    image_size: Annotated[int, Interval(ge=16, le=1024)]
     """height and width of the drawn images, in pixels"""
-    variety: Annotated[float, Field(ge=0.0, le=1.0)]
-    """how much flowers differ in position, size, turn, tilt, leaves and colours; the less, the easier to learn"""
+    variety: Share
+    """how much flowers differ in position, size, turn, tilt, leaves and colours; less is easier to learn"""
     seed: Seed
-    """of the drawings: the same seed gives the same bytes on every machine"""
+    """seed of the drawings; the same seed gives the same bytes on every machine"""
 
 
-class DownloadParams(Section):
+@dataclass(frozen=True, kw_only=True)
+class DownloadParams:
     dataset: Literal["synthetic_flowers", "flowers102", "folder"]
     """synthetic_flowers: drawn here; flowers102: Oxford Flowers 102; folder: your own images, sub-folders as classes"""
     source: str | None
     """folder: its path; flowers102: a directory or http(s) address that holds its three files, null for the official
     one; synthetic_flowers: null"""
     archive_md5: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None
-    """flowers102 from elsewhere: the md5 of an archive with other bytes than the official one; otherwise null"""
+    """flowers102 from another source: the md5 of an archive whose bytes differ from the official one; otherwise null"""
     synthetic: SyntheticParams
     """what to draw for synthetic_flowers"""
 
-    @model_validator(mode="after")
-    def _source_fits_dataset(self) -> Self:
+    def __post_init__(self) -> None:
         if self.dataset == "folder" and self.source is None:
             raise ValueError("dataset: folder needs source, the path of a directory of images")
         if self.dataset == "synthetic_flowers" and self.source is not None:
             raise ValueError(f"dataset: synthetic_flowers is drawn here, so source must be null, got {self.source!r}")
         if self.dataset != "flowers102" and self.archive_md5 is not None:
             raise ValueError("archive_md5 belongs to dataset: flowers102; set it to null")
-        return self
 
 
-class PreprocessParams(Section):
-    image_size: Annotated[int, Field(ge=8, le=1024)]
+@dataclass(frozen=True, kw_only=True)
+class PreprocessParams:
+    image_size: Annotated[int, Interval(ge=8, le=1024)]
     """height and width after the centre crop and antialiased resize, in pixels"""
-    valid_fraction: Annotated[float, Field(gt=0.0, lt=0.5)]
-    """share of images in split "valid", and as many in "test", of a dataset without official splits"""
+    valid_fraction: Annotated[float, Interval(gt=0.0, lt=0.5)]
+    """share of images in split "valid", and the same share in "test", for a dataset without official splits"""
     skip_damaged: bool
     """leave out images that cannot be decoded, and list them in build/dataset/skipped.csv; false ends the run there"""
 
 
-class UNetParams(Section):
-    widths: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=8)]
-    """channels of each level; each level after the first halves height and width"""
-    attention: tuple[bool, ...]
-    """self-attention after each residual block, for each level"""
-    num_res_blocks: Annotated[int, Field(ge=1, le=8)]
-    """residual blocks of a level on the way down; one more on the way up"""
-    time_embedding_dim: Annotated[int, Field(ge=4, le=4096, multiple_of=2)]
-    """length of the time step's embedding"""
-    norm_groups: Positive
-    """groups of each group normalisation; must divide every width"""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
-    """share of features dropped in each residual block"""
-
-    @model_validator(mode="after")
-    def _dimensions_fit(self) -> Self:
-        if len(self.attention) != len(self.widths):
-            raise ValueError(f"attention needs one entry a level: {len(self.widths)}, got {len(self.attention)}")
-        for width in self.widths:
-            if width % self.norm_groups != 0:
-                raise ValueError(f"norm_groups={self.norm_groups} must divide every width, got width {width}")
-        return self
-
-    @property
-    def downsampling(self) -> int:
-        """Height and width of an image must be multiples of this."""
-        return int(2 ** (len(self.widths) - 1))
-
-
-class DiffusionParams(Section):
-    schedule: Literal["linear", "cosine"]
-    """how the variance of the noise grows over the time steps"""
-    num_timesteps: Annotated[int, Field(ge=2, le=10_000)]
-    """T, the length of the forward process"""
-    beta_start: Annotated[float, Field(gt=0.0, lt=1.0)]
-    """variance of the first step of the linear schedule"""
-    beta_end: Annotated[float, Field(gt=0.0, lt=1.0)]
-    """variance of the last step of the linear schedule"""
-    prediction: Literal["eps", "v", "x_0"]
-    """what the network predicts: eps, the noise (published); v (Salimans & Ho 2022); or x_0, the image"""
-
-    @model_validator(mode="after")
-    def _betas_rise(self) -> Self:
-        if self.beta_start > self.beta_end:
-            raise ValueError(f"beta_start={self.beta_start} must not exceed beta_end={self.beta_end}")
-        return self
-
-    @model_validator(mode="after")
-    def _signal_and_noise_remain(self) -> Self:
-        # As ddpm.diffusion refuses them, but before anything runs, and without torch, which the flows would wait for.
-        if self.schedule != "linear":
-            return self
-        if self.beta_start < sys.float_info.epsilon:
-            raise ValueError(f"beta_start must be at least {sys.float_info.epsilon:.1e}, got {self.beta_start}")
-        rise = (self.beta_end - self.beta_start) / (self.num_timesteps - 1)
-        alphas_cumprod = math.prod(1.0 - (self.beta_start + t * rise) for t in range(self.num_timesteps))
-        if alphas_cumprod < sys.float_info.min:
-            raise ValueError(
-                f"beta_start={self.beta_start}, beta_end={self.beta_end} and num_timesteps={self.num_timesteps} leave "
-                f"{alphas_cumprod:.1e} of the image at the last time step (alphas_cumprod), which must be at least "
-                f"{sys.float_info.min:.1e}; lower beta_end or num_timesteps"
-            )
-        return self
-
-
-class ReferenceParams(Section):
+@dataclass(frozen=True, kw_only=True)
+class ReferenceParams:
     extractor: Literal["efficientnet_lite0", "inception"]
-    """features to compare images by: efficientnet_lite0 works offline; inception makes the figures FID and KID"""
+    """network whose features are compared: efficientnet_lite0 works offline; inception makes the metrics FID and KID"""
     inception_weights: str | None
     """path of torch-fidelity's weights; null downloads them"""
-    max_images_per_split: Annotated[int, Field(ge=10, le=1_000_000)] | None
-    """at most so many real images of each split, chosen at random; null takes all"""
+    max_images_per_split: Annotated[int, Interval(ge=MIN_COMPARED_IMAGES, le=1_000_000)] | None
+    """largest number of real images of each split, chosen at random; null takes all"""
     seed: Seed
-    """of that choice"""
-    batch_size: Annotated[int, Field(ge=1, le=4096)]
-    """images whose features are extracted together, of samples too"""
-    num_processes: Annotated[int, Field(ge=1, le=1024)]
-    """processes on this machine that share the extraction, of samples too, one a GPU; it changes the speed, and the
-    features by rounding alone"""
+    """seed of the random choice of real images"""
+    batch_size: Annotated[int, Interval(ge=1, le=4096)]
+    """images whose features are computed together, real ones and samples alike"""
+    num_processes: NumProcesses
+    """processes on this machine, one per GPU, that share the computation of features, also of samples; it changes the
+    speed, and the features by rounding alone"""
 
 
-class TrainParams(Section):
-    splits: Annotated[tuple[Split, ...], Field(min_length=1)]
-    """which splits to train on; the published setting takes "train" alone"""
+@dataclass(frozen=True, kw_only=True)
+class TrainParams(TrainingConfig):
+    splits: Annotated[tuple[Split, ...], Len(1)]
+    """splits to train on; the published setting takes "train" alone"""
     class_conditional: bool
-    """tell the network the class of each image, so that images of a class can be asked for; published: false"""
-    label_dropout: Annotated[float, Field(ge=0.0, le=1.0)]
-    """share of images whose class is kept back, which sample.guidance_scale needs; without classes it does nothing"""
-    unet: UNetParams
+    """give the network the class of each image, so that images of a class can be asked for; published: false"""
+    unet: UNetDimensions
     """the network"""
-    diffusion: DiffusionParams
+    diffusion: DiffusionConfig
     """the noise schedule"""
-    num_steps: Annotated[int, Field(ge=1, le=100_000_000)]
-    """optimizer steps"""
-    batch_size: Annotated[int, Field(ge=1, le=65_536)]
+    batch_size: BatchSize
     """images of a step"""
-    seed: Seed
-    """of the initial weights, the order of images, flips, time steps and noise"""
     random_flips: bool
     """mirror training images left-right at random"""
-    loss: Literal["mse", "l1", "huber"]
-    """distance between the true and the predicted noise, or what else is predicted"""
-    min_snr_gamma: Annotated[float, Field(gt=0.0)] | None
-    """weigh the losses so that easy time steps do not dominate (published for this: 5); null weighs all alike"""
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)]
-    """of Adam, at its highest"""
-    rate_schedule: Literal["constant", "cosine", "linear"]
-    """how the rate goes on after the warm-up; cosine and linear fall to zero at the last step"""
-    warmup_steps: Annotated[int, Field(ge=0)]
-    """steps in which the rate rises from zero"""
-    gradient_clip: Annotated[float, Field(gt=0.0)] | None
-    """largest norm of the whole gradient; null leaves it alone"""
-    accumulation_steps: Positive
-    """parts in which a batch is worked through, one after the other, to save memory"""
-    gradient_checkpointing: bool
-    """save memory by computing the blocks' inner values twice"""
-    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)]
-    """of the moving average of the weights"""
-    ema_warmup: bool
-    """raise the decay from 0.1 during the first updates, for short runs"""
-    extra_ema_decays: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...]
-    """of further moving averages, published beside the first as averaged_DECAY"""
-    precision: Literal["auto", "float32", "tensorfloat32", "bfloat16"]
-    """of matrix products and convolutions; auto takes bfloat16 where the hardware has it"""
-    compilation: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"]
-    """the mode of torch.compile; auto compiles on a GPU; on one GPU it also replays the whole step as one CUDA graph"""
-    deterministic: bool
-    """on a GPU, learn the same weights to the bit each time, also when a training is resumed, by slower algorithms (not
-    yet tried on one); a CPU always does"""
-    num_processes: Annotated[int, Field(ge=1, le=1024)]
-    """processes on this machine that share each batch, one a GPU; it changes the speed, not the batches"""
+    num_processes: NumProcesses
+    """processes on this machine, one per GPU, that share each batch; it changes the speed, not the batches"""
     log_every: Positive
     """steps between logged losses"""
     sample_every: Positive
-    """steps between sample grids; the same noise each time"""
-    num_grid_images: Annotated[int, Field(ge=1, le=1024)]
-    """images in such a grid"""
+    """steps between sample grids, which start from the same noise each time"""
+    num_grid_images: NumGridImages
+    """images in a sample grid"""
     grid_sampling_steps: Positive
-    """network calls of each of its images, by DDIM"""
+    """network calls for each image of a sample grid, by DDIM"""
     checkpoint_every: Positive
     """steps between checkpoints"""
-    keep_checkpoints: Annotated[int, Field(ge=1, le=100)]
-    """how many of the newest stay"""
+    keep_checkpoints: Annotated[int, Interval(ge=1, le=100)]
+    """number of newest checkpoints to keep"""
     keep_checkpoints_every: Positive | None
-    """those at multiples of so many steps stay, too; null keeps the newest alone"""
+    """also keep the checkpoints at multiples of this number of steps; null keeps only the newest"""
     evaluate_every: Positive | None
-    """steps between evaluations, whose best weights are published as "best"; null does without"""
-    evaluate_num_images: Annotated[int, Field(ge=10, le=100_000)]
-    """images of such an evaluation, drawn like those of the grids, and at most as many real ones"""
+    """steps between evaluations during training; their best weights are published as "best"; null does none"""
+    evaluate_num_images: Annotated[int, Interval(ge=MIN_COMPARED_IMAGES, le=100_000)]
+    """images of an evaluation during training, drawn like those of the sample grids, and the most real ones"""
     evaluate_split: Split
-    """the real images that they are compared with"""
+    """split of the real images that an evaluation during training compares with"""
 
-    @model_validator(mode="after")
-    def _steps_fit(self) -> Self:
-        if self.warmup_steps > self.num_steps:
-            raise ValueError(f"warmup_steps={self.warmup_steps} must not exceed num_steps={self.num_steps}")
-        decays = (self.ema_decay, *self.extra_ema_decays)
-        if len(set(decays)) < len(decays):
-            raise ValueError(f"extra_ema_decays must differ from each other and from ema_decay, got {list(decays)}")
-        if self.accumulation_steps > 1 and self.compilation in ("reduce-overhead", "max-autotune"):
-            raise ValueError(
-                f"compilation={self.compilation} needs accumulation_steps=1, got {self.accumulation_steps}: its CUDA "
-                "graphs take each other's memory"
-            )
+    def __post_init__(self) -> None:
+        super().__post_init__()
         num_parts = self.num_processes * self.accumulation_steps
         if self.batch_size % num_parts:
             raise ValueError(
@@ -236,48 +144,34 @@ class TrainParams(Section):
                 f"grid_sampling_steps={self.grid_sampling_steps} must not exceed "
                 f"num_timesteps={self.diffusion.num_timesteps}"
             )
-        return self
 
 
-class SampleParams(Section):
-    num_images: Annotated[int, Field(ge=2, le=1_000_000)]
-    """how many images to draw"""
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] | None
+@dataclass(frozen=True, kw_only=True)
+class SampleParams(SamplingConfig):
+    num_images: Annotated[int, Interval(ge=2, le=1_000_000)]
+    """number of images to draw"""
+    batch_size: BatchSize | None
     """images drawn together; it changes the speed, and the images by rounding alone; null takes what the memory
     holds"""
-    seed: Seed
-    """image i depends on the seed and on i alone"""
-    sampler: Literal["ddpm", "ddim", "dpm_solver++"]
-    """ddpm: ancestral, published; ddim and dpm_solver++: nearly the same in far fewer network calls"""
-    num_sampling_steps: Positive
-    """network calls an image, at most num_timesteps"""
-    eta: Annotated[float, Field(ge=0.0, le=1.0)]
-    """ddim and dpm_solver++: how much noise each step adds; 0 makes an image a function of its first noise"""
-    precision: Literal["auto", "float32", "tensorfloat32", "bfloat16"]
-    """of matrix products and convolutions; auto takes bfloat16 where the hardware has it"""
-    compilation: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"]
-    """the mode of torch.compile; auto compiles on a GPU"""
-    num_processes: Annotated[int, Field(ge=1, le=1024)]
-    """processes on this machine that share the images, one a GPU; it changes the speed, and the images by rounding
+    compilation: Compilation
+    """mode of torch.compile; auto compiles on a GPU"""
+    num_processes: NumProcesses
+    """processes on this machine, one per GPU, that share the images; it changes the speed, and the images by rounding
     alone"""
     weights: Annotated[str, Field(pattern=r"^(averaged|raw|best|averaged_0\.\d+)$")]
-    """which of the trained weights to draw with: averaged, raw, averaged_DECAY for one of extra_ema_decays, or best,
-    the averaged ones of the step that train.evaluate_every found best"""
-    classes: Annotated[tuple[str | int, ...], Field(min_length=1)] | None
-    """classes to draw, by name or number, in turn over the images; null draws all that the model knows in turn"""
-    guidance_scale: Annotated[float, Field(ge=0.0, le=100.0)]
-    """how much the class counts (Ho & Salimans 2022: 1 + w): 1 as trained, more exaggerates it, 0 leaves it out"""
-    num_grid_images: Annotated[int, Field(ge=1, le=1024)]
+    """trained weights to draw with: averaged; raw; averaged_DECAY for one of train.extra_ema_decays; or best, the
+    averaged ones of the step that train.evaluate_every found best"""
+    num_grid_images: NumGridImages
     """images in grid.png and in the animation, at most num_images"""
-    num_frames: Annotated[int, Field(ge=2, le=1000)]
+    num_frames: Annotated[int, Interval(ge=2, le=1000)]
     """frames of the animation of the reverse process, at most num_sampling_steps"""
-    num_interpolation_images: Annotated[int, Field(ge=0, le=64)]
-    """images in interpolation.png, from one image to another by way of their noise; 0 makes none"""
-    interpolation_ends: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=2, max_length=2)]
-    """the numbers of those two images; with classes, all are of the class of the first"""
+    num_interpolation_images: Annotated[int, Interval(ge=0, le=64)]
+    """images in interpolation.png, which leads from one image to another through their noise; 0 makes none"""
+    interpolation_ends: Annotated[tuple[Annotated[int, Interval(ge=0, lt=2**31)], ...], Len(2, 2)]
+    """numbers of the first and last image of the interpolation; with classes, all are of the class of the first"""
 
-    @model_validator(mode="after")
-    def _counts_fit(self) -> Self:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_grid_images > self.num_images:
             raise ValueError(f"num_grid_images={self.num_grid_images} must not exceed num_images={self.num_images}")
         if self.num_frames > self.num_sampling_steps:
@@ -286,32 +180,116 @@ class SampleParams(Section):
             )
         if self.num_interpolation_images in (1, 2):
             raise ValueError(
-                f"num_interpolation_images must be 0, or at least 3, since two are the ends, got "
+                "num_interpolation_images must be 0 or at least 3, since two of them are the ends, got "
                 f"{self.num_interpolation_images}"
             )
         if len(set(self.interpolation_ends)) < 2:
-            raise ValueError(f"interpolation_ends must be two images, got {list(self.interpolation_ends)}")
-        return self
+            raise ValueError(f"interpolation_ends must be two different images, got {list(self.interpolation_ends)}")
 
 
-class EvaluateParams(Section):
+@dataclass(frozen=True, kw_only=True)
+class EvaluateParams:
     enabled: bool
-    """whether to compute features and figures at all"""
+    """compute features and metrics; false skips them"""
     reference_split: Split
-    """the real images that samples are compared with; the other splits, compared with them in the same way, are the
-    floor: what a perfect model would reach"""
-    kernel_subsets: Annotated[int, Field(ge=1, le=10_000)]
-    """random subsets over which the kernel distance's mean and spread are taken"""
-    kernel_subset_size: Annotated[int, Field(ge=2, le=100_000)]
-    """images of a subset, at most the smaller set"""
+    """split of the real images that samples are compared with; comparing the other splits with it in the same way gives
+    the floor, which a perfect model would reach"""
+    kernel_subsets: Annotated[int, Interval(ge=1, le=10_000)]
+    """random subsets over which the mean and spread of the kernel distance are taken"""
+    kernel_subset_size: Annotated[int, Interval(ge=2, le=100_000)]
+    """images of a subset, at most the size of the smaller set"""
     seed: Seed
-    """of those subsets"""
-    num_closest_pairs: Annotated[int, Field(ge=1, le=512)]
+    """seed of the random subsets"""
+    num_closest_pairs: Annotated[int, Interval(ge=1, le=512)]
     """samples shown beside their nearest training images, the closest first"""
 
 
-class RegisterParams(Section):
+@dataclass(frozen=True, kw_only=True)
+class RegisterParams:
     enabled: bool
-    """whether to register the model at all"""
+    """register the model in MLflow; false skips it"""
     model_name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,100}$")]
-    """the registered model's name in MLflow"""
+    """name of the registered model in MLflow"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """The parameters of one experiment, section by section."""
+
+    profile: Annotated[str, Field(pattern="^[a-z0-9-]{1,60}$")]
+    """name of the profile that the experiment started from"""
+    download: DownloadParams
+    preprocess: PreprocessParams
+    reference: ReferenceParams
+    train: TrainParams
+    sample: SampleParams
+    evaluate: EvaluateParams
+    register: RegisterParams
+
+    def __post_init__(self) -> None:
+        self._check_stages()
+        self._check_classes()
+
+    def _check_stages(self) -> None:
+        size, multiple = self.preprocess.image_size, self.train.unet.downsampling
+        if size % multiple != 0:
+            raise ValueError(
+                f"preprocess.image_size={size} must be a multiple of {multiple}, since train.unet.widths has "
+                f"{len(self.train.unet.widths)} levels"
+            )
+        known = ["averaged", "raw", *(f"averaged_{decay}" for decay in self.train.extra_ema_decays)]
+        known += ["best"] if self.train.evaluate_every else []
+        if self.sample.weights not in known:
+            raise ValueError(
+                f"sample.weights must be one of {', '.join(known)}, since train.extra_ema_decays is "
+                f"{list(self.train.extra_ema_decays)} and train.evaluate_every is "
+                f"{self.train.evaluate_every or 'null'}, got {self.sample.weights!r}"
+            )
+        if self.sample.num_sampling_steps > self.train.diffusion.num_timesteps:
+            raise ValueError(
+                f"sample.num_sampling_steps={self.sample.num_sampling_steps} must not exceed "
+                f"train.diffusion.num_timesteps={self.train.diffusion.num_timesteps}"
+            )
+        if self.evaluate.enabled and self.sample.num_images < MIN_COMPARED_IMAGES:
+            raise ValueError(
+                f"sample.num_images={self.sample.num_images} must be at least {MIN_COMPARED_IMAGES}, since "
+                "evaluate.enabled is true"
+            )
+
+    def _check_classes(self) -> None:
+        classes, scale = self.sample.classes, self.sample.guidance_scale
+        if not self.train.class_conditional and classes is not None:
+            raise ValueError(
+                f"sample.classes must be null, since train.class_conditional is false, got {list(classes)}; set "
+                "train.class_conditional to true to train a model that can be asked for classes"
+            )
+        if not self.train.class_conditional and scale != 1.0:
+            raise ValueError(f"sample.guidance_scale must be 1, since train.class_conditional is false, got {scale}")
+        if self.train.label_dropout == 0.0 and scale != 1.0:
+            raise ValueError(
+                f"sample.guidance_scale={scale} needs train.label_dropout above 0: guidance compares with images that "
+                "were learnt without their class"
+            )
+        names = CLASS_NAMES.get(self.download.dataset)
+        if classes is not None and names is not None:
+            try:
+                labels_of(classes, [ImageClass(number, name) for number, name in names.items()])
+            except ValueError as error:
+                raise ValueError(f"sample.classes: {error}") from None
+
+    def section(self, stage: str) -> dict[str, Any]:
+        """Return the section of one stage as plain nested values."""
+        return as_plain(getattr(self, stage))
+
+    def read_by(self, stage: str) -> dict[str, Any]:
+        """Return the parameters that a stage reads, by dotted name: those that DVC records with its results."""
+        places = (stage, *READ_BESIDE.get(stage, ()))
+        sections = tuple(f"{place}." for place in places)
+        values = flatten(as_plain(self))
+        return {name: value for name, value in values.items() if name in places or name.startswith(sections)}
+
+
+def as_plain(section: Any) -> dict[str, Any]:
+    """Return the values of a section as JSON has them: nested dictionaries, and lists for tuples."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(section)))
+    return values

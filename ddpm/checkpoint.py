@@ -17,17 +17,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ddpm.classes import ImageClass, labels_in_turn, labels_of
-from ddpm.devices import Precision, drawing
-from ddpm.diffusion import GaussianDiffusion, NoiseModel, Prediction
+from ddpm.classes import ImageClass, labels_of
+from ddpm.config import DiffusionConfig, Precision, SamplerName, UNetConfig
+from ddpm.devices import drawing
+from ddpm.diffusion import GaussianDiffusion, NoiseModel, build_diffusion
 from ddpm.ema import ExponentialMovingAverage
 from ddpm.files import atomic_path
-from ddpm.guidance import guided
+from ddpm.guidance import guided, labels_in_turn
 from ddpm.images import Pixels, to_pixels
-from ddpm.samplers import ImageNoise, SamplerName, SamplerStep, sampler_steps
-from ddpm.schedules import ScheduleName, make_betas
+from ddpm.samplers import ImageNoise, SamplerStep, sampler_steps
 from ddpm.training_state import TrainingState
-from ddpm.unet import UNet, UNetConfig
+from ddpm.unet import UNet
 
 _SHOWN_CHARACTERS = 40
 """Of a value, or of a digest, in an error."""
@@ -40,22 +40,6 @@ _CHECKPOINT_NAME = re.compile(r"step_(\d{9})\.safetensors")
 
 class CheckpointError(Exception):
     """A checkpoint or model cannot be used; the message says which, why, and what to do."""
-
-
-@dataclass(frozen=True)
-class DiffusionConfig:
-    """A noise schedule by name, and what the network predicts; see `ddpm.schedules` and `ddpm.diffusion`."""
-
-    schedule: ScheduleName = "linear"
-    num_timesteps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    prediction: Prediction = "eps"
-
-    def build(self) -> GaussianDiffusion:
-        """The diffusion with this schedule."""
-        betas = make_betas(self.schedule, self.num_timesteps, self.beta_start, self.beta_end)
-        return GaussianDiffusion(betas, self.prediction)
 
 
 @dataclass(frozen=True)
@@ -361,7 +345,7 @@ def load_model(folder: Path | str, weights: str = "averaged", device: torch.devi
         _require_format(config.get("format"), folder)
         unet = UNet(UNetConfig.from_json(config["unet"]))
         unet.load_state_dict(tensors)
-        diffusion = DiffusionConfig(**config["diffusion"]).build().to(device)
+        diffusion = build_diffusion(DiffusionConfig(**config["diffusion"])).to(device)
         image_size = int(config["image_size"])
         classes = tuple(ImageClass(**each) for each in config["classes"])
         label_dropout = float(config["label_dropout"])

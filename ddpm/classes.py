@@ -4,11 +4,6 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from ddpm.shapes import Int64
-
 NO_CLASS = -1
 """The label of an image whose class is unknown, or kept back from the network: one before the first class."""
 
@@ -47,16 +42,6 @@ def labels_of(asked: Sequence[str | int] | None, classes: Sequence[ImageClass]) 
     if not classes:
         raise ValueError(f"the model knows no classes, got {list(asked)}; ask for none, or train a conditional model")
     return tuple(_label_of(each, classes) for each in asked)
-
-
-def labels_in_turn(labels: Sequence[int], image_numbers: Sequence[int]) -> Int64[Tensor, " batch"]:
-    """A label for each image: image i has the label number i mod len(labels).
-
-    Args:
-        labels: at least one.
-        image_numbers: of the images, each at least 0.
-    """
-    return torch.tensor([labels[number % len(labels)] for number in image_numbers], dtype=torch.int64)
 
 
 def _label_of(asked: str | int, classes: Sequence[ImageClass]) -> int:

@@ -8,7 +8,7 @@ Flowers 102.
 import math
 import operator
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
@@ -151,8 +151,8 @@ class TrainingConfig:
     min_snr_gamma: Annotated[float, Gt(0.0)] | None = None
     """limit on the weight of easy time steps in the loss (Hang et al. 2023 take 5); null weighs all alike"""
     label_dropout: Share = 0.1
-    """share of images whose class is hidden from the network, which sample.guidance_scale needs (Ho & Salimans 2022);
-    without classes it does nothing"""
+    """share of images whose class is hidden from the network in training, which guidance needs later (Ho & Salimans
+    2022); without classes it does nothing"""
     learning_rate: Annotated[float, Interval(gt=0.0, le=1.0)] = 2e-4
     """highest learning rate of the Adam optimizer"""
     rate_schedule: RateSchedule = "constant"
@@ -206,7 +206,7 @@ class SamplingConfig:
     sampler: SamplerName = "ddim"
     """ddpm: ancestral sampling, as published; ddim and dpm_solver++: nearly the same in far fewer network calls"""
     num_sampling_steps: Positive = 50
-    """network calls for each image, at most train.diffusion.num_timesteps"""
+    """network calls for each image, at most the number of time steps"""
     eta: Share = 0.0
     """noise that each step of ddim and dpm_solver++ adds; 0 makes each image a function of its initial noise"""
     precision: Precision = "auto"
@@ -220,23 +220,24 @@ class SamplingConfig:
         check_fields(self)
 
 
-def check_fields(config: Any) -> None:
+def check_fields(config: object) -> None:
     """Check each field of a dataclass against the bounds and choices in its annotation.
 
     Raises:
         ValueError: a value lies outside; the message names the field, the value and what is allowed.
     """
-    for name, hint in field_hints(type(config)).items():
+    kind: Any = type(config)
+    for name, hint in field_hints(kind).items():
         value = getattr(config, name)
         if problem := _find_problem(value, hint):
             raise ValueError(f"{name} must be {problem}, got {value!r}")
 
 
 @cache
-def field_hints(kind: Hashable) -> dict[str, Any]:
+def field_hints(kind: Any) -> dict[str, Any]:
     """Return the annotations of a dataclass's fields, resolved, with their bounds."""
     hints = get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name] for field in fields(kind)}  # type: ignore[arg-type]
+    return {field.name: hints[field.name] for field in fields(kind)}
 
 
 def _find_problem(value: Any, hint: Any) -> str | None:

@@ -6,16 +6,14 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import torch
 from torch import nn
 from torch.utils._triton import has_triton
 
+from ddpm.config import Compilation, Precision
 from ddpm.distributed import local_rank
-
-Precision = Literal["auto", "float32", "tensorfloat32", "bfloat16"]
-Compilation = Literal["auto", "off", "default", "reduce-overhead", "max-autotune"]
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD = -1

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddpm.config import DiffusionConfig, LossName, Prediction
+from ddpm.schedules import make_betas
 from ddpm.shapes import Float, Int64
 
-LossName = Literal["mse", "l1", "huber"]
-Prediction = Literal["eps", "v", "x_0"]
 Table = Literal["betas", "alphas", "alphas_cumprod", "alphas_cumprod_prev", "posterior_variance"]
 Images = Float[Tensor, "batch channels height width"]
 Timesteps = Int64[Tensor, " batch"]
@@ -247,6 +247,12 @@ def _require_signal_and_noise(alphas_cumprod: Float[Tensor, " num_timesteps"]) -
     if last == 0.0:
         t = int((alphas_cumprod == 0.0).nonzero()[0])
         raise ValueError(f"betas must leave alphas_cumprod in (0, 1), got 0 from t = {t} on: take fewer or lower ones")
+
+
+def build_diffusion(config: DiffusionConfig) -> GaussianDiffusion:
+    """Return the diffusion that a configuration describes."""
+    betas = make_betas(config.schedule, config.num_timesteps, config.beta_start, config.beta_end)
+    return GaussianDiffusion(betas, config.prediction)
 
 
 def pixel_losses(prediction: Images, target: Images, loss: LossName) -> Images:

@@ -18,9 +18,9 @@ from typing import Any
 from safetensors.torch import save_file
 
 from ddpm.checkpoint import CheckpointError, PublishedModel
+from ddpm.config import UNetConfig
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.loading import load
-from ddpm.unet import UNetConfig
 
 _NETWORK = Path(__file__).with_name("diffusers_unet.py")
 _NETWORK_CLASS = "FlowersUNet"

@@ -1,5 +1,6 @@
 """Classifier-free guidance: a class-conditional network becomes a model of noise for images of given classes."""
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -53,3 +54,13 @@ def guided(network: ConditionalModel, labels: Int64[Tensor, " batch"], guidance_
         return unconditional + guidance_scale * (conditional - unconditional)
 
     return predict
+
+
+def labels_in_turn(labels: Sequence[int], image_numbers: Sequence[int]) -> Int64[Tensor, " batch"]:
+    """A label for each image: image i has the label number i mod len(labels).
+
+    Args:
+        labels: at least one.
+        image_numbers: of the images, each at least 0.
+    """
+    return torch.tensor([labels[number % len(labels)] for number in image_numbers], dtype=torch.int64)

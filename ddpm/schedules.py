@@ -4,14 +4,13 @@ Convention of the whole library: the time step t runs 0 … T-1 in code, so t = 
 """
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from ddpm.config import ScheduleName
 from ddpm.shapes import Float
-
-ScheduleName = Literal["linear", "cosine"]
 
 
 def linear_betas(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.classes import NO_CLASS
+from ddpm.config import TrainingConfig
 from ddpm.data import TrainingImages
 from ddpm.devices import deterministic_algorithms, float32_products
 from ddpm.diffusion import GaussianDiffusion
@@ -15,7 +16,7 @@ from ddpm.distributed import rank, share, world_size
 from ddpm.recording import RecordedFunction
 from ddpm.seeds import stream_seed
 from ddpm.shapes import Bool, Float, Int64
-from ddpm.training_state import TrainingConfig, TrainingState, learning_rate_at
+from ddpm.training_state import TrainingState, learning_rate_at
 from ddpm.training_step import NUM_QUARTILES, Batch, TrainingStep
 from ddpm.unet import UNet
 

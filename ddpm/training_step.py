@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ddpm.config import TrainingConfig
 from ddpm.devices import autocast, compiled, resolve_precision
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.distributed import average_, world_size
 from ddpm.guidance import guided
 from ddpm.shapes import Float, Int64
-from ddpm.training_state import TrainingConfig, TrainingState
+from ddpm.training_state import TrainingState
 
 NUM_QUARTILES = 4
 """Parts of 0 … T-1 whose losses are told apart."""

@@ -1,9 +1,7 @@
 """The noise-predicting U-Net of Ho et al. 2020, as sized by the Keras example on Oxford Flowers 102."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ddpm.classes import NO_CLASS
+from ddpm.config import UNetConfig
 from ddpm.operations import apply_together, attend, double_and_convolve, halve_and_convolve, normalize
 from ddpm.shapes import Float, Int64
 
@@ -20,60 +19,6 @@ HalvedFeatures = Float[Tensor, "batch channels height//2 width//2"]
 DoubledFeatures = Float[Tensor, "batch channels 2*height 2*width"]
 Embedding = Float[Tensor, "batch embedding"]
 Shift = Float[Tensor, "batch other_channels"]
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """Every dimension of the network; the defaults are the published one, 63,200,387 parameters.
-
-    Raises:
-        ValueError: the dimensions do not fit together.
-    """
-
-    image_channels: int = 3
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    """channels of each level; each level after the first halves height and width"""
-    attention: tuple[bool, ...] = (False, False, True, True)
-    """whether a level has self-attention after each residual block"""
-    num_res_blocks: int = 2
-    """residual blocks of a level on the way down; one more on the way up"""
-    time_embedding_dim: int = 256
-    norm_groups: int = 8
-    dropout: float = 0.0
-    num_classes: int | None = None
-    """of images that can be asked for; None, as published, makes a network without classes"""
-
-    def __post_init__(self) -> None:
-        if self.norm_groups < 1:
-            raise ValueError(f"norm_groups must be at least 1, got {self.norm_groups}")
-        if not self.widths:
-            raise ValueError("widths must name at least one level")
-        if len(self.attention) != len(self.widths):
-            raise ValueError(f"attention needs one entry a level: {len(self.widths)}, got {len(self.attention)}")
-        for width in self.widths:
-            if width < 1 or width % self.norm_groups != 0:
-                raise ValueError(f"each width must be a multiple of norm_groups={self.norm_groups}, got {width}")
-        if self.num_res_blocks < 1:
-            raise ValueError(f"num_res_blocks must be at least 1, got {self.num_res_blocks}")
-        if self.time_embedding_dim < 4 or self.time_embedding_dim % 2 != 0:
-            raise ValueError(f"time_embedding_dim must be even and at least 4, got {self.time_embedding_dim}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1 or None, got {self.num_classes}")
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "UNetConfig":
-        """Return the configuration whose fields JSON holds, with lists in the place of tuples."""
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-        }
-        return cls(**values)
-
-    @property
-    def downsampling(self) -> int:
-        """Height and width of an image must be multiples of this."""
-        return int(2 ** (len(self.widths) - 1))
 
 
 class UNet(nn.Module):

@@ -2,7 +2,9 @@
 
 from prefect import flow
 
-from contract.params import EvaluationOverrides, activate
+from contract.params import activate
+from contract.stage_names import STAGES
+from flows.forms import EvaluationOverrides
 from flows.workspaces.experiments import STATE, UnknownRevisionError, commit_of
 from flows.workspaces.git import file_in, git
 from flows.workspaces.shared_cache import bring_outputs
@@ -12,7 +14,7 @@ from tasks.reference import reference
 from tasks.sample import sample
 
 NEEDED = {"build/dataset": "the prepared dataset", "build/model": "the model"}
-STAGES = ("preprocess", "train", "reference", "sample", "evaluate")
+WITH_OUTPUTS = STAGES[1:-1]
 """Whose outputs are needed, or need not be made again where they are there."""
 
 
@@ -50,4 +52,4 @@ def take_model(place: Workspace, revision: str) -> None:
         raise UnknownRevisionError(f"revision {revision!r} holds no dvc.lock, so no model; name one that does")
     held = [path for path in STATE if file_in(place.checkout, commit, path) is not None]
     git(place.folder, "checkout", "--quiet", commit, "--", *held)
-    bring_outputs(place.folder, NEEDED, STAGES)
+    bring_outputs(place.folder, NEEDED, WITH_OUTPUTS)

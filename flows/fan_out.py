@@ -19,7 +19,7 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.logging import get_run_logger
 from prefect.states import Cancelling
 
-from contract.params import Overrides
+from flows.forms import Overrides
 from flows.pipeline import pipeline
 from flows.trials import Child
 from tasks.stage import SWEEP_TAG, StageFailedError

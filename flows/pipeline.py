@@ -10,8 +10,10 @@ from typing import Any
 
 from prefect import flow
 
-from contract.params import Overrides, ParamsError, activate, composed, list_profiles, parse_overrides
+from contract.assignments import parse_overrides
+from contract.params import ParamsError, activate, compose, list_profiles
 from flows.by_hand import completed
+from flows.forms import Overrides
 from flows.workspaces.workspace import ProfileName, WorkspaceError, WorkspaceKind, last_commit, opened
 from tasks.download import download
 from tasks.evaluate import evaluate
@@ -57,7 +59,7 @@ def main() -> None:
         # Bad parameters are told before a server is started; an isolated run leaves the checkout's params.yaml alone.
         if arguments.isolated:
             with last_commit():
-                params = composed(arguments.profile, overrides)
+                params = compose(arguments.profile, overrides)
         else:
             params = activate(arguments.profile, overrides)
     except (ParamsError, WorkspaceError) as error:

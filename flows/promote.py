@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--model", help="the registered model; by default register.model_name of params.yaml")
     asked = parser.parse_args()
     try:
-        print(f"promote: {promote(Registry(asked.model or read_params().register_.model_name), asked.version)}")
+        print(f"promote: {promote(Registry(asked.model or read_params().register.model_name), asked.version)}")
     except StageError as error:
         sys.exit(f"promote: {error}")
 

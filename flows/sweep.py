@@ -22,7 +22,8 @@ from pydantic import Field
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from contract.params import Overrides, ParamsError, flat, list_profiles, parse_overrides
+from contract.assignments import parse_grid, parse_overrides
+from contract.params import ParamsError, list_profiles
 from flows.by_hand import completed
 from flows.compare import (
     CompareError,
@@ -36,6 +37,7 @@ from flows.compare import (
     write_csv,
 )
 from flows.fan_out import Outcome, as_deployments, in_process, why_in_process
+from flows.forms import Overrides
 from flows.trials import Child, SweepError, children_of
 from flows.workspaces.experiments import experiment_name, keep_stages
 from flows.workspaces.git import GitError
@@ -229,7 +231,7 @@ def main() -> None:
     """`python -m flows.sweep`: a sweep by hand."""
     arguments = _parse_arguments()
     try:
-        grid = flat(parse_overrides(arguments.grid))
+        grid = parse_grid(arguments.grid)
         shared, overrides = parse_overrides(arguments.set), _parsed_list(arguments.overrides)
         with last_commit():
             children = children_of("sweep", arguments.profile, shared, grid, overrides)

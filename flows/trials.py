@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from contract.params import Params, ParamsError, composed, flat
+from contract.nesting import flatten
+from contract.params import Params, ParamsError, compose
 
 MAX_CHILDREN = 256
 """What one sweep may start: more is rather a slip of the hand."""
@@ -57,7 +58,7 @@ def children_of(
         got = "both" if grid else "neither"
         raise SweepError(f"a sweep takes a grid or a list of overrides, got {got}")
     try:
-        composed(profile, nested(shared))
+        compose(profile, nested(shared))
     except ParamsError as error:
         raise SweepError(str(error)) from None
     choices = list(itertools.islice(combinations(grid) if grid else iter(overrides), MAX_CHILDREN + 1))
@@ -96,7 +97,7 @@ def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     for name, value in overrides.items():
-        leaves = flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        leaves = flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
         for leaf, leaf_value in leaves.items():
             _put(result, leaf, leaf_value)
     return result
@@ -115,9 +116,9 @@ def _put(result: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _child(name: str, profile: str | None, shared: Mapping[str, Any], choice: Mapping[str, Any]) -> Child:
-    varied = flat(nested(choice))
-    overrides = nested(flat(nested(shared)) | varied)
-    return Child(name, overrides, varied, composed(profile, overrides))
+    varied = flatten(nested(choice))
+    overrides = nested(flatten(nested(shared)) | varied)
+    return Child(name, overrides, varied, compose(profile, overrides))
 
 
 def _of_one(error: ParamsError) -> str:
@@ -127,13 +128,13 @@ def _of_one(error: ParamsError) -> str:
 
 
 def _told(choice: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in flat(choice).items()) or "no change"
+    return ", ".join(f"{name}={value!r}" for name, value in flatten(choice).items()) or "no change"
 
 
 def _ensure_different(children: Sequence[Child], problems: list[str]) -> None:
     """Equal experiments would do the same work at the same time, and stand in the table as if they were two."""
-    first: dict[str, Child] = {}
+    first: dict[Params, Child] = {}
     for child in children:
-        same = first.setdefault(child.params.model_dump_json(), child)
+        same = first.setdefault(child.params, child)
         if same is not child:
             problems.append(f"  {_told(child.varied)}: the same experiment as {_told(same.varied)}")

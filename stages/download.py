@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from contract.errors import StageError
 from contract.params import Params
 from contract.paths import DATA, DATA_PIN, RECEIPT
-from contract.sections import DownloadParams
+from contract.sections import DownloadParams, as_plain
 from ddpm.files import atomic_path, file_digest
 from stages.datasets import DATASETS
 from stages.runtime.runner import run_stage
@@ -74,7 +74,7 @@ def verify_against_pin(wanted: DownloadParams, files: list[dict[str, Any]]) -> N
         StageError: the same parameters gave other bytes.
     """
     pin = read_pin()
-    if pin is None or pin.get("meta", {}).get("download") != wanted.model_dump(mode="json"):
+    if pin is None or pin.get("meta", {}).get("download") != as_plain(wanted):
         return
     pinned, found = pin["outs"][0]["md5"], folder_digest(files)
     if pinned == found:
@@ -110,7 +110,7 @@ def record_pin(wanted: DownloadParams) -> None:
         raise StageError(f"`dvc add {DATA}` failed: {result.stderr.strip() or result.stdout.strip()}")
     pin = read_pin()
     assert pin is not None
-    pin["meta"] = {"download": wanted.model_dump(mode="json")}
+    pin["meta"] = {"download": as_plain(wanted)}
     with atomic_path(DATA_PIN) as temporary:
         YAML().dump(pin, temporary)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from contract.errors import StageError
 from contract.params import Params
 from contract.paths import CLOSEST_PAIRS, METRICS, NEAREST, REFERENCE, SAMPLES, SAMPLES_RECORD
-from contract.sections import LEAST_COMPARED_IMAGES, EvaluateParams, ReferenceParams
+from contract.sections import MIN_COMPARED_IMAGES, EvaluateParams, ReferenceParams
 from ddpm.data import load_images
 from ddpm.devices import prepare_best_device
 from ddpm.distributed import is_first
@@ -123,16 +123,16 @@ def compared_sets(real: RealFeatures, samples: Tensor, wanted: EvaluateParams) -
     """
     sets = {"reference": real.features.get(wanted.reference_split, samples[:0]), "samples": samples}
     for name, features in sets.items():
-        if len(features) < LEAST_COMPARED_IMAGES:
+        if len(features) < MIN_COMPARED_IMAGES:
             of_split = f" (split {wanted.reference_split})" if name == "reference" else ""
             raise StageError(
-                f"{name}{of_split} holds {len(features)} images, and a distance needs {LEAST_COMPARED_IMAGES}: "
+                f"{name}{of_split} holds {len(features)} images, and a distance needs {MIN_COMPARED_IMAGES}: "
                 "sample more, prepare more, or set evaluate.enabled to false"
             )
     for split, features in real.features.items():
         if split == wanted.reference_split:
             continue
-        if len(features) < LEAST_COMPARED_IMAGES:
+        if len(features) < MIN_COMPARED_IMAGES:
             print(f"evaluate: no floor of split {split}, since it holds {len(features)} images", flush=True)
             continue
         sets[f"floor_{split}"] = features[: len(samples)]  # they stand in random order

@@ -22,7 +22,7 @@ FIGURE = "evaluate."
 
 def main(params: Params) -> None:
     """A new version of the registered model, and the champion's alias on the better one."""
-    if not params.register_.enabled:
+    if not params.register.enabled:
         print("register: switched off by register.enabled", flush=True)
         return
     # The stage holds no slot of the GPUs, so torch is to find none: the trial of the model is drawn on the CPU.
@@ -31,7 +31,7 @@ def main(params: Params) -> None:
         if not tracker.run_id:
             print("register: nothing is registered, since tracking is off", flush=True)
             return
-        register(params, tracker.run_id, Registry(params.register_.model_name))
+        register(params, tracker.run_id, Registry(params.register.model_name))
 
 
 def register(params: Params, run_id: str, registry: Registry) -> None:

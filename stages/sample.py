@@ -23,7 +23,7 @@ from contract.paths import (
     SAMPLES_CLASSES,
     SAMPLES_RECORD,
 )
-from contract.sections import SampleParams
+from contract.sections import SampleParams, as_plain
 from ddpm.checkpoint import PublishedModel, load_model
 from ddpm.classes import ImageClass, labels_of
 from ddpm.devices import compiled, drawing, largest_batch_size, prepare_best_device
@@ -213,7 +213,7 @@ def in_turn(items: Sequence[Item], numbers: Sequence[int]) -> list[Item]:
 def write_record(wanted: SampleParams, run_id: str) -> None:
     """What the images were made from and how."""
     model_sha256 = file_digest(MODEL / f"{wanted.weights}.safetensors", "sha256")
-    source = {"model_sha256": model_sha256, "mlflow_run_id": run_id} | wanted.model_dump()
+    source = {"model_sha256": model_sha256, "mlflow_run_id": run_id} | as_plain(wanted)
     source |= json.loads((MODEL / "trained_on.json").read_text())
     with atomic_path(SAMPLES_RECORD) as temporary:
         temporary.write_text(json.dumps(source, indent=2) + "\n")

@@ -19,10 +19,9 @@ from tqdm import tqdm
 from contract.errors import StageError
 from contract.params import Params
 from contract.paths import CHECKPOINTS, LOSSES, MODEL, PREVIEWS
-from contract.sections import TrainParams
+from contract.sections import TrainParams, as_plain
 from ddpm.checkpoint import (
     CheckpointError,
-    DiffusionConfig,
     checkpoint_path,
     fingerprint_of,
     list_checkpoints,
@@ -31,19 +30,20 @@ from ddpm.checkpoint import (
     step_of,
 )
 from ddpm.checkpoint_writer import CheckpointWriter
-from ddpm.classes import ImageClass, labels_in_turn
+from ddpm.classes import ImageClass
+from ddpm.config import DiffusionConfig, TrainingConfig
 from ddpm.data import TrainingImages
 from ddpm.devices import drawing, prepare_best_device
-from ddpm.diffusion import NoiseModel
+from ddpm.diffusion import NoiseModel, build_diffusion
 from ddpm.distributed import Vote, collected, is_first, share, wait_for_all, world_size
 from ddpm.files import atomic_path
-from ddpm.guidance import guided
+from ddpm.guidance import guided, labels_in_turn
 from ddpm.images import class_grid, enlargement, grid, to_pixels
 from ddpm.samplers import ImageNoise, sample
 from ddpm.training import StepEvent, train
-from ddpm.training_state import NotFiniteError, TrainingConfig, TrainingState, learning_rate_at
+from ddpm.training_state import NotFiniteError, TrainingState, learning_rate_at
 from ddpm.training_step import NUM_QUARTILES
-from ddpm.unet import UNet, UNetConfig
+from ddpm.unet import UNet
 from stages.datasets import prepared
 from stages.datasets.labels import labelled, labels_digest
 from stages.datasets.prepared import all_images, dataset_summary, positions_of
@@ -148,18 +148,17 @@ def started_line(experiment: Experiment) -> str:
 def prepare(wanted: TrainParams) -> Experiment:
     """The experiment before its first step."""
     summary, device = dataset_summary(), prepare_best_device()
-    config = training_config(wanted)
     torch.manual_seed(wanted.seed)
     images, positions = all_images(), positions_of(wanted.splits)
     labels, classes = labelled(positions) if wanted.class_conditional else (None, ())
-    unet_config = UNetConfig(**wanted.unet.model_dump(), num_classes=len(classes) or None)
+    unet_config = wanted.unet.configure(len(classes) or None)
     return Experiment(
         wanted=wanted,
-        config=config,
-        diffusion=DiffusionConfig(**wanted.diffusion.model_dump()),
+        config=wanted,
+        diffusion=wanted.diffusion,
         image_size=summary["image_size"],
         device=device,
-        state=TrainingState.start(UNet(unet_config).to(device), config),
+        state=TrainingState.start(UNet(unet_config).to(device), wanted),
         images=TrainingImages(
             images,
             wanted.batch_size,
@@ -175,12 +174,6 @@ def prepare(wanted: TrainParams) -> Experiment:
     )
 
 
-def training_config(wanted: TrainParams) -> TrainingConfig:
-    """The part of the parameters that the training loop reads."""
-    names = set(TrainingConfig.__dataclass_fields__)
-    return TrainingConfig(**{name: value for name, value in wanted.model_dump().items() if name in names})
-
-
 def images_digest(images: Tensor, positions: Tensor) -> str:
     """Of the very pixels that are trained on: the same array may be split in other ways."""
     digest = hashlib.md5(usedforsecurity=False)
@@ -194,7 +187,7 @@ def identity_of(wanted: TrainParams, images_md5: str, labels_md5: str) -> dict[s
 
     A constant rate does not depend on the number of steps, so that a finished training can be carried further.
     """
-    parameters = {name: value for name, value in wanted.model_dump(mode="json").items() if name not in _WATCHING}
+    parameters = {name: value for name, value in as_plain(wanted).items() if name not in _WATCHING}
     if wanted.rate_schedule == "constant":
         del parameters["num_steps"]
     if not wanted.class_conditional:  # there are no labels to drop
@@ -275,7 +268,7 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
         if done and evaluation.is_due(state.step):  # cut between checkpoint and evaluation
             evaluation.add(state.step, state.ema.module)
         losses = LossLog(experiment, tracker, bar)
-        for event in train(state, experiment.images, experiment.diffusion.build(), experiment.config):
+        for event in train(state, experiment.images, build_diffusion(experiment.diffusion), experiment.config):
             is_last = event.step == num_steps
             losses.add(event)
             if is_last or event.step % wanted.log_every == 0:
@@ -387,7 +380,8 @@ def drawn(experiment: Experiment, count: int) -> Tensor:
     """
     wanted, size, device = experiment.wanted, experiment.image_size, experiment.device
     numbers, batches = range(count)[share(count)], [torch.empty(0, 3, size, size, dtype=torch.uint8)]
-    diffusion, batch_size = experiment.diffusion.build().to(device), max(wanted.batch_size, wanted.num_grid_images)
+    diffusion = build_diffusion(experiment.diffusion).to(device)
+    batch_size = max(wanted.batch_size, wanted.num_grid_images)
     for start in range(0, len(numbers), batch_size):
         batch = numbers[start : start + batch_size]
         noise = ImageNoise(wanted.seed, batch, (3, size, size), device)

@@ -12,9 +12,10 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from contract.params import Params
-from ddpm import TrainingConfig, TrainingState, UNet, UNetConfig, distributed
-from ddpm.checkpoint import DiffusionConfig, publish_model
+from contract.params import compose, validate_params
+from contract.sections import as_plain
+from ddpm import TrainingConfig, TrainingState, UNet, distributed
+from ddpm.checkpoint import publish_model
 from ddpm.classes import ImageClass
 from ddpm.features import FeatureExtractor
 from stages.evaluation import extraction
@@ -112,7 +113,7 @@ def project():
 @pytest.fixture(scope="session")
 def document():
     """Makes the small experiment as params.yaml would hold it, with changes given by dotted names."""
-    quickstart = YAML(typ="safe").load(PROJECT / "profiles" / "quickstart.yaml")
+    quickstart = as_plain(compose("quickstart", {}, PROJECT / "params.yaml"))
 
     def make(changes=None):
         made = copy.deepcopy(quickstart)
@@ -132,7 +133,7 @@ def make_params(document):
     """Makes the parameters of the small experiment, with changes given by dotted names."""
 
     def make(changes=None):
-        return Params.model_validate_json(json.dumps(document(changes)))
+        return validate_params(document(changes), "the small experiment")
 
     return make
 
@@ -261,14 +262,14 @@ def published_conditional(tmp_path_factory, make_params):
 
 def publish(target, wanted, classes=()):
     torch.manual_seed(0)
-    unet = UNet(UNetConfig(**wanted.unet.model_dump(), num_classes=len(classes) or None))
+    unet = UNet(wanted.unet.configure(len(classes) or None))
     state = TrainingState.start(unet, TrainingConfig(num_steps=1, extra_ema_decays=(0.5,)))
     with torch.no_grad():
         # Layers that start at zero would hide differences; the sets of weights move apart.
         for module in (unet, state.ema.module, state.extra_emas[0].module):
             for parameter in module.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    publish_model(target, state, DiffusionConfig(**wanted.diffusion.model_dump()), 16, classes, 0.1)
+    publish_model(target, state, wanted.diffusion, 16, classes, 0.1)
     (target / "run.json").write_text(json.dumps({"mlflow_run_id": "", "mlflow_experiment_id": ""}))
     (target / "trained_on.json").write_text(json.dumps({"train_splits": ["train"]}))
     return target

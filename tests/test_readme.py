@@ -34,8 +34,9 @@ def test_the_pictures_exist():
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"--set '?([a-z_0-9.]+)=", README))))
 def test_the_parameters_named_exist(name):
-    from contract.params import flat, read_params
+    from contract.nesting import flatten
+    from contract.params import read_params
 
     params = read_params()
     sections = ("download", "preprocess", "reference", "train", "sample", "evaluate", "register")
-    assert name in flat({section: params.section(section) for section in sections})
+    assert name in flatten({section: params.section(section) for section in sections})

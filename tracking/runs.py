@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import StageError
-from contract.params import Params, flat
+from contract.nesting import flatten
+from contract.params import Params
+from contract.stage_names import LINEAGE
 from ddpm.distributed import is_first
 from tracking.lineage import SWEEP_VARIABLE, flow_run_name, lineage_tags
 
@@ -30,9 +32,6 @@ MODEL_RUN_TAG = "ddpm.trained_in"
 CONTINUES_TAG = "ddpm.continues"
 SWEEP_TAG = "ddpm.sweep"
 """The sweeps that a run belongs to, between spaces: what an earlier one has trained is not trained again."""
-STAGES = ("download", "preprocess", "train", "sample", "reference", "evaluate", "register")
-"""Each with those that its results rest on before it. Reference runs before train, to fail before it, and shapes no
-model and no sample."""
 
 _PAGE_RUNS = 1000
 """What one request may ask for."""
@@ -390,8 +389,8 @@ def explained() -> Iterator[None]:
 
 def _wanted_params(params: Params, last_stage: str) -> dict[str, str]:
     """The parameters of all stages up to this one, as MLflow keeps them."""
-    sections = {stage: params.section(stage) for stage in STAGES[: STAGES.index(last_stage) + 1]}
-    return {name: str(value) for name, value in flat(sections).items()}
+    sections = {stage: params.section(stage) for stage in LINEAGE[: LINEAGE.index(last_stage) + 1]}
+    return {name: str(value) for name, value in flatten(sections).items()}
 
 
 def _agree(recorded: Mapping[str, str], wanted: Mapping[str, str]) -> bool:

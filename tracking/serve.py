@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=int, default=600, help="seconds for a request (default: %(default)s)")
     asked = parser.parse_args()
     try:
-        name = asked.model or read_params().register_.model_name
+        name = asked.model or read_params().register.model_name
         require_free(asked.host, asked.port)
         number = champion_of(name)
     except StageError as error:

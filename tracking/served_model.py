@@ -189,7 +189,7 @@ def _whole(name: str, value: Any, least: int, most: int) -> int:
 def _sampler(value: Any) -> str:
     from typing import get_args
 
-    from ddpm.samplers import SamplerName
+    from ddpm.config import SamplerName
 
     if value not in get_args(SamplerName):
         raise ValueError(f"sampler must be one of {', '.join(get_args(SamplerName))}, got {_shown(value)}")

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ddpm.unet import Downsample, SelfAttention, UNet, UNetConfig, Upsample
+from ddpm.config import UNetConfig
+from ddpm.unet import Downsample, SelfAttention, UNet, Upsample
 
 CONVOLUTION_SHARE = 0.5
 """Share of a large matrix product's rate that cuDNN's convolutions reach, as on other networks of such widths."""

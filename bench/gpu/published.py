@@ -16,10 +16,10 @@ from bench.gpu.report import SAMPLES
 from bench.gpu.session import Session
 from bench.gpu.timing import Stopwatch
 from ddpm import ImageNoise, UNet, sample
+from ddpm.config import SamplerName
 from ddpm.devices import compiled, drawing
 from ddpm.files import atomic_path
 from ddpm.images import grid, save_png, to_model_range, to_pixels
-from ddpm.samplers import SamplerName
 from ddpm.training import StepEvent, train
 from ddpm.training_state import TrainingState
 from ddpm.training_step import NUM_QUARTILES

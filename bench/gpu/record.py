@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from bench.gpu.session import Session
-from ddpm.devices import Compilation
+from ddpm.config import Compilation
 from ddpm.training import train
 
 _TESTS = Path(__file__).parents[2] / "tests/test_gpu.py"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.gpu.report import Deadline, Report
 from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, UNetConfig, linear_betas
-from ddpm.devices import Compilation
+from ddpm.config import Compilation
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pandas as pd
 
 from bench.gpu.weights import PartsError, list_files, read_index
 from contract.params import read_params
+from contract.sections import as_plain
 from ddpm.files import atomic_path
 from tracking.runs import opened_run
 
@@ -21,7 +22,7 @@ def require_setting(folders: Sequence[Path]) -> None:
         PartsError: it holds another experiment.
     """
     params, index = read_params(), read_index(list_files(folders))
-    here = params.train.unet.model_dump(mode="json") | {"image_size": params.preprocess.image_size}
+    here = as_plain(params.train.unet) | {"image_size": params.preprocess.image_size}
     there = index["unet"] | {"image_size": index["image_size"]}
     differing = [name for name, value in here.items() if value != there[name]]
     if params.profile != PROFILE or differing:

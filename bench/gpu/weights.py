@@ -12,9 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 
 from bench.gpu.published import AVERAGED
-from ddpm.checkpoint import DiffusionConfig, publish_weights
+from ddpm.checkpoint import publish_weights
+from ddpm.config import DiffusionConfig, UNetConfig
 from ddpm.files import atomic_path
-from ddpm.unet import UNet, UNetConfig
+from ddpm.unet import UNet
 
 PART_BYTES = 15_900_000
 """Size of a part: under 16 MiB, and four of them under 64."""

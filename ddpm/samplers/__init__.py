@@ -1,10 +1,11 @@
 """Samplers: one a file, each a generator of its steps under a docstring that is its data sheet."""
 
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
+from ddpm.config import SamplerName
 from ddpm.diffusion import GaussianDiffusion, NoiseModel
 from ddpm.samplers.ancestral import sample_ancestral
 from ddpm.samplers.ddim import sample_ddim
@@ -12,12 +13,9 @@ from ddpm.samplers.dpm_solver import sample_dpm_solver
 from ddpm.samplers.noise import ImageNoise, InterpolatedNoise
 from ddpm.samplers.step import SamplerStep
 
-SamplerName = Literal["ddpm", "ddim", "dpm_solver++"]
-
 __all__ = [
     "ImageNoise",
     "InterpolatedNoise",
-    "SamplerName",
     "SamplerStep",
     "sample",
     "sample_ancestral",

@@ -3,14 +3,14 @@
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from contract.class_names import FLOWERS102_CLASSES
 from contract.paths import DOWNLOADS
 from contract.sections import DownloadParams
 from ddpm.files import file_digest
-from stages.datasets.flowers102_classes import CLASS_NAMES
 from stages.datasets.source import DatasetError, SourceImage, SplitName
 from stages.datasets.transfer import TransferError, WrongDigestError, fetch_verified
 
@@ -30,7 +30,6 @@ class Flowers102:
     """The dataset's own three files, as they are; images are read from the archive without unpacking it."""
 
     is_immutable = True
-    class_names: Mapping[int, str] | None = dict(enumerate(CLASS_NAMES, start=1))
 
     def fetch(self, params: DownloadParams, folder: Path, previous: Path) -> None:
         missing = {}
@@ -59,7 +58,7 @@ class Flowers102:
             if number not in split_of:
                 raise DatasetError(f"{folder / ARCHIVE} holds {name}, of which {LABELS} and {SPLITS} know nothing")
             label = int(labels[number - 1])
-            yield SourceImage(number, name, content, label, CLASS_NAMES[label - 1], split_of[number])
+            yield SourceImage(number, name, content, label, FLOWERS102_CLASSES[label - 1], split_of[number])
 
 
 def expected_md5(params: DownloadParams) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Any directory of images; its sub-folders, where there are any, are the classes."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from contract.sections import DownloadParams
@@ -14,7 +14,6 @@ class Folder:
     """A copy of the directory is the raw dataset, so that what was trained on can be had again."""
 
     is_immutable = False
-    class_names: Mapping[int, str] | None = None
 
     def fetch(self, params: DownloadParams, folder: Path, previous: Path) -> None:  # noqa: ARG002 (always read anew)
         assert params.source is not None  # params.py sees to it

@@ -1,6 +1,6 @@
 """What a dataset gives to the stages: fetching its raw bytes, and reading images from them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -39,8 +39,6 @@ class Dataset(Protocol):
 
     is_immutable: bool
     """whether the same parameters must always give the same bytes"""
-    class_names: Mapping[int, str] | None
-    """of its images, by number; None where only the images tell"""
 
     def fetch(self, params: DownloadParams, folder: Path, previous: Path) -> None:
         """Put the raw bytes into the empty `folder`; verified files in `previous` need not be fetched again.

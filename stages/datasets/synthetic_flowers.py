@@ -1,13 +1,14 @@
 """Flowers drawn by the project itself; the class is the number of petals."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from contract.class_names import CLASS_NAMES
 from contract.sections import DownloadParams
 from stages.datasets.source import SourceImage
-from stages.datasets.synthetic.flowers import PETAL_COUNTS, class_name, generate
+from stages.datasets.synthetic.flowers import generate
 
 _CHUNK = 500
 
@@ -16,7 +17,6 @@ class SyntheticFlowers:
     """Raw arrays: compressed images would differ between versions of the compressor."""
 
     is_immutable = True
-    class_names: Mapping[int, str] | None = {petals: class_name(petals) for petals in PETAL_COUNTS}
 
     def fetch(self, params: DownloadParams, folder: Path, previous: Path) -> None:  # noqa: ARG002 (drawing is quick)
         """Draw them."""
@@ -39,5 +39,5 @@ class SyntheticFlowers:
         images = np.load(folder / "images.npy", mmap_mode="r")
         petals = np.load(folder / "petals.npy")
         for index, (image, count) in enumerate(zip(images, petals, strict=True)):
-            number = index + 1
-            yield SourceImage(number, f"image {number}", np.array(image), int(count), class_name(int(count)), None)
+            number, class_name = index + 1, CLASS_NAMES["synthetic_flowers"][int(count)]
+            yield SourceImage(number, f"image {number}", np.array(image), int(count), class_name, None)

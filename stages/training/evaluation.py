@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from contract.errors import StageError
-from contract.sections import LEAST_COMPARED_IMAGES, TrainParams
+from contract.sections import MIN_COMPARED_IMAGES, TrainParams
 from ddpm.distributed import is_first
 from ddpm.features import ExtractorName, FeatureExtractor, build_extractor
 from ddpm.files import atomic_path
@@ -56,10 +56,10 @@ class TrainingEvaluation:
         if self.wanted.evaluate_every is None:
             return
         num_images = len(self._positions)
-        if num_images < LEAST_COMPARED_IMAGES:
+        if num_images < MIN_COMPARED_IMAGES:
             raise StageError(
                 f"split {self.wanted.evaluate_split} holds {num_images} images, and an evaluation needs "
-                f"{LEAST_COMPARED_IMAGES}: name another by train.evaluate_split, or set train.evaluate_every to null"
+                f"{MIN_COMPARED_IMAGES}: name another by train.evaluate_split, or set train.evaluate_every to null"
             )
         self.rows[:] = [row for row in self.rows if {**row, **self._compared} == row]
 

@@ -8,6 +8,7 @@ import pytest
 
 from bench.gpu.track import require_setting, track
 from bench.gpu.weights import PartsError
+from contract.params import activate
 from ddpm import UNetConfig
 
 PROJECT = Path(__file__).parents[2]
@@ -25,7 +26,8 @@ def home(tmp_path, monkeypatch):
         monkeypatch.setenv("DDPM_TRACKING", "on")
         for name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"):
             monkeypatch.setenv(name, "true")  # what is set there is taken away after the test
-        shutil.copyfile(PROJECT / f"profiles/{profile}.yaml", "params.yaml")
+        shutil.copytree(PROJECT / "profiles", "profiles")
+        activate(profile, {})
         unet = {name: list(each) if isinstance(each, tuple) else each for name, each in vars(UNetConfig()).items()}
         results = tmp_path / "results"
         results.mkdir()

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from ddpm.checkpoint import (
     CheckpointError,
-    DiffusionConfig,
     fingerprint_of,
     list_checkpoints,
     load_checkpoint,
@@ -20,6 +19,7 @@ from ddpm.checkpoint import (
     save_checkpoint,
     step_of,
 )
+from ddpm.config import DiffusionConfig
 from tests.ddpm.small_training import EXTRA, assert_same_weights
 
 EXPERIMENT = {"params": {"widths": [8, 16], "learning_rate": 0.01}, "code": "a1b2"}

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ddpm.classes import ImageClass, labels_in_turn, labels_of
+from ddpm.classes import ImageClass, labels_of
+from ddpm.guidance import labels_in_turn
 
 # In the order of their labels; numbers neither follow each other nor start at 0.
 CLASSES = (ImageClass(10, "globe thistle"), ImageClass(54, "sunflower"), ImageClass(77, "passion flower"))

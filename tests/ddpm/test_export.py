@@ -13,8 +13,10 @@ from diffusers.utils import dynamic_modules_utils
 
 import ddpm
 from ddpm import ImageNoise, UNet, UNetConfig, sampler_steps
-from ddpm.checkpoint import DiffusionConfig, PublishedModel, publish_model
+from ddpm.checkpoint import PublishedModel, publish_model
 from ddpm.classes import ImageClass
+from ddpm.config import DiffusionConfig
+from ddpm.diffusion import build_diffusion
 from ddpm.export import ExportError, names_in_diffusers, to_diffusers
 from ddpm.seeds import stream_seed
 
@@ -43,7 +45,7 @@ def awake(config):
 
 
 def model_of(network="tiny", prediction="eps"):
-    return PublishedModel(awake(NETWORKS[network]), DIFFUSIONS[prediction].build(), image_size=8)
+    return PublishedModel(awake(NETWORKS[network]), build_diffusion(DIFFUSIONS[prediction]), image_size=8)
 
 
 @pytest.fixture
@@ -157,7 +159,7 @@ def test_a_folder_that_exists_is_left_alone(tmp_path):
 
 def test_a_model_that_knows_classes_is_refused(tmp_path):
     unet = awake(dataclasses.replace(NETWORKS["flat"], num_classes=1))
-    model = PublishedModel(unet, DIFFUSIONS["eps"].build(), 8, (ImageClass(1, "rose"),))
+    model = PublishedModel(unet, build_diffusion(DIFFUSIONS["eps"]), 8, (ImageClass(1, "rose"),))
     with pytest.raises(ExportError, match="the model knows 1 classes, and DDPMPipeline cannot ask for one"):
         to_diffusers(model, tmp_path / "export")
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,8 @@ import torch
 
 import ddpm
 from ddpm import ImageNoise, loading, sample
-from ddpm.checkpoint import CheckpointError, DiffusionConfig, load_model, publish_model
+from ddpm.checkpoint import CheckpointError, load_model, publish_model
+from ddpm.config import DiffusionConfig
 from ddpm.devices import arithmetic
 from ddpm.images import to_pixels
 

@@ -13,13 +13,9 @@ from ddpm import (
     guided,
     linear_betas,
 )
-from ddpm.checkpoint import (
-    CheckpointError,
-    DiffusionConfig,
-    load_model,
-    publish_model,
-)
+from ddpm.checkpoint import CheckpointError, load_model, publish_model
 from ddpm.classes import ImageClass
+from ddpm.config import DiffusionConfig
 from tests.ddpm.small_training import SHORT
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from ddpm.config import UNetConfig
 from ddpm.unet import (
     Block,
     Downsample,
@@ -14,7 +15,6 @@ from ddpm.unet import (
     SelfAttention,
     TimeEmbedding,
     UNet,
-    UNetConfig,
     Upsample,
     scaled_conv,
     scaled_linear,
@@ -268,23 +268,3 @@ def test_layers_that_end_a_residual_branch_start_at_zero(tiny_config):
 def test_the_configuration_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         UNetConfig().dropout = 0.5
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"widths": (), "attention": ()}, "widths must name at least one level"),
-        ({"widths": (8, 16), "attention": (True,)}, "attention needs one entry a level: 2, got 1"),
-        ({"widths": (8, 12), "attention": (True, True)}, "multiple of norm_groups=8, got 12"),
-        ({"widths": (8, 0), "attention": (True, True)}, "multiple of norm_groups=8, got 0"),
-        ({"norm_groups": 0}, "norm_groups must be at least 1, got 0"),
-        ({"num_res_blocks": 0}, "num_res_blocks must be at least 1, got 0"),
-        ({"time_embedding_dim": 2}, "time_embedding_dim must be even and at least 4, got 2"),
-        ({"time_embedding_dim": 7}, "time_embedding_dim must be even and at least 4, got 7"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
-        ({"dropout": -0.1}, r"dropout must lie in \[0, 1\), got -0.1"),
-    ],
-)
-def test_dimensions_that_do_not_fit_are_an_error(changes, message):
-    with pytest.raises(ValueError, match=message):
-        UNetConfig(**changes)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ddpm.classes import NO_CLASS
-from ddpm.unet import ClassEmbedding, UNet, UNetConfig
+from ddpm.config import UNetConfig
+from ddpm.unet import ClassEmbedding, UNet
 
 
 def noise(*shape, seed=0):

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from prefect.utilities.callables import parameter_schema
 
-from contract.params import read_params
+from contract.params import compose
 from flows import sweep as module
 from flows.compare import CompareError
 from flows.fan_out import Outcome
@@ -19,7 +19,7 @@ from flows.sweep import conclude, mlflow_addresses, ranking, runs_of, sweep
 from flows.trials import Child
 from tests.flows.test_compare import run
 
-PARAMS = read_params(Path(__file__).parents[2] / "profiles/quickstart.yaml")
+PARAMS = compose("quickstart", {}, Path(__file__).parents[2] / "params.yaml")
 
 
 def outcome(number, state="Completed", why=""):

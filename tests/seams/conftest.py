@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from contract.params import activate, parse_overrides
+from contract.assignments import parse_overrides
+from contract.params import activate
 from tests.seams.checkout import Checkout, clean_environment, wait_until
 from tests.seams.servers import free_port, running, wait_until_up, web
 

@@ -10,7 +10,7 @@ import pytest
 import requests
 from PIL import Image
 
-from contract.params import flat
+from contract.nesting import flatten
 from tests.seams.checkout import stages_run
 from tests.seams.servers import web
 
@@ -121,7 +121,7 @@ def test_the_form_explains_and_bounds_every_parameter(service, deployed_run):
                  if kind["properties"][field].get("description")}  # fmt: skip
     assert {"TrainParamsOverride.learning_rate", "SampleParamsOverride.sampler"} <= explained
     assert set(sections) == set(service.checkout.read_yaml("params.yaml"))
-    assert flat(deployment["parameters"])["profile"] == "quickstart"
+    assert flatten(deployment["parameters"])["profile"] == "quickstart"
 
 
 @pytest.mark.parametrize(

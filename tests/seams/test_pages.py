@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from contract.params import Overrides
+from flows.forms import Overrides
 from tests.seams.browser import CHROMIUM, opened_browser
 from tests.seams.checkout import STAGES, stages_run
 

@@ -9,7 +9,7 @@ import functools
 import pytest
 
 from bench.petals import CHANCE, asked_flowers, drawn_flowers, is_counted_right, trained_counter
-from contract.params import read_params
+from contract.params import compose
 from contract.paths import MODEL
 from ddpm.checkpoint import load_model
 from stages import download, preprocess, train
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, project):
     """The model that the profile's first three stages leave."""
-    params = read_params(project / "profiles" / "quickstart-classes.yaml")
+    params = compose("quickstart-classes", {}, project / "params.yaml")
     with contextlib.chdir(tmp_path_factory.mktemp("conditional")), pytest.MonkeyPatch.context() as patch:
         patch.setenv("DDPM_TRACKING", "off")
         patch.setattr(download, "record_pin", lambda _: None)  # nothing is kept here

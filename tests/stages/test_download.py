@@ -10,6 +10,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from contract.errors import StageError
+from contract.sections import as_plain
 from stages import download as module
 from stages.datasets import DATASETS, DatasetError
 from stages.download import download, folder_digest, inventory, record_pin
@@ -31,7 +32,7 @@ def pinned_by_hand(folder, monkeypatch):
 
     def record(wanted):
         pin = {"outs": [{"md5": folder_digest(inventory(DATA)), "hash": "md5", "path": "data"}]}
-        YAML().dump(pin | {"meta": {"download": wanted.model_dump(mode="json")}}, PIN)
+        YAML().dump(pin | {"meta": {"download": as_plain(wanted)}}, PIN)
 
     monkeypatch.setattr(module, "record_pin", record)
 

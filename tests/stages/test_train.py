@@ -15,7 +15,7 @@ import torch
 import stages.train as module
 from ddpm import training, training_state
 from ddpm.checkpoint import load_model
-from ddpm.diffusion import GaussianDiffusion
+from ddpm.diffusion import GaussianDiffusion, build_diffusion
 from ddpm.training import draw_batch
 from stages.runtime.runner import EXIT_ERROR, EXIT_INTERRUPTED, run_stage
 from tracking.runs import _closing
@@ -150,7 +150,8 @@ def test_losses_by_quartile_of_t_are_the_means_of_the_images_of_that_quartile(tr
     experiment = module.prepare(make_params(changes).train)
     batch = draw_batch(experiment.images, 0, seed=3, num_timesteps=20)
     with torch.no_grad():
-        losses = experiment.diffusion.build().losses(experiment.state.model, batch.x_0, batch.t, batch.eps, "mse")
+        diffusion = build_diffusion(experiment.diffusion)
+        losses = diffusion.losses(experiment.state.model, batch.x_0, batch.t, batch.eps, "mse")
     train(changes)
     (row,) = pd.read_csv(LOSSES).to_dict("records")
     expected = [float(losses[(batch.t >= low) & (batch.t < low + 5)].mean()) for low in (0, 5, 10, 15)]

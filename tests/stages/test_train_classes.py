@@ -12,8 +12,8 @@ import torch
 import stages.train as module
 from contract.errors import StageError
 from ddpm.checkpoint import load_model
-from ddpm.classes import labels_in_turn
-from ddpm.guidance import guided
+from ddpm.diffusion import build_diffusion
+from ddpm.guidance import guided, labels_in_turn
 from ddpm.images import class_grid, to_pixels
 from ddpm.samplers import ImageNoise, sample
 from tests.small_experiment import CLASSES
@@ -101,7 +101,7 @@ def test_the_grids_of_a_training_show_the_classes_in_turn(train, make_params, in
         for parameter in experiment.state.ema.module.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     model = guided(experiment.state.ema.module, labels_in_turn(range(3), range(7)))
-    images = sample("ddim", model, experiment.diffusion.build(), ImageNoise(3, range(7), (3, 16, 16)), 3)
+    images = sample("ddim", model, build_diffusion(experiment.diffusion), ImageNoise(3, range(7), (3, 16, 16)), 3)
     expected = class_grid(to_pixels(images), ["01", "nan", "rose"], scale=6).numpy()
     if num_processes == 1:
         drawn = module.drawn_grid(experiment)
@@ -111,6 +111,6 @@ def test_the_grids_of_a_training_show_the_classes_in_turn(train, make_params, in
         # The second process draws images 3 to 6, of which the first is again of the first class.
         shares = in_each_process(module, 2, lambda: module.drawn_grid(experiment))
         only = sample("ddim", guided(experiment.state.ema.module, labels_in_turn(range(3), range(3, 7))),
-                      experiment.diffusion.build(), ImageNoise(3, range(3, 7), (3, 16, 16)), 3)  # fmt: skip
+                      build_diffusion(experiment.diffusion), ImageNoise(3, range(3, 7), (3, 16, 16)), 3)  # fmt: skip
         own = class_grid(to_pixels(only), ["01", "nan", "rose"], scale=6).numpy()
         assert (np.abs(shares[1].astype(int) - own) <= 1).all()

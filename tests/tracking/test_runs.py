@@ -12,7 +12,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-from contract.params import flat
+from contract.nesting import flatten
 from stages.runtime.runner import Interrupted
 from tracking import runs as module
 from tracking.runs import (
@@ -83,7 +83,7 @@ def test_a_training_leaves_parameters_metrics_images_and_tags(client, runs, make
     (run,) = runs()
     assert (run.info.run_id, run.info.experiment_id) == (tracker.run_id, tracker.experiment_id)
     assert run.info.status == "FINISHED" and run.info.end_time is not None
-    expected = flat({name: params.section(name) for name in ("download", "preprocess", "train")})
+    expected = flatten({name: params.section(name) for name in ("download", "preprocess", "train")})
     assert run.data.params == {name: str(value) for name, value in expected.items()}
     history = client.get_metric_history(run.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5)]
@@ -280,7 +280,7 @@ def test_later_stages_add_to_the_run_of_the_training(client, runs, make_params, 
     assert run.info.status == "FINISHED"
     assert {name for name in run.data.tags if name.startswith("of.")} == {"of.sample", "of.evaluate", "of.register"}
     sections = ("download", "preprocess", "reference", "train", "sample", "evaluate", "register")
-    assert set(run.data.params) == set(flat({name: params.section(name) for name in sections}))
+    assert set(run.data.params) == set(flatten({name: params.section(name) for name in sections}))
 
 
 def test_another_experiment_on_the_same_model_gets_a_run_of_its_own(runs, make_params, trained):

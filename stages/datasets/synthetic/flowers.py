@@ -75,17 +75,6 @@ class _Draws:
         return 2.0 * t / (1.0 + t * t), -(1.0 - t * t) / (1.0 + t * t)
 
 
-def class_name(petals: int) -> str:
-    """The name of a class, such as "5 petals".
-
-    Raises:
-        ValueError: petals is not in PETAL_COUNTS.
-    """
-    if petals not in PETAL_COUNTS:
-        raise ValueError(f"petals must be one of {PETAL_COUNTS}, got {petals}")
-    return f"{petals} petals"
-
-
 def generate(
     num_images: int, image_size: int, seed: int, first: int = 0, variety: float = 1.0
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

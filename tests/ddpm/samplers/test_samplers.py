@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ddpm import GaussianDiffusion, ImageNoise, cosine_betas, linear_betas, sample, sampler_steps
-from ddpm.samplers import SamplerName, ancestral, ddim, dpm_solver
+from ddpm.config import SamplerName
+from ddpm.samplers import ancestral, ddim, dpm_solver
 
 SHAPE = (3, 4, 4)
 ALL = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("dpm_solver++", 0.0)]

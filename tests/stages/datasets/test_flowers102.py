@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import Flowers102 as Torchvision
 
+from contract.class_names import FLOWERS102_CLASSES
 from stages.datasets import DATASETS, DatasetError, flowers102
 from stages.datasets.flowers102 import ARCHIVE, LABELS, SPLITS
-from stages.datasets.flowers102_classes import CLASS_NAMES
 
 FLOWERS = DATASETS["flowers102"]
 REAL = Path(__file__).parents[3] / ".." / "shared" / "data" / "flowers-102"
@@ -84,7 +84,7 @@ def test_labels_count_from_one_in_the_order_of_the_class_names(flowers):
 
 
 def test_the_class_names_are_those_that_torchvision_knows():
-    assert list(CLASS_NAMES) == Torchvision.classes and len(set(CLASS_NAMES)) == 102
+    assert list(FLOWERS102_CLASSES) == Torchvision.classes and len(set(FLOWERS102_CLASSES)) == 102
 
 
 def test_an_image_without_label_is_an_error(flowers, other_archive):

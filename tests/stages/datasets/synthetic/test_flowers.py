@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stages.datasets.synthetic import colours, flowers, shapes
-from stages.datasets.synthetic.flowers import PETAL_COUNTS, class_name, generate
+from stages.datasets.synthetic.flowers import PETAL_COUNTS, generate
 
 SOURCES = [Path(module.__file__) for module in (flowers, shapes, colours)]
 # What numpy computes with elementwise loops that IEEE 754 rounds exactly, or without floating point arithmetic.
@@ -208,10 +208,3 @@ def test_arithmetic_is_exact_on_every_machine(path):
 def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         generate(**{"num_images": 1, "image_size": 32, "seed": 0, **arguments})
-
-
-def test_class_names():
-    names = [class_name(petals) for petals in PETAL_COUNTS]
-    assert names == ["4 petals", "5 petals", "6 petals", "7 petals", "8 petals"]
-    with pytest.raises(ValueError, match=r"petals must be one of \(4, 5, 6, 7, 8\), got 9"):
-        class_name(9)

@@ -1,9 +1,6 @@
-"""The names of the 102 classes, as the dataset's own page gives them, in the order of their labels.
+"""Names of the classes of datasets whose classes are known before they are downloaded or drawn, by class number."""
 
-They are no part of the dataset's three files. The question mark of number 60 is the authors' own.
-"""
-
-CLASS_NAMES = (
+FLOWERS102_CLASSES = (
     "pink primrose",
     "hard-leaved pocket orchid",
     "canterbury bells",
@@ -108,3 +105,11 @@ CLASS_NAMES = (
     "blackberry lily",
 )
 """label n is `CLASS_NAMES[n - 1]`"""
+"""Names of the 102 classes from the dataset's own page, in the order of their labels; the files of the dataset hold no
+names. The question mark of number 60 is the authors' own."""
+
+CLASS_NAMES: dict[str, dict[int, str]] = {
+    "synthetic_flowers": {petals: f"{petals} petals" for petals in (4, 5, 6, 7, 8)},
+    "flowers102": dict(enumerate(FLOWERS102_CLASSES, start=1)),
+}
+"""Class names by dataset and class number; the classes of a dataset that is missing here are read from its images."""

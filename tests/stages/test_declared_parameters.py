@@ -1,0 +1,42 @@
+"""A stage reads no parameter but those that dvc.yaml declares, by which DVC decides whether it has to run again."""
+
+import pytest
+
+from contract.schema import is_section
+from contract.stage_names import READ_BESIDE, STAGES
+from stages import download, evaluate, preprocess, reference, register, sample, train
+
+MAINS = {
+    "download": download.download,
+    "preprocess": preprocess.preprocess,
+    "reference": reference.main,
+    "train": train.main,
+    "sample": sample.main,
+    "evaluate": evaluate.main,
+    "register": register.main,
+}
+
+
+class Declared:
+    """Parameters of which only the declared ones can be read, and `section`, by which MLflow records them all."""
+
+    def __init__(self, values, declared, prefix=""):
+        self._values, self._declared, self._prefix = values, declared, prefix
+
+    def __getattr__(self, name):
+        value, place = getattr(self._values, name), self._prefix + name
+        if place in self._declared or callable(value):
+            return value
+        assert is_section(type(value)), f"{place} is read, and dvc.yaml does not declare it"
+        return Declared(value, self._declared, f"{place}.")
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"train.class_conditional": True, "train.evaluate_every": 3, "train.evaluate_split": "train"}]
+)
+@pytest.mark.usefixtures("client", "mean_colours")
+def test_each_stage_reads_declared_parameters_only(make_params, monkeypatch, changes):
+    monkeypatch.setattr(download, "record_pin", lambda _: None)  # there is no repository to pin data in
+    params = make_params(changes)
+    for stage in STAGES:
+        MAINS[stage](Declared(params, (stage, *READ_BESIDE.get(stage, ()))))
