@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler
 from diffusers.schedulers import scheduling_ddpm
 
 from ddpm import GaussianDiffusion, ImageNoise, cosine_betas, linear_betas
-from ddpm.samplers.ancestral import respaced_diffusion, sample_ancestral
+from ddpm.samplers.ancestral import respace_diffusion, sample_ancestral
 
 SHAPE = (2, 3, 4, 4)
 
@@ -139,10 +139,10 @@ def test_a_perfect_model_of_a_gaussian_draws_that_gaussian():
     assert 0.95 * std < float(last.x_t.std()) < 1.01 * std
 
 
-def test_a_respaced_diffusion_has_the_same_alphas_cumprod_where_it_steps():
+def test_a_respace_diffusion_has_the_same_alphas_cumprod_where_it_steps():
     diffusion = GaussianDiffusion(cosine_betas(100), "v")
     timesteps = [99, 66, 32, 5]
-    respaced = respaced_diffusion(diffusion, timesteps)
+    respaced = respace_diffusion(diffusion, timesteps)
     assert respaced.prediction == "v"
     torch.testing.assert_close(
         respaced.alphas_cumprod, diffusion.alphas_cumprod[[5, 32, 66, 99]], rtol=1e-12, atol=1e-15
@@ -154,7 +154,7 @@ def test_a_respaced_diffusion_has_the_same_alphas_cumprod_where_it_steps():
 
 def test_all_time_steps_leave_the_diffusion_as_it_is():
     diffusion = GaussianDiffusion(linear_betas(10))
-    assert respaced_diffusion(diffusion, list(range(9, -1, -1))) is diffusion
+    assert respace_diffusion(diffusion, list(range(9, -1, -1))) is diffusion
 
 
 @pytest.mark.parametrize("num_sampling_steps", [0, 51])
