@@ -36,7 +36,7 @@ def test_guidance_equals_the_formula(network, guidance_scale):
     torch.testing.assert_close(guided(network, LABELS, guidance_scale)(x_t, t), expected, rtol=0, atol=1e-4)
 
 
-def test_scale_one_is_the_conditional_and_zero_the_unconditional_prediction(network, called):
+def test_scale_1_is_the_conditional_and_0_the_unconditional_prediction(network, called):
     x_t, t = noise(3, 3, 8, 8), torch.tensor([3, 700, 20])
     conditional, unconditional = network(x_t, t, LABELS), network(x_t, t)
     assert (conditional - unconditional).abs().max() > 1e-2

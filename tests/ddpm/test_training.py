@@ -201,19 +201,10 @@ def test_t_is_uniform_and_eps_standard_normal():
     assert float(eps.var()) == pytest.approx(1.0, abs=5 * (2 / 80_000) ** 0.5)
 
 
-def test_the_state_starts_at_step_zero_with_an_average_of_its_own(start):
-    state = start()
-    assert state.step == state.ema.num_updates == 0
-    assert (state.ema.decay, state.ema.warmup) == (0.9, True)
-    assert not {id(p) for p in state.model.parameters()} & {id(p) for p in state.ema.module.parameters()}
-    for weight, average in zip(state.model.parameters(), state.ema.module.parameters(), strict=True):
-        torch.testing.assert_close(average, weight, rtol=0, atol=0)
-
-
 def test_a_copied_state_goes_on_like_the_original(start, images, diffusion):
     state = start()
     next(train(state, images, diffusion, CONFIG))
-    copied = copy.deepcopy(state)  # whole: the optimizer of the copy must move the model of the copy
+    copied = copy.deepcopy(state)  # the optimizer of the copy must move the model of the copy
     for one in (state, copied):
         assert len(list(train(one, images, diffusion, CONFIG))) == NUM_STEPS - 1
     assert_same_bits(snapshot(copied), snapshot(state))

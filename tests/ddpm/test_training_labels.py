@@ -93,7 +93,7 @@ def test_a_resumed_conditional_run_equals_an_uninterrupted_one(start, diffusion,
 
 
 def test_it_learns_what_a_class_looks_like(start):
-    """Images of class 0 are black, of class 1 white: distinguished by the label alone, where x_t is nearly all noise."""
+    """Images of class 0 are black, of class 1 white: only the label tells, since x_t is nearly all noise."""
     pixels = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1).expand(2, 3, 8, 8).contiguous()
     images = TrainingImages(pixels, batch_size=8, seed=0, labels=torch.tensor([0, 1]))
     diffusion = GaussianDiffusion(linear_betas(20, 0.2, 0.5), "x_0")

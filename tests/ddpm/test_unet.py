@@ -1,21 +1,15 @@
-"""The network: its size, its start, and each layer against its formula."""
+"""The network: its size, its start and its limits; test_export.py compares its outputs with those of diffusers."""
 
 import dataclasses
 import math
 
 import pytest
 import torch
-from torch import nn
 
 from ddpm.unet import (
-    Block,
-    Downsample,
-    ResidualBlock,
-    SelfAttention,
     TimeEmbedding,
     UNet,
     UNetConfig,
-    Upsample,
     scaled_conv,
     scaled_linear,
 )
@@ -27,24 +21,6 @@ def test_the_published_network_has_63_200_387_parameters():
     with torch.device("meta"):
         unet = UNet()
     assert sum(parameter.numel() for parameter in unet.parameters()) == 63_200_387
-
-
-def test_levels_carry_their_widths_and_attention(tiny_config):
-    config = dataclasses.replace(tiny_config, widths=(8, 16, 24), attention=(False, True, False), num_res_blocks=2)
-    unet = UNet(config)
-    down, up = ([layer for layer in side if isinstance(layer, Block)] for side in (unet.down, unet.up))
-    assert [block.residual.conv_1.out_channels for block in down] == [8, 8, 16, 16, 24, 24]
-    assert [block.residual.conv_1.out_channels for block in up] == [24] * 3 + [16] * 3 + [8] * 3
-    assert [isinstance(block.attention, SelfAttention) for block in down] == [False] * 2 + [True] * 2 + [False] * 2
-    assert [isinstance(block.attention, SelfAttention) for block in up] == [False] * 3 + [True] * 3 + [False] * 3
-    # Each block on the way up also takes what the way down made at its size, the last made first.
-    assert [block.residual.conv_1.in_channels for block in up] == [
-        *(24 + 24, 24 + 24, 24 + 16),
-        *(24 + 16, 16 + 16, 16 + 8),
-        *(16 + 8, 8 + 8, 8 + 8),
-    ]
-    assert sum(isinstance(layer, Downsample) for layer in unet.down) == 2
-    assert sum(isinstance(layer, Upsample) for layer in unet.up) == 2
 
 
 def test_the_output_is_zero_at_the_start(tiny_config):
@@ -139,53 +115,6 @@ def test_time_embedding_equals_the_formula():
     expected = (hidden * torch.sigmoid(hidden)) @ embedding.second.weight.T + embedding.second.bias
     # float32 keeps an angle of 999 to 6e-5.
     torch.testing.assert_close(embedding(torch.tensor(times)), expected, rtol=0, atol=2e-4)
-
-
-def test_a_residual_block_equals_the_formula(tiny_config):
-    block = awake(ResidualBlock(8, 16, tiny_config))
-    x, embedding = noise(2, 8, 4, 4), noise(2, 8, seed=1)
-
-    def swish(value):
-        return value * torch.sigmoid(value)
-
-    def group_norm(value, norm):
-        groups = value.reshape(2, tiny_config.norm_groups, -1)
-        mean, variance = groups.mean(dim=2, keepdim=True), groups.var(dim=2, unbiased=False, keepdim=True)
-        normal = ((groups - mean) / (variance + 1e-5).sqrt()).reshape(value.shape)
-        return normal * norm.weight[:, None, None] + norm.bias[:, None, None]
-
-    h = block.conv_1(swish(group_norm(x, block.norm_1)))
-    h = h + (swish(embedding) @ block.time.weight.T + block.time.bias)[:, :, None, None]
-    h = block.conv_2(swish(group_norm(h, block.norm_2)))
-    shift = block.time(nn.functional.silu(embedding))
-    torch.testing.assert_close(block(x, shift), h + block.shortcut(x), rtol=0, atol=1e-4)
-
-
-def test_each_block_is_shifted_by_its_own_view_of_the_time(tiny_config):
-    unet = awake(UNet(tiny_config))
-    shifts = {}
-    blocks = [layer for layer in unet.modules() if isinstance(layer, Block)]
-    for block in blocks:
-        block.register_forward_pre_hook(lambda block, arguments: shifts.update({block: arguments[1]}))
-    t = torch.tensor([3, 700])
-    unet(noise(2, 3, 8, 8), t)
-    assert len(shifts) == len(blocks) == 8
-    for block, shift in shifts.items():
-        expected = block.residual.time(nn.functional.silu(unet.time_embedding(t)))
-        torch.testing.assert_close(shift, expected, rtol=0, atol=1e-5)
-
-
-def test_attention_equals_the_formula():
-    attention = awake(SelfAttention(8, 4))
-    x = 5.0 + 3.0 * noise(2, 8, 3, 5)
-    normal = attention.norm(x)
-    for image in range(2):
-        pixels = normal[image].reshape(8, 15).T
-        query, key, value = (dense(pixels) for dense in (attention.query, attention.key, attention.value))
-        # Vaswani et al. 2017, Eq. 1.
-        scores = torch.exp(query @ key.T / math.sqrt(8))
-        attended = attention.project(scores / scores.sum(dim=1, keepdim=True) @ value)
-        torch.testing.assert_close(attention(x)[image], x[image] + attended.T.reshape(8, 3, 5), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
