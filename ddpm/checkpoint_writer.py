@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm.checkpoint import Snapshot
-from ddpm.data import fits_on
+from ddpm.devices import fits_on
 from ddpm.training_state import TrainingState
 
 

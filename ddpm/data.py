@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm.devices import fits_on
 from ddpm.images import to_model_range
 from ddpm.seeds import stream_seed
 from ddpm.shapes import Float, Int64, UInt8
@@ -16,13 +17,13 @@ _FLIP_STREAM = 1 << 32
 
 
 def load_images(path: Path) -> UInt8[Tensor, "images channels height width"]:
-    """The array that preprocessing stored, memory-mapped.
+    """Memory-map the array that preprocessing stored.
 
     Args:
         path: a .npy file of uint8, shape (images, height, width, channels).
 
     Returns:
-        A view of it in torch's order of axes (in memory it is channels-last).
+        uint8 pixels, shape (images, channels, height, width), channels-last in memory.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -45,15 +46,15 @@ class TrainingImages:
     Args:
         images: uint8, on the CPU or on the device.
         batch_size: at least 1.
-        seed: of the permutations and flips, at least 0.
+        seed: seed of the permutations and flips, at least 0.
         random_flips: mirror left-right with probability 1/2.
-        device: where the batches are wanted; None leaves them where the images are.
-        resident: whether the images move to the device; None decides by its free memory.
-        positions: which of the images to train on; None takes all.
-        labels: the class of each of the images, for a network that knows classes.
+        device: device of the batches; None means that of the images.
+        resident: whether to move the images to the device; None decides by its free memory.
+        positions: indices of the images to train on; None takes all.
+        labels: the class of each image, for a network that knows classes.
 
     Raises:
-        ValueError: there are no images, the batch size is below 1, or the labels are not as many as the images.
+        ValueError: there are no images, the batch size is below 1, or there is not one label per image.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class TrainingImages:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if labels is not None and len(labels) != len(images):
             raise ValueError(f"each image needs a label: {len(images)} images, got {len(labels)} labels")
-        # Few bytes, which stay where the indices are drawn.
+        # Labels are small; keep them on the CPU, where the indices are drawn.
         self.labels = None if labels is None else labels.cpu()[self.positions]
         self.device = images.device if device is None else device
         num_bytes = len(self.positions) * images[0].numel()
@@ -92,15 +93,15 @@ class TrainingImages:
         self._fetched: tuple[tuple[int, slice], Future[Tensor]] | None = None
 
     def __len__(self) -> int:
-        """How many images there are to train on."""
+        """Return the number of images to train on."""
         return len(self.positions)
 
     def batch(self, step: int, part: slice = slice(None)) -> Float[Tensor, "batch channels height width"]:
-        """The images of step `step` (0, 1, …), flipped at random, in [-1, 1].
+        """Return the images of step `step` (0, 1, …) in [-1, 1], flipped at random.
 
         Args:
             step: at least 0.
-            part: which of them, for one of several processes.
+            part: the part of the batch to return, for one of several processes.
         """
         pixels = self._fetch(self.indices(step)[part]) if self.is_resident else self._streamed(step, part)
         x_0 = to_model_range(pixels)
@@ -110,16 +111,16 @@ class TrainingImages:
         return torch.where(flips.to(self.device, non_blocking=True)[:, None, None, None], x_0.flip(3), x_0)
 
     def batch_labels(self, step: int, part: slice = slice(None)) -> Int64[Tensor, " batch"] | None:
-        """The labels of the images of step `step`, on the CPU; None where the images have none.
+        """Return the labels of the images of step `step`, on the CPU; None if the images have none.
 
         Args:
             step: at least 0.
-            part: which of them, for one of several processes.
+            part: the part of the batch to return, for one of several processes.
         """
         return None if self.labels is None else self.labels[self.indices(step)[part]]
 
     def indices(self, step: int) -> Int64[Tensor, " batch"]:
-        """Which images step `step` holds, as numbers among those trained on."""
+        """Return the indices, among the images trained on, of those in step `step`."""
         start, stop = step * self.batch_size, (step + 1) * self.batch_size
         size = len(self)
         parts = []
@@ -131,20 +132,20 @@ class TrainingImages:
         return torch.cat(parts)
 
     def _streamed(self, step: int, part: slice) -> UInt8[Tensor, "batch channels height width"]:
-        asked, fetched = (step, part), self._fetched
+        request, fetched = (step, part), self._fetched
         pixels = (
             fetched[1].result()
-            if fetched is not None and fetched[0] == asked
+            if fetched is not None and fetched[0] == request
             else self._fetch(self.indices(step)[part])
         )
-        # Indices are drawn here, not in the thread: they move the epoch's permutation on.
+        # Draw the indices here, not in the thread: drawing them replaces the cached permutation.
         ahead = self._fetcher.submit(self._fetch, self.indices(step + 1)[part])
         self._fetched = (step + 1, part), ahead
         return pixels.to(self.device, non_blocking=True)
 
     def _fetch(self, indices: Int64[Tensor, " batch"]) -> UInt8[Tensor, "batch channels height width"]:
         pixels = self.images[self.positions[indices].to(self.images.device, non_blocking=True)]
-        # From pinned memory the copy to a GPU goes beside its work.
+        # From pinned memory the copy to a GPU runs beside the GPU's work.
         return pixels.pin_memory() if pixels.device.type != self.device.type == "cuda" else pixels
 
     def _permuted(self, epoch: int) -> Int64[Tensor, " images"]:
@@ -152,14 +153,6 @@ class TrainingImages:
             self._epoch = epoch
             self._permutation = torch.randperm(len(self), generator=_generator(self.seed, epoch))
         return self._permutation
-
-
-def fits_on(device: torch.device, num_bytes: int) -> bool:
-    """Whether so many bytes may live on `device`: half of a GPU's free memory; a CPU maps its files."""
-    if device.type != "cuda":
-        return True
-    free_bytes, _ = torch.cuda.mem_get_info(device)
-    return num_bytes <= free_bytes // 2
 
 
 def _generator(seed: int, number: int) -> torch.Generator:

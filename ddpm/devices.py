@@ -1,4 +1,4 @@
-"""What suits a device: the precision of its arithmetic, compilation, and the batch that its memory holds."""
+"""Choices that depend on the device: precision, compilation, and the batch that its memory holds."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ from torch.utils._triton import has_triton
 from ddpm.config import Compilation, Precision
 from ddpm.distributed import local_rank
 
-# Of malloc.h.
+# Option numbers from malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
@@ -28,14 +28,14 @@ def best_device() -> torch.device:
 
 
 def prepare_best_device() -> torch.device:
-    """Return the best device, with this process set up for long work on it: for programs, not for libraries."""
+    """Return the best device and set this process up for long work on it: for programs, not for libraries."""
     device = best_device()
     if device.type == "cpu":
         keep_freed_memory()
     else:
         torch.backends.cudnn.benchmark = True  # shapes stay the same from step to step
         torch.backends.cudnn.benchmark_limit = 0  # all algorithms, not the first ten
-        # Older releases ask for it, before their first product, where algorithms are to be deterministic.
+        # Older releases need it, before their first product, for deterministic algorithms.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return device
 
@@ -43,17 +43,17 @@ def prepare_best_device() -> torch.device:
 def keep_freed_memory() -> None:
     """Let this process keep the memory that its tensors free, for the next ones.
 
-    glibc gives large blocks back to the system at once, which then clears each page anew at every step: a tenth of the
-    time of training on a CPU. Where the C library is another, nothing changes.
+    glibc gives large blocks back to the system at once, and the system clears each page again at every step: a tenth of
+    the training time on a CPU. With any other C library this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)  # no block apart from the heap
-        mallopt(_M_TRIM_THRESHOLD, -1)  # and the heap does not shrink
+        mallopt(_M_MMAP_MAX, 0)  # take every block from the heap
+        mallopt(_M_TRIM_THRESHOLD, -1)  # and never shrink the heap
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """What "auto" means on `device`: bfloat16 where the hardware has it, else float32.
+    """Return `precision`, with "auto" resolved: bfloat16 if the device has it in hardware, else float32.
 
     Raises:
         ValueError: the precision is unknown.
@@ -67,7 +67,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 
 @contextmanager
 def float32_products(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Products of float32 matrices inside the block, backward passes included, as `precision` says: exact or in TF32.
+    """Run the block with float32 matrix products, backward passes included, exact or in TF32 as `precision` says.
 
     Raises:
         ValueError: the precision is unknown.
@@ -82,15 +82,15 @@ def float32_products(precision: Precision, device: torch.device) -> Iterator[Non
 
 
 @contextmanager
-def deterministic_algorithms(are_wanted: bool, device: torch.device) -> Iterator[None]:
-    """Work inside the block that gives the same bits each time on a GPU, where that is wanted.
+def deterministic_algorithms(is_enabled: bool, device: torch.device) -> Iterator[None]:
+    """Run the block with algorithms that give the same bits each time on a GPU, if `is_enabled`.
 
-    PyTorch and cuDNN then leave out algorithms that add in an order of chance, and cuDNN chooses without timing them.
+    PyTorch and cuDNN then avoid algorithms that add in random order, and cuDNN chooses without timing them.
 
     Raises:
         RuntimeError: inside the block, by an operation that has no such algorithm.
     """
-    if device.type != "cuda" or not are_wanted:
+    if device.type != "cuda" or not is_enabled:
         yield
         return
     cudnn = torch.backends.cudnn
@@ -107,7 +107,7 @@ def deterministic_algorithms(are_wanted: bool, device: torch.device) -> Iterator
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """The context of forward passes: products in bfloat16 where `precision` says so, sums and norms in float32.
+    """Return the context for forward passes: products in bfloat16 if `precision` says so, sums and norms in float32.
 
     Raises:
         ValueError: the precision is unknown.
@@ -118,7 +118,7 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """`float32_products` and `autocast`, for work without a backward pass.
+    """Run the block under `float32_products` and `autocast`, for work without a backward pass.
 
     Raises:
         ValueError: the precision is unknown.
@@ -129,10 +129,10 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def drawing(network: nn.Module, precision: Precision, device: torch.device) -> Iterator[None]:
-    """`arithmetic` without gradients, for a block that calls `network` again and again.
+    """Run the block under `arithmetic` and without gradients, for many calls of `network`.
 
-    Autocast keeps the cast weights from call to call, but only of weights that could be trained: inside the block
-    those of `network` are marked as such, and afterwards as they were before.
+    Autocast keeps its casts of the weights from call to call, but only for weights that require gradients: inside the
+    block those of `network` do, and afterwards the flags are restored.
 
     Raises:
         ValueError: the precision is unknown.
@@ -148,13 +148,13 @@ def drawing(network: nn.Module, precision: Precision, device: torch.device) -> I
 
 
 def compiled(network: Module, compilation: Compilation, device: torch.device) -> Module:
-    """The network as torch.compile makes it; weights stay shared with `network`.
+    """Return the network compiled by torch.compile; it shares its weights with `network`.
 
     Args:
-        network: what to compile.
-        compilation: a mode of torch.compile, "off", or "auto": "default" on a GPU where Triton and a C compiler are
-            there, "off" on a CPU, where minutes of compilation are seldom earned back.
-        device: where it will run.
+        network: the network to compile.
+        compilation: a mode of torch.compile, "off", or "auto": "default" on a GPU with Triton and a C compiler, "off"
+            on a CPU, where minutes of compilation are seldom earned back.
+        device: the device it will run on.
 
     Raises:
         ValueError: the mode is unknown.
@@ -172,21 +172,29 @@ def compiled(network: Module, compilation: Compilation, device: torch.device) ->
 
 
 def largest_batch_size(attempt: Callable[[int], object], largest: int) -> int:
-    """The first of `largest`, a half of it, a quarter … for which `attempt` does not run out of the GPU's memory.
+    """Return the first of `largest`, half of it, a quarter … for which `attempt` does not run out of GPU memory.
 
     Args:
         attempt: works on a batch of the given size.
         largest: at least 1.
 
     Raises:
-        torch.OutOfMemoryError: a single image is too much.
+        torch.OutOfMemoryError: a single image does not fit.
     """
     size = largest
     while not _has_room(attempt, size):
-        # Not in the handler of the error, whose traceback holds what did not fit.
+        # Not in the error handler: the traceback keeps the tensors that did not fit alive.
         torch.cuda.empty_cache()
         size = (size + 1) // 2
     return size
+
+
+def fits_on(device: torch.device, num_bytes: int) -> bool:
+    """Return whether `num_bytes` fit: on a GPU into half of its free memory; a CPU maps files of any size."""
+    if device.type != "cuda":
+        return True
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return num_bytes <= free_bytes // 2
 
 
 def _has_room(attempt: Callable[[int], object], size: int) -> bool:
@@ -214,12 +222,12 @@ def _can_compile(device: torch.device) -> bool:
 
 
 def _is_tf32_allowed() -> tuple[bool, bool]:
-    """Whether products of matrices and convolutions may use TF32; asked in the way that no setting can forbid."""
+    """Return whether matrix products and convolutions may use TF32; reading `fp32_precision` never raises."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32", torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 def _allow_tf32(in_products: bool, in_convolutions: bool) -> None:
-    # PyTorch keeps two records of this. `fp32_precision` would change one of them, and torch.compile, which reads the
-    # other in mode "max-autotune", then raises an error (2.11 to 2.14); these change both alike.
+    # PyTorch keeps two records of this. Setting `fp32_precision` changes one of them; torch.compile reads the other in
+    # mode "max-autotune" and then raises an error (2.11 to 2.14). Setting `allow_tf32` changes both.
     torch.backends.cuda.matmul.allow_tf32 = in_products
     torch.backends.cudnn.allow_tf32 = in_convolutions

@@ -1,7 +1,7 @@
-"""The network of an exported model as diffusers runs it; `ddpm.export` puts this file beside its weights.
+"""The network of an exported model in diffusers; `ddpm.export` copies this file beside the weights.
 
-It needs diffusers, and nothing of ddpm. diffusers' own UNet2DModel differs in one point: it makes as many sinusoids of
-the time step as its first level has channels, where these models have as many as the embedding is wide.
+It needs diffusers, and nothing from ddpm. It differs from diffusers' own UNet2DModel in one point: the number of
+sinusoids of the time step is the width of the embedding, not the number of channels of the first level.
 """
 
 import functools
@@ -26,7 +26,7 @@ class FlowersUNet(UNet2DModel):  # type: ignore[misc]
 
 
 class Sinusoids(nn.Module):
-    """sin(t w_i) and then cos(t w_i), w_i = 10000^(-i / (d/2 - 1)), in float64 until w_i is known."""
+    """sin(t w_i), then cos(t w_i), w_i = 10000^(-i / (d/2 - 1)); w_i is computed in float64, as in ddpm."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """The Gaussian diffusion of Ho et al. 2020: forward process q, reverse process p, and the loss between them.
 
-Tables are float64, because alphas_cumprod multiplies a thousand factors close to one; what is gathered from them takes
-the dtype of the images. t runs 0 … T-1 (see `ddpm.schedules`). Each image has its own t in training, and all have the
-same one in sampling: that one is an int, and the coefficients are then floats, for which a GPU gathers nothing.
+Tables are float64, because alphas_cumprod multiplies a thousand factors close to one; coefficients read from them take
+the dtype of the images. t runs 0 … T-1 (see `ddpm.schedules`). In training each image has its own t. In sampling all
+have the same t, an int: the coefficients are then Python floats, and a GPU gathers nothing.
 """
 
 import math
@@ -22,19 +22,19 @@ Table = Literal["betas", "alphas", "alphas_cumprod", "alphas_cumprod_prev", "pos
 Images = Float[Tensor, "batch channels height width"]
 Timesteps = Int64[Tensor, " batch"]
 Numbers = Float[Tensor, " batch"] | float
-"""One an image, or one for all."""
+"""One number per image, or one for all."""
 
 
 @runtime_checkable
 class NoiseModel(Protocol):
-    """What the diffusion asks of a network: a prediction of eps, v or x_0 from (x_t, t)."""
+    """A network that predicts eps, v or x_0 from (x_t, t)."""
 
     def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Denoised:
-    """What the network takes x_t to be made of; the two parts satisfy Eq. 4 together."""
+    """The network's split of x_t into image and noise; together they satisfy Eq. 4."""
 
     x_0_pred: Tensor
     eps_pred: Tensor
@@ -54,8 +54,8 @@ class GaussianDiffusion:
     """The tables of one noise schedule, and the distributions that they define.
 
     Args:
-        betas: variances of the forward process, in (0, 1), one a time step; after each step alphas_cumprod must lie in
-            (0, 1), too, since all quotients of signal and noise are made of it.
+        betas: variances of the forward process, one per time step, in (0, 1). The resulting alphas_cumprod must lie in
+            (0, 1), too: the formulas divide by it and by 1 - alphas_cumprod.
         prediction: what the network predicts: "eps" (published); "x_0" (Ho et al. 2020, section 3.2); or "v" =
             sqrt(alphas_cumprod_t) eps - sqrt(1 - alphas_cumprod_t) x_0 (Salimans & Ho 2022, section 4), which stays
             well-conditioned at high and at low noise.
@@ -82,11 +82,11 @@ class GaussianDiffusion:
 
     @property
     def num_timesteps(self) -> int:
-        """T"""
+        """The number of time steps, T."""
         return self.betas.numel()
 
     def to(self, device: torch.device | str) -> "GaussianDiffusion":
-        """The same diffusion with its tables on `device`: gathering them then costs no transfer."""
+        """Return the same diffusion with its tables on `device`, so that reading them costs no transfer."""
         return GaussianDiffusion(self.betas.to(device), self.prediction)
 
     def q_sample(self, x_0: Images, t: Timesteps, eps: Images) -> Images:
@@ -105,9 +105,10 @@ class GaussianDiffusion:
     def q_posterior(
         self, x_0: Images, x_t: Images, t: Timesteps | int
     ) -> tuple[Images, Float[Tensor, "batch 1 1 1"] | float]:
-        """Mean and variance of q(x_{t-1} | x_t, x_0).
+        """Return mean and variance of q(x_{t-1} | x_t, x_0).
 
-        Ho et al. 2020, Eq. 6 and 7.
+        Ho et al. 2020, Eq. 6 and 7: the mean is sqrt(alphas_cumprod_{t-1}) beta_t / (1 - alphas_cumprod_t) x_0 +
+        sqrt(alpha_t) (1 - alphas_cumprod_{t-1}) / (1 - alphas_cumprod_t) x_t, the variance posterior_variance_t.
 
         Args:
             x_0: data in [-1, 1].
@@ -122,36 +123,36 @@ class GaussianDiffusion:
         return mean, gathered(self._at(t, "posterior_variance"), x_t)
 
     def predict_x_0(self, x_t: Images, t: Timesteps | int, eps: Images) -> Images:
-        """The x_0 that x_t and eps imply: Eq. 4 solved for x_0."""
+        """Return the x_0 that x_t and eps imply: Eq. 4 solved for x_0."""
         cumprod = self._at(t, "alphas_cumprod")
         return (x_t - gathered(_sqrt(1.0 - cumprod), x_t) * eps) / gathered(_sqrt(cumprod), x_t)
 
     def predict_eps(self, x_t: Images, t: Timesteps | int, x_0: Images) -> Images:
-        """The eps that x_t and x_0 imply: Eq. 4 solved for eps."""
+        """Return the eps that x_t and x_0 imply: Eq. 4 solved for eps."""
         cumprod = self._at(t, "alphas_cumprod")
         return (x_t - gathered(_sqrt(cumprod), x_t) * x_0) / gathered(_sqrt(1.0 - cumprod), x_t)
 
     def v_target(self, x_0: Images, t: Timesteps, eps: Images) -> Images:
-        """Salimans & Ho 2022, section 4: v = sqrt(alphas_cumprod_t) eps - sqrt(1 - alphas_cumprod_t) x_0."""
+        """Return v = sqrt(alphas_cumprod_t) eps - sqrt(1 - alphas_cumprod_t) x_0 (Salimans & Ho 2022, section 4)."""
         cumprod = self.alphas_cumprod[t]
         return gathered(cumprod.sqrt(), eps) * eps - gathered((1.0 - cumprod).sqrt(), x_0) * x_0
 
     def target(self, x_0: Images, t: Timesteps, eps: Images) -> Images:
-        """What the network is to predict, as `prediction` says."""
+        """Return the tensor that the network should predict: eps, v or x_0, as `prediction` says."""
         if self.prediction == "v":
             return self.v_target(x_0, t, eps)
         return x_0 if self.prediction == "x_0" else eps
 
     def recover_x_0(self, output: Images, x_t: Images, t: Timesteps | int, clip_x_0: bool = True) -> Images:
-        """The x_0 that the output of the network implies.
+        """Return the x_0 that the output of the network implies.
 
         Args:
-            output: what `prediction` says, predicted from (x_t, t).
+            output: the network's prediction from (x_t, t).
             x_t: the noisy image at step t.
             t: time steps in 0 … T-1, or one for all images.
             clip_x_0: keep x_0 in [-1, 1].
         """
-        # Autocast leaves it in bfloat16. An x_0 of that dtype would have its coefficients rounded to it, too.
+        # Autocast leaves the output in bfloat16. The coefficients of an x_0 of that dtype would be rounded to it, too.
         x_0 = output = output.to(x_t.dtype)
         if self.prediction == "v":
             cumprod = self._at(t, "alphas_cumprod")
@@ -163,7 +164,7 @@ class GaussianDiffusion:
     def denoise(self, output: Images, x_t: Images, t: Timesteps | int, clip_x_0: bool = True) -> Denoised:
         """Split x_t into image and noise by the output of the network; see `recover_x_0`.
 
-        An eps_pred follows an x_0_pred that was clipped.
+        If x_0_pred is clipped, eps_pred is computed from the clipped one.
         """
         x_0_pred = self.recover_x_0(output, x_t, t, clip_x_0)
         if clip_x_0 or self.prediction == "x_0":
@@ -176,13 +177,13 @@ class GaussianDiffusion:
         return Denoised(x_0_pred, eps_pred)
 
     def p_mean_variance(self, output: Images, x_t: Images, t: Timesteps | int, clip_x_0: bool = True) -> ReverseStep:
-        """The Gaussian p(x_{t-1} | x_t): the posterior q at the x_0 that the network implies.
+        """Return the Gaussian p(x_{t-1} | x_t): the posterior q at the x_0 that the network implies.
 
         Ho et al. 2020, Eq. 11, with sigma_t^2 = posterior_variance_t. x_0_pred is clipped before the mean is computed,
         so that one bad prediction cannot leave the range of the data.
 
         Args:
-            output: what `prediction` says, predicted from (x_t, t).
+            output: the network's prediction from (x_t, t).
             x_t: the noisy image at step t.
             t: time steps in 0 … T-1, or one for all images.
             clip_x_0: keep x_0_pred in [-1, 1].
@@ -194,13 +195,13 @@ class GaussianDiffusion:
     def losses(
         self, model: NoiseModel, x_0: Images, t: Timesteps, eps: Images, loss: LossName = "mse"
     ) -> Float[Tensor, " batch"]:
-        """The simplified training objective, one number an image.
+        """Return the simplified training objective, one number per image.
 
-        Ho et al. 2020, Eq. 14: || eps - model(x_t, t) ||^2, as a mean over the pixels; with v or x_0 in the place of
-        eps where that is predicted.
+        Ho et al. 2020, Eq. 14: || eps - model(x_t, t) ||^2, as a mean over the pixels; if v or x_0 is predicted, it
+        takes the place of eps.
 
         Args:
-            model: predicts what `prediction` says from (x_t, t).
+            model: predicts eps, v or x_0, as `prediction` says, from (x_t, t).
             x_0: data in [-1, 1].
             t: time steps in 0 … T-1.
             eps: standard normal noise.
@@ -213,10 +214,10 @@ class GaussianDiffusion:
         return pixel_losses(output.float(), self.target(x_0, t, eps), loss).flatten(1).mean(dim=1)
 
     def min_snr_weights(self, t: Timesteps, gamma: float) -> Float[Tensor, " batch"]:
-        """Weights of the losses that keep easy time steps from dominating.
+        """Return weights for the losses that keep easy time steps from dominating.
 
         Hang et al. 2023, section 3.4: min(SNR_t, gamma) on the error of x_0, with SNR_t = alphas_cumprod_t /
-        (1 - alphas_cumprod_t); divided by SNR_t where eps is predicted, by SNR_t + 1 where v is.
+        (1 - alphas_cumprod_t); divided by SNR_t if eps is predicted, by SNR_t + 1 if v is.
 
         Args:
             t: time steps in 0 … T-1.
@@ -236,17 +237,17 @@ class GaussianDiffusion:
 
     @cached_property
     def _floats(self) -> dict[Table, list[float]]:
-        """The tables as read from the device, once for all steps."""
+        """The tables as Python floats, read from the device once for all steps."""
         return {table: getattr(self, table).tolist() for table in get_args(Table)}
 
 
 def _require_signal_and_noise(alphas_cumprod: Float[Tensor, " num_timesteps"]) -> None:
     first, last = float(alphas_cumprod[0]), float(alphas_cumprod[-1])
     if first == 1.0:
-        raise ValueError("betas must leave alphas_cumprod in (0, 1), got 1 at t = 0: float64 loses so low a beta")
+        raise ValueError("betas must leave alphas_cumprod in (0, 1), got 1 at t = 0: this beta is too low for float64")
     if last == 0.0:
         t = int((alphas_cumprod == 0.0).nonzero()[0])
-        raise ValueError(f"betas must leave alphas_cumprod in (0, 1), got 0 from t = {t} on: take fewer or lower ones")
+        raise ValueError(f"betas must leave alphas_cumprod in (0, 1), got 0 from t = {t} on: take fewer or lower betas")
 
 
 def build_diffusion(config: DiffusionConfig) -> GaussianDiffusion:
@@ -256,7 +257,7 @@ def build_diffusion(config: DiffusionConfig) -> GaussianDiffusion:
 
 
 def pixel_losses(prediction: Images, target: Images, loss: LossName) -> Images:
-    """The elementwise distance called `loss`.
+    """Return the elementwise distance called `loss`: "mse", "l1" or "huber".
 
     Raises:
         ValueError: the loss is unknown.
@@ -271,7 +272,7 @@ def pixel_losses(prediction: Images, target: Images, loss: LossName) -> Images:
 
 
 def gathered(values: Numbers, like: Tensor) -> Float[Tensor, "batch 1 1 1"] | float:
-    """One number an image, in the dtype of `like`, shaped to multiply it; one for all multiplies it as it is."""
+    """Return one number per image, shaped to multiply `like` and in its dtype; return a float as it is."""
     return values if isinstance(values, float) else values.to(like.dtype).reshape(-1, 1, 1, 1)
 
 

@@ -14,17 +14,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 _TIMEOUT = timedelta(hours=24)
-"""How long a process waits for the others, which may have a larger share of the work; the dead are noticed at once."""
+"""Longest wait for the other processes, whose share of the work may be larger; a dead one is noticed at once."""
 
 
 def is_started_by_torchrun() -> bool:
-    """Whether the environment names this process's rank among others."""
+    """Return whether the environment gives this process a rank among others."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that torchrun started; nothing where it did not.
+    """Join the processes that torchrun started, for the block; do nothing without torchrun.
 
     Tensors on a GPU travel by NCCL, those on the CPU by Gloo.
     """
@@ -37,33 +37,33 @@ def process_group() -> Iterator[None]:
     dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield
-        wait_for_all()  # who leaves first would cut the others off in the middle of their last exchange
+        wait_for_all()  # the first to leave would interrupt the last exchange of the others
     finally:
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """The number of this process, 0 … world_size() - 1."""
+    """Return the number of this process, 0 … world_size() - 1."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes work together."""
+    """Return the number of processes that work together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_rank() -> int:
-    """The number of this process on its own machine, which is that of its GPU."""
+    """Return the number of this process on its machine, which is also that of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes, logs and prints."""
+    """Return whether this process is the one that writes, logs and prints."""
     return rank() == 0
 
 
 def share(count: int) -> slice:
-    """Which of `count` things are this process's: contiguous, all shares equal up to one."""
+    """Return this process's contiguous part of `count` things; the sizes of all parts differ by at most one."""
     return slice(rank() * count // world_size(), (rank() + 1) * count // world_size())
 
 
@@ -76,10 +76,10 @@ def average_(tensor: Tensor) -> Tensor:
 
 
 def collected(part: Tensor) -> Tensor:
-    """The parts of all processes, one after the other by rank, on every one of them.
+    """Return the parts of all processes, concatenated in order of rank, on every process.
 
     Args:
-        part: on the CPU; the parts may differ in length, but in nothing else.
+        part: a tensor on the CPU; the parts may differ in length alone.
     """
     if world_size() == 1:
         return part
@@ -94,35 +94,35 @@ def collected(part: Tensor) -> Tensor:
 
 
 def wait_for_all() -> None:
-    """Until every process is here."""
+    """Wait until every process has called this."""
     if world_size() > 1:
         dist.all_reduce(torch.zeros(1))
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
-    """Whether an error means that another process is gone."""
+    """Return whether an error means that another process is gone."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "by peer" in str(error)
 
 
 class Vote:
-    """Whether any process wants something, asked at every step, and answered alike on all at the same step.
+    """Asynchronous any-reduce of a flag; all processes get the result one step later.
 
-    The answer is that of the step before: the processes exchange it while they compute, and nobody waits.
+    The votes travel while the processes compute, so no process waits for another.
     """
 
     def __init__(self) -> None:
         self._pending: tuple[dist.Work, Tensor] | None = None
 
-    def any(self, wanted: bool) -> bool:
-        """Cast this step's vote; with one process it counts at once."""
+    def any(self, flag: bool) -> bool:
+        """Cast this step's vote and return the result of the step before; a single process gets its own vote back."""
         if world_size() == 1:
-            return wanted
+            return flag
         answer = False
         if self._pending is not None:
             work, votes = self._pending
             work.wait()
             answer = bool(votes.item())
-        votes = torch.tensor(int(wanted))
+        votes = torch.tensor(int(flag))
         work = dist.all_reduce(votes, async_op=True)
         self._pending = work, votes
         return answer

@@ -7,7 +7,7 @@ from torch import nn
 
 
 class ExponentialMovingAverage:
-    """Keeps `module`, a copy of a network whose weights trail those of the original.
+    """A copy of a network, `module`, whose weights are the moving average of those of the network.
 
     Ho et al. 2020, section 4: average <- decay * average + (1 - decay) * weights after each step. With `warmup` the
     decay of update n is min(decay, (1 + n) / (10 + n)), so that a short run is not dominated by the initial weights
@@ -16,7 +16,7 @@ class ExponentialMovingAverage:
     Args:
         model: the network to follow.
         decay: in [0, 1); published: 0.999.
-        warmup: whether the decay rises to its value.
+        warmup: whether the decay starts low and rises to its value.
 
     Raises:
         ValueError: `decay` lies outside [0, 1).
@@ -31,19 +31,19 @@ class ExponentialMovingAverage:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
 
     def current_decay(self) -> float:
-        """The decay that the next update uses."""
+        """Return the decay that the next update uses."""
         if not self.warmup:
             return self.decay
         return min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
 
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the weights of `model`, and count it."""
+        """Move the average towards the weights of `model`, and count the update."""
         self.move(model)
         self.num_updates += 1
 
     @torch.no_grad()
     def move(self, model: nn.Module) -> None:
-        """Move the average by the current decay, as work of the device alone."""
+        """Move the average by the current decay; all work is on the device, so that a CUDA graph can hold it."""
         averages: list[torch.Tensor] = list(self.module.parameters())
         weights = [parameter.detach() for parameter in model.parameters()]
         torch._foreach_lerp_(averages, weights, 1.0 - self.current_decay())

@@ -1,10 +1,10 @@
-"""Published models for other libraries: `python -m ddpm.export build/model FOLDER` writes one for 🤗 diffusers.
+"""Export of published models: `python -m ddpm.export build/model FOLDER` writes one for 🤗 diffusers.
 
-The folder is JSON and safetensors, and is written without diffusers. There, it is loaded by
+The folder holds JSON and safetensors, and is written without diffusers. Load it in diffusers with
 
     DDPMPipeline.from_pretrained(FOLDER, trust_remote_code=True)
 
-trust_remote_code, because the folder brings a network of its own, a few lines long: see `ddpm.diffusers_unet`.
+trust_remote_code is needed because the folder contains a network class, a few lines long: see `ddpm.diffusers_unet`.
 """
 
 import argparse
@@ -32,11 +32,11 @@ class ExportError(Exception):
 
 
 def to_diffusers(model: PublishedModel, folder: Path | str) -> None:
-    """Write a folder that diffusers' DDPMPipeline loads, and that gives the same images of the same noise there.
+    """Write a folder that diffusers' DDPMPipeline loads, and that draws the same images from the same noise.
 
     Args:
-        model: without classes, of which that pipeline knows nothing.
-        folder: made by this, whole or not at all.
+        model: a model without classes, which that pipeline does not support.
+        folder: the folder to create, written whole or not at all.
 
     Raises:
         ExportError: the model knows classes, or the folder exists.
@@ -44,14 +44,14 @@ def to_diffusers(model: PublishedModel, folder: Path | str) -> None:
     folder = Path(folder)
     if model.classes:
         raise ExportError(
-            f"the model knows {len(model.classes)} classes, and DDPMPipeline cannot ask for one: export a model "
-            "trained with train.class_conditional false"
+            f"DDPMPipeline does not support classes, got a model that knows {len(model.classes)}: "
+            "export a model trained with train.class_conditional false"
         )
     if folder.exists():
-        raise ExportError(f"{folder} exists: name a folder that does not")
+        raise ExportError(f"{folder} exists: name a folder that does not exist")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        whole = Path(temporary) / "whole"  # a temporary folder itself can be read by its owner alone
+        whole = Path(temporary) / "whole"  # only its owner can read a temporary folder itself
         (whole / "unet").mkdir(parents=True)
         (whole / "scheduler").mkdir()
         _write_json(whole / "model_index.json", pipeline_settings())
@@ -69,7 +69,7 @@ def to_diffusers(model: PublishedModel, folder: Path | str) -> None:
 
 
 def pipeline_settings() -> dict[str, Any]:
-    """What model_index.json says: which classes the pipeline and its two parts are of."""
+    """Return the content of model_index.json: the classes of the pipeline and its two parts."""
     return {
         "_class_name": "DDPMPipeline",
         "scheduler": ["diffusers", "DDPMScheduler"],
@@ -78,7 +78,7 @@ def pipeline_settings() -> dict[str, Any]:
 
 
 def scheduler_settings(diffusion: GaussianDiffusion) -> dict[str, Any]:
-    """The diffusion, as DDPMScheduler and its relatives read it; the betas in full precision."""
+    """Return the configuration of DDPMScheduler and its relatives, with the betas in full precision."""
     return {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": diffusion.num_timesteps,
@@ -92,7 +92,7 @@ def scheduler_settings(diffusion: GaussianDiffusion) -> dict[str, Any]:
 
 
 def network_settings(config: UNetConfig, image_size: int) -> dict[str, Any]:
-    """The network, as UNet2DModel reads it."""
+    """Return the configuration of UNet2DModel."""
     kinds = ["AttnDownBlock2D" if attends else "DownBlock2D" for attends in config.attention]
     return {
         "_class_name": _NETWORK_CLASS,
@@ -106,7 +106,7 @@ def network_settings(config: UNetConfig, image_size: int) -> dict[str, Any]:
         "up_block_types": [kind.replace("Down", "Up") for kind in reversed(kinds)],
         "block_out_channels": list(config.widths),
         "layers_per_block": config.num_res_blocks,
-        "downsample_padding": 0,  # at the bottom and right alone
+        "downsample_padding": 0,  # ours pads at the bottom and right alone
         "dropout": config.dropout,
         "attention_head_dim": None,  # one head
         "norm_num_groups": config.norm_groups,
@@ -115,7 +115,7 @@ def network_settings(config: UNetConfig, image_size: int) -> dict[str, Any]:
 
 
 def names_in_diffusers(config: UNetConfig) -> dict[str, str]:
-    """What UNet2DModel calls each layer with weights, by its name in `ddpm.unet.UNet`."""
+    """Return the name in UNet2DModel of each layer with weights, by its name in `ddpm.unet.UNet`."""
     names = {
         "time_embedding.first": "time_embedding.linear_1",
         "time_embedding.second": "time_embedding.linear_2",
@@ -129,7 +129,7 @@ def names_in_diffusers(config: UNetConfig) -> dict[str, str]:
         for block in range(num_blocks):
             names |= _block_names(f"down.{start + block}", f"down_blocks.{level}", block)
         names[f"down.{start + num_blocks}.conv"] = f"down_blocks.{level}.downsamplers.0.conv"
-        start = level * (num_blocks + 2)  # levels counted from the coarsest, as both do on the way up
+        start = level * (num_blocks + 2)  # on the way up both count levels from the coarsest
         for block in range(num_blocks + 1):
             names |= _block_names(f"up.{start + block}", f"up_blocks.{level}", block)
         names[f"up.{start + num_blocks + 1}.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
@@ -159,17 +159,17 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m ddpm.export", description="Write a model as 🤗 diffusers load it.")
     parser.add_argument("model", help="a folder such as build/model, or models:/flowers-ddpm@champion")
-    parser.add_argument("folder", type=Path, help="where it goes; must not exist")
-    parser.add_argument("--weights", help='such as "raw"; by default the averaged ones')
-    asked = parser.parse_args()
+    parser.add_argument("folder", type=Path, help="the folder to create")
+    parser.add_argument("--weights", help='such as "raw"; default: the averaged weights')
+    arguments = parser.parse_args()
     try:
-        to_diffusers(load(asked.model, asked.weights, "cpu"), asked.folder)
+        to_diffusers(load(arguments.model, arguments.weights, "cpu"), arguments.folder)
     except (CheckpointError, ExportError, OSError) as error:
         sys.exit(f"export: {error}")
-    print(f'export: DDPMPipeline.from_pretrained("{asked.folder}", trust_remote_code=True) loads it')
+    print(f'export: DDPMPipeline.from_pretrained("{arguments.folder}", trust_remote_code=True) loads it')
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Feature extractors: what the Fréchet and kernel distances compare images by."""
+"""Feature extractors, for the Fréchet and kernel distances between sets of images."""
 
 import contextlib
 import hashlib
@@ -21,10 +21,10 @@ class FeatureExtractor(nn.Module):
     """Pooled features of byte images.
 
     Attributes:
-        name: stands in the names of the metrics.
+        name: part of the names of the metrics.
         num_features: length of a feature vector.
-        resize: how images come to the size that the network was trained on.
-        packages: those that the features come from, beside torch.
+        resize: method that brings images to the size that the network was trained on.
+        packages: distributions, beside torch, that the features depend on.
     """
 
     name: ExtractorName
@@ -33,11 +33,11 @@ class FeatureExtractor(nn.Module):
     packages: tuple[str, ...]
 
     def forward(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        """One feature vector an image."""
+        """Return one feature vector per image."""
         raise NotImplementedError
 
     def weights_digest(self) -> str:
-        """The sha256 of all weights and statistics, by their names: equal for equal features."""
+        """Return the sha256 of all names, weights and statistics: equal digests mean equal features."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -46,7 +46,7 @@ class FeatureExtractor(nn.Module):
 
 
 class EfficientNetLite0(FeatureExtractor):
-    """EfficientNet-Lite0 (Tan & Le 2019), trained on ImageNet, its weights inside a package: works without a network.
+    """EfficientNet-Lite0 (Tan & Le 2019), trained on ImageNet; its weights come with a package, without a download.
 
     Images are resized to 224x224 by antialiased bicubic interpolation and scaled by (pixel - 127) / 128.
     """
@@ -73,10 +73,10 @@ class EfficientNetLite0(FeatureExtractor):
 
 
 class Inception(FeatureExtractor):
-    """The Inception of the published FID and KID, as torch-fidelity converts it: its resize and scaling included.
+    """The Inception network of the published FID and KID, as converted by torch-fidelity, with its resize and scaling.
 
     Args:
-        weights: path of pt_inception-2015-12-05-6726825d.pth; None downloads it.
+        weights: path of pt_inception-2015-12-05-6726825d.pth; None downloads the file.
     """
 
     name: ExtractorName = "inception"
@@ -99,7 +99,7 @@ class Inception(FeatureExtractor):
 def build_extractor(
     name: ExtractorName, device: torch.device | str = "cpu", inception_weights: Path | None = None
 ) -> FeatureExtractor:
-    """The extractor called `name`, in evaluation mode, on `device`.
+    """Return the extractor called `name`, in evaluation mode, on `device`.
 
     Raises:
         ValueError: the name is unknown.
@@ -117,9 +117,9 @@ def build_extractor(
 def extract_features(
     extractor: FeatureExtractor, pixels: UInt8[Tensor, "images 3 height width"], batch_size: int, device: torch.device
 ) -> Iterator[Float[Tensor, "batch features"]]:
-    """Feature vectors of many images, batch by batch, on the CPU."""
+    """Yield the feature vectors of many images, batch by batch, on the CPU."""
     for batch in torch.split(pixels, batch_size):
-        # Not in TF32: features of a CPU and of a GPU are compared with each other.
+        # Not in TF32: features from a CPU and from a GPU are compared with each other.
         with float32_products("float32", device):
             features = extractor(batch.to(device)).float().cpu()
         yield features

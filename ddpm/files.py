@@ -9,13 +9,13 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; when the block ends well, its file is flushed and takes the name `path`.
+    """Yield a temporary path beside `path`; after the block, flush the file written there and rename it to `path`.
 
-    Readers see the old file or the new one, never half of one, even if the machine stops. When the block raises, the
-    temporary file goes away and `path` stays as it was.
+    Readers see the old file or the new one, never half of one, even if the machine stops. If the block raises, the
+    temporary file is deleted and `path` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays: some writers choose the format, or append a suffix, by it.
+    # Keep the suffix: some writers choose the format by it, or append one if it is missing.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
@@ -28,7 +28,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def file_digest(path: Path, algorithm: str = "md5") -> str:
-    """The hexadecimal digest of a file's bytes, read in pieces."""
+    """Return the hexadecimal digest of a file's bytes, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: a class-conditional network becomes a model of noise for images of given classes."""
+"""Classifier-free guidance: turns a class-conditional network into a noise model for images of given classes."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -19,19 +19,19 @@ class ConditionalModel(Protocol):
 
 
 def guided(network: ConditionalModel, labels: Int64[Tensor, " batch"], guidance_scale: float = 1.0) -> NoiseModel:
-    """The network, asked for images of these classes.
+    """Return a noise model that asks the network for images of these classes.
 
     Ho & Salimans 2022, Eq. 6: (1 + w) eps_pred(x_t, t, label) - w eps_pred(x_t, t, no class). The scale here is that of
     most implementations, guidance_scale = 1 + w: 1 is the plain conditional prediction (w = 0), 0 the unconditional
-    one (w = -1), above 1 the class is exaggerated. Where v or x_0 is predicted, the same sum is taken of v or x_0; at a
-    given x_t and t either is an affine function of eps, and weights that add up to one pass through such a function.
+    one (w = -1), above 1 the class is exaggerated. If v or x_0 is predicted, the same sum of v or x_0 is taken: at
+    given x_t and t both are affine functions of eps, and weights that add up to one commute with an affine function.
 
     A scale other than 0 and 1 needs a network that was trained with label dropout, and costs one call on a doubled
     batch.
 
     Args:
         network: predicts eps, v or x_0.
-        labels: of the images of the batch that the result will be called with.
+        labels: class of each image of the batch that the result will be called with, or NO_CLASS.
         guidance_scale: at least 0.
 
     Raises:
@@ -49,7 +49,7 @@ def guided(network: ConditionalModel, labels: Int64[Tensor, " batch"], guidance_
         if guidance_scale == 0.0:
             return network(x_t, t, no_class)
         both = network(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([labels, no_class]))
-        # In the precision of the images: the scale multiplies a difference, whose rounding it multiplies, too.
+        # In the precision of the images: the scale multiplies a difference, and with it the rounding error.
         conditional, unconditional = both.to(x_t.dtype).chunk(2)
         return unconditional + guidance_scale * (conditional - unconditional)
 

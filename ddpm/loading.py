@@ -1,4 +1,4 @@
-"""A published model by the name of its folder, or by its address in a store such as a registry of models."""
+"""Load a published model from a folder, or from an address in a store such as a model registry."""
 
 import re
 from collections.abc import Callable
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     import ddpm.checkpoint
 
 STORES = "ddpm.model_stores"
-"""The group of entry points that open addresses: named by the scheme, such as "models" of models:/flowers@champion, a
-function from the address to a context in which the model lies in a folder. It raises CheckpointError."""
+"""Entry point group for model stores. An entry point is named by the scheme of its addresses, such as "models" for
+models:/flowers@champion. It is a function from an address to a context manager that yields the folder with the model;
+it raises CheckpointError."""
 
 Store = Callable[[str], AbstractContextManager[Path]]
 
@@ -24,15 +25,15 @@ _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/")
 def load(
     source: Path | str, weights: str | None = None, device: torch.device | str | None = None
 ) -> "ddpm.checkpoint.PublishedModel":
-    """A model to draw from: `load("build/model").draw(4, seed=0)`. Nothing is unpickled.
+    """Load a model to draw from: `load("build/model").draw(4, seed=0)`. Nothing is unpickled.
 
     Args:
         source: a folder, such as build/model, or an address, such as models:/flowers-ddpm@champion.
         weights: see `ddpm.checkpoint.load_model`; None takes the averaged ones, or the only ones.
-        device: where the network goes; None takes the GPU where there is one.
+        device: device of the network; None takes the GPU, or the CPU if there is none.
 
     Raises:
-        ddpm.checkpoint.CheckpointError: the model is missing or damaged, or nothing installed opens such addresses.
+        ddpm.checkpoint.CheckpointError: the model is missing or damaged, or no installed store opens such addresses.
     """
     # safetensors is needed to load, not to train: importing it here keeps the library usable with torch alone.
     from ddpm.checkpoint import load_model
@@ -41,13 +42,13 @@ def load(
     device = best_device() if device is None else device
     address = _ADDRESS.match(source) if isinstance(source, str) else None
     if address is None:
-        return load_model(source, weights or found_weights(Path(source)), device)
+        return load_model(source, weights or find_weights(Path(source)), device)
     with _store(address[1], str(source))(str(source)) as folder:
-        return load_model(folder, weights or found_weights(folder), device)
+        return load_model(folder, weights or find_weights(folder), device)
 
 
-def found_weights(folder: Path) -> str:
-    """The averaged weights, or the only ones where a folder holds others alone."""
+def find_weights(folder: Path) -> str:
+    """Return the name of the only weights in `folder`, or "averaged"."""
     names = [path.stem for path in folder.glob("*.safetensors")]
     return names[0] if len(names) == 1 else "averaged"
 
@@ -58,20 +59,20 @@ def _store(scheme: str, address: str) -> Store:
     installed = _installed_stores()
     if scheme not in installed:
         raise CheckpointError(
-            f"{address} lies in a store of models, and nothing installed opens addresses of {scheme}: (known: "
-            f"{', '.join(sorted(installed)) or 'none'}); install the project by `pip install --editable .`, or name a "
-            "folder"
+            f"no installed package opens model addresses of {scheme}:, got {address} (known: "
+            f"{', '.join(sorted(installed)) or 'none'}): install the project with `pip install --editable .`, or name "
+            "a folder"
         )
     try:
         store: Store = installed[scheme].load()
     except ImportError as error:
         raise CheckpointError(
-            f"{address} lies in a store of models that cannot be opened: {error}; install the project by "
-            "`pip install --editable .`, or name a folder"
+            f"the store of {address} cannot be opened: {error}; install the project with `pip install --editable .`, "
+            "or name a folder"
         ) from error
     return store
 
 
 def _installed_stores() -> dict[str, Any]:
-    # Entry points, of importlib.metadata or of its backport, which other packages put in its place.
+    # Not typed as EntryPoint: some packages replace importlib.metadata by its backport.
     return {store.name: store for store in entry_points(group=STORES)}

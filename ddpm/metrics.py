@@ -1,4 +1,4 @@
-"""How two sets of images differ, computed from their features by torchmetrics and torch-fidelity.
+"""Distances between two sets of images, computed from their features by torchmetrics and torch-fidelity.
 
 Nothing here is called FID or KID: a distance earns those names only with Inception features (see `ddpm.features`).
 """
@@ -16,28 +16,27 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from ddpm.shapes import Float
 
 _ALONE: dict[str, Any] = {"sync_on_compute": False}
-"""The features given are all there are: one of several processes must not wait for the others to add theirs."""
-
+"""Every process has all features; disable torchmetrics' synchronisation."""
 
 NEIGHBOURHOOD = 3
-"""Which nearest neighbour bounds the ball around an image; the published number."""
+"""Number k of the nearest neighbour that bounds the ball around an image; the published one."""
 
 _NORMAL_QUANTILE = 1.959964
-"""Of the normal distribution, at 97.5 %: what lies within it on both sides is 95 %."""
+"""97.5 % quantile of the normal distribution: 95 % lie within it on both sides."""
 
 _ROWS_AT_ONCE = 1024
-"""Of a kernel matrix, which is not kept whole."""
+"""Rows of a kernel matrix computed at a time, to save memory."""
 
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Mean of the kernel distance over random subsets, and what is known of it.
+    """Mean of the kernel distance over random subsets, with its confidence interval.
 
     Attributes:
         mean: the estimate.
-        std: spread of the subsets' values; no error of the mean.
-        low: where the 95 % confidence interval begins.
-        high: where it ends.
+        std: standard deviation of the subsets' values; not the error of the mean.
+        low: lower end of the 95 % confidence interval.
+        high: its upper end.
     """
 
     mean: float
@@ -55,7 +54,7 @@ class PrecisionRecall:
 
 
 class _GivenFeatures(nn.Module):
-    """Hands features through, so that torchmetrics takes them as they are and they are extracted only once."""
+    """The identity, so that torchmetrics takes features that were extracted once for all metrics."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -66,10 +65,10 @@ class _GivenFeatures(nn.Module):
 
 
 def frechet_distance(real: Float[Tensor, "real features"], fake: Float[Tensor, "fake features"]) -> float:
-    """Distance of the Gaussians fitted to two sets of features.
+    """Return the Fréchet distance of the Gaussians fitted to two sets of features.
 
-    Heusel et al. 2017, Eq. 6: |m_r - m_f|^2 + Tr(C_r + C_f - 2 (C_r C_f)^(1/2)). It is biased upwards by few images:
-    compare only figures of the same counts.
+    Heusel et al. 2017, Eq. 6: |m_r - m_f|^2 + Tr(C_r + C_f - 2 (C_r C_f)^(1/2)). It is biased upwards for few images:
+    compare only values from the same numbers of images.
 
     Raises:
         ValueError: a set holds fewer than two images.
@@ -88,19 +87,19 @@ def kernel_distance(
     subset_size: int = 1000,
     seed: int = 0,
 ) -> KernelDistance:
-    """Squared maximum mean discrepancy of two sets of features under the cubic kernel (x.y / d + 1)^3.
+    """Return the squared maximum mean discrepancy of two sets of features under the kernel (x.y / d + 1)^3.
 
-    Bińkowski et al. 2018, Eq. 4. Unbiased, so the real-vs-real value is about zero, and may be below it.
+    Bińkowski et al. 2018, Eq. 4. It is unbiased: for equal distributions it is about zero, and may be negative.
 
-    The 95 % confidence interval is mean ± 1.96 (s_images^2 + std^2 / num_subsets)^(1/2): `kernel_distance_error` tells
-    how far other images of the same two kinds would move the value, the second term how far other subsets would.
+    The 95 % confidence interval is mean ± 1.96 (s_images^2 + std^2 / num_subsets)^(1/2). The first term is
+    `kernel_distance_error`, the effect of other images of the same two kinds; the second is that of other subsets.
 
     Args:
         real: features of real images.
         fake: features of generated images.
-        num_subsets: how many random subsets the mean is taken over.
-        subset_size: images of each set in a subset; at most the smaller set's count is used.
-        seed: of the subsets.
+        num_subsets: number of random subsets that the mean is taken over.
+        subset_size: images of each set in a subset, reduced to the size of the smaller set.
+        seed: seed of the subsets.
 
     Raises:
         ValueError: a set holds fewer than three images.
@@ -109,7 +108,7 @@ def kernel_distance(
     size = min(subset_size, len(real), len(fake))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
-        # Not torch.manual_seed: that seeds every accelerator as well, which nobody gives back.
+        # Not torch.manual_seed, which also seeds every accelerator: fork_rng does not restore those.
         torch.default_generator.manual_seed(seed)
         metric = KernelInceptionDistance(
             feature=_GivenFeatures(real.shape[1]), subsets=num_subsets, subset_size=size, **_ALONE
@@ -124,12 +123,12 @@ def kernel_distance(
 
 
 def kernel_distance_error(real: Float[Tensor, "real features"], fake: Float[Tensor, "fake features"]) -> float:
-    """Standard error of the kernel distance of two whole sets, by the jackknife over their images.
+    """Return the standard error of the kernel distance of two whole sets, by the jackknife over their images.
 
     Arvesen 1969, "Jackknifing U-statistics", for two samples: the variance is the sum over both sets of
     (n - 1) / n Σ_i (D_-i - mean D_-i)^2, where D_-i is the distance without image i. It tends to the true variance
-    where the distributions differ; it is never too small on average (Efron & Stein 1981), and where they are equal it
-    is up to twice as large, so that intervals for real against real err on the wide side.
+    if the distributions differ. It is never too small on average (Efron & Stein 1981), and up to twice as large if they
+    are equal, so that intervals of real against real are rather too wide.
 
     Raises:
         ValueError: a set holds fewer than three images.
@@ -139,17 +138,17 @@ def kernel_distance_error(real: Float[Tensor, "real features"], fake: Float[Tens
 
 
 def _jackknife_variance(varied: Tensor, other: Tensor) -> float:
-    """Of the distance, when each image of `varied` is left out in turn."""
+    """Return the variance of the distance when each image of `varied` is left out in turn."""
     m, n = len(varied), len(other)
     own = _kernel_sums(varied, varied, with_itself=False)
     across = _kernel_sums(varied, other)
-    # What depends on the image left out; the sum within `other` stays as it is.
+    # The terms that depend on the image left out; the sum within `other` is constant.
     without = (own.sum() - 2.0 * own) / ((m - 1) * (m - 2)) - 2.0 * (across.sum() - across) / ((m - 1) * n)
     return float((m - 1) * without.var(correction=0))
 
 
 def _kernel_sums(x: Tensor, y: Tensor, with_itself: bool = True) -> Tensor:
-    """For each row of `x` the sum of its kernel with all rows of `y`, or where `y` is `x` with all others."""
+    """Return, for each row of `x`, the sum of its kernel with all rows of `y`; without itself if `y` is `x`."""
     columns, sums = y.double().T / y.shape[1], []
     for start in range(0, len(x), _ROWS_AT_ONCE):
         values = (x[start : start + _ROWS_AT_ONCE].double() @ columns + 1.0) ** 3
@@ -162,11 +161,11 @@ def _kernel_sums(x: Tensor, y: Tensor, with_itself: bool = True) -> Tensor:
 def precision_recall(
     real: Float[Tensor, "real features"], fake: Float[Tensor, "fake features"], neighbourhood: int = NEIGHBOURHOOD
 ) -> PrecisionRecall:
-    """How many generated images lie where real ones do, and the other way round.
+    """Return the share of generated images that lie among the real ones, and the reverse.
 
     Kynkäänniemi et al. 2019, Eq. 1 and 2: an image lies in a set if it is within the ball around one of the set's
-    images that reaches to that image's k-th nearest neighbour in the set. Both grow with the counts of images: compare
-    only figures of the same counts.
+    images that reaches to that image's k-th nearest neighbour in the set. Both grow with the numbers of images:
+    compare only values from the same numbers.
 
     Args:
         real: features of real images.

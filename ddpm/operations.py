@@ -1,6 +1,6 @@
-"""The network's operations, each arranged for what its device is slow at: launches, changes of layout, products.
+"""The network's operations, each arranged to avoid what its device is slow at: launches, layout changes, products.
 
-Every function gives what its plain form in `torch.nn.functional` gives, but for the order of additions.
+Every function equals its plain form in `torch.nn.functional`, up to the order of additions.
 """
 
 import math
@@ -39,8 +39,9 @@ def normalize(x: Features, norm: nn.GroupNorm) -> Features:
 def normalize_channels_last(x: Features, norm: nn.GroupNorm) -> Features:
     """Return GroupNorm of `x` in float32, written out as a factor and a summand for each channel of each image.
 
-    They are applied to the features, not to their groups: in the loops of what stands beside it, such as SiLU, a
-    compiler fuses it with that (36 % less memory moved by all fused kernels of a step, counted in generated code).
+    Factor and summand are applied to the features, not to their groups. The loops are then those of the operations
+    before and after it, such as SiLU, and a compiler fuses them (36 % less memory moved by all fused kernels of a step,
+    counted in generated code).
     """
     x = x.float()  # once: two casts would have their gradients added in bfloat16
     batch, channels, height, width = x.shape
@@ -52,14 +53,14 @@ def normalize_channels_last(x: Features, norm: nn.GroupNorm) -> Features:
 
 
 def apply_together(x: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
-    """Return what each of several dense layers makes of the same input; on a GPU by one product for all of them."""
+    """Return the outputs of several dense layers for the same input; on a GPU by one product for all of them."""
     if x.device.type != "cuda":
         return tuple(layer(x) for layer in layers)
     return apply_joined(x, layers)
 
 
 def apply_joined(x: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
-    """Return what each layer makes of `x`, by one product with their weights one below the other."""
+    """Return the outputs of the layers for `x`, by one product with their stacked weights."""
     weight = torch.cat([layer.weight for layer in layers])
     bias = torch.cat([layer.bias for layer in layers])
     return torch.split(F.linear(x, weight, bias), [layer.out_features for layer in layers], dim=-1)
@@ -73,7 +74,7 @@ def attend(query: Tokens, key: Tokens, value: Tokens) -> Tokens:
 
 
 def attend_by_products(query: Tokens, key: Tokens, value: Tokens) -> Tokens:
-    """Return the same attention by two products, with its softmax in float32."""
+    """Return `attend` computed by two products, with the softmax in float32."""
     scores = (query / math.sqrt(query.shape[-1])) @ key.mT
     return scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
 
@@ -89,22 +90,22 @@ def double_and_convolve(x: Features, conv: nn.Conv2d) -> DoubledFeatures:
 
 
 def is_doubled_first(x: Features) -> bool:
-    """Whether a batch is so small that it would not earn back the sums of weights of `convolve_before_doubling`."""
+    """Return whether a batch is too small to earn back the sums of weights of `convolve_before_doubling`."""
     batch, channels, height, width = x.shape
     return batch * height * width < max(_LEAST_PIXELS, _LEAST_PIXELS_A_CHANNEL * channels)
 
 
 def convolve_after_doubling(x: Features, conv: nn.Conv2d) -> DoubledFeatures:
-    """Return what `double_and_convolve` does in the plain way."""
+    """Return `double_and_convolve` computed in the plain way."""
     return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), conv.weight, conv.bias, padding=1)
 
 
 def convolve_before_doubling(x: Features, conv: nn.Conv2d) -> DoubledFeatures:
-    """Return what `double_and_convolve` does by four 2×2 convolutions of the small image: 4/9 of the products.
+    """Return `double_and_convolve` computed by four 2×2 convolutions of the small image: 4/9 of the products.
 
-    Every second row of the doubled image meets two rows of the small one, and so do the other rows and the columns:
-    for each of the four phases the taps that meet the same pixel are summed. All four are one convolution of the
-    padded image, of which each phase keeps its own corner.
+    A 3×3 kernel on the doubled image covers two rows and two columns of the small one. For each of the four phases
+    (even or odd row and column) the taps that meet the same small pixel are summed. One convolution of the padded image
+    computes all four, and each phase keeps its own corner.
     """
     batch, _, height, width = x.shape
     phases = F.conv2d(x, sum_taps(conv.weight), conv.bias.repeat(4) if conv.bias is not None else None, padding=1)
@@ -117,7 +118,7 @@ def convolve_before_doubling(x: Features, conv: nn.Conv2d) -> DoubledFeatures:
 def sum_taps(
     weight: Float[Tensor, "channels_out channels_in 3 3"],
 ) -> Float[Tensor, "4*channels_out channels_in 2 2"]:
-    """Return the four 2×2 kernels, by row and column of the phase, that a 3×3 kernel is to a doubled image.
+    """Return the four 2×2 kernels, by row and column of the phase, that equal a 3×3 kernel on a doubled image.
 
     Row 2i of the doubled image sees rows i-1, i and i of the small one, row 2i+1 sees i, i and i+1. The sums are taken
     in float32.

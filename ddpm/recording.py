@@ -1,4 +1,4 @@
-"""Work of a GPU that is recorded once and launched as a whole from then on."""
+"""GPU work that is recorded once and then launched as a whole."""
 
 import gc
 import warnings
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 NUM_WARM_UP_CALLS = 3
-"""Calls before the recording, in which compilers, benchmarks of cuDNN and the optimizer's state come into being."""
+"""Calls before the recording, in which compilation, cuDNN's benchmarks and the optimizer's state take place."""
 
 Replay = Callable[[], object]
 
@@ -17,15 +17,15 @@ Replay = Callable[[], object]
 class RecordedFunction:
     """A function of tensors on a GPU, recorded as a CUDA graph at its fourth call and replayed from then on.
 
-    A replay launches all kernels at once, in the place of a Python call for each. It reads the memory that the
-    recording read, and each call's tensors are copied there. So the function must do the same work each time, on
-    tensors of the same shapes, wait for nothing, and take all that changes from tensors.
+    A replay launches all kernels at once instead of by one Python call each. It reads the memory that the recording
+    read, and the tensors of each call are copied there. So the function must do the same work each time on tensors of
+    the same shapes, must not wait for the device, and must take everything that changes from tensors.
 
-    Where the recording fails, calls go on without it, after a warning that says why.
+    If the recording fails, a warning says why, and the function is called as usual.
 
     Args:
-        function: gives one tensor, which the caller may keep.
-        device: of all its tensors.
+        function: returns one tensor, which the caller may keep.
+        device: device of all tensors.
     """
 
     def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
@@ -38,11 +38,11 @@ class RecordedFunction:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether calls are replays by now."""
+        """True once calls are replays of the recording."""
         return self._replay is not None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Return what the function gives, and do what it does."""
+        """Call the function, or replay it, and return its result."""
         self._num_calls += 1
         if self._num_calls <= NUM_WARM_UP_CALLS:
             with self._warming_up():
@@ -62,13 +62,11 @@ class RecordedFunction:
             self._replay, self._output = capture(lambda: self._function(*self._inputs))
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
-            warnings.warn(
-                f"work for the GPU cannot be recorded as a CUDA graph, and goes on without it: {reason}", stacklevel=2
-            )
+            warnings.warn(f"GPU work cannot be recorded as a CUDA graph and runs without it: {reason}", stacklevel=2)
 
     @contextmanager
     def _warming_up(self) -> Iterator[None]:
-        """Run the block on another stream, as CUDA asks of what is recorded later; on a CPU there are none."""
+        """Run the block on another stream, as CUDA requires before a recording; a CPU has no streams."""
         if self._stream is None:
             yield
             return
@@ -83,14 +81,14 @@ def capture(function: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
     """Record `function` as a CUDA graph, without running it.
 
     Returns:
-        What runs it, and the tensor that each run writes its result to.
+        A function that runs the recording, and the tensor that each run writes its result to.
     """
-    gc.collect()  # tensors of dead cycles, freed in the middle of the recording, would end it
+    gc.collect()  # tensors in dead cycles, if freed during the recording, would end it
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        # Other threads may use the GPU meanwhile: to write a checkpoint, say.
+        # Other threads may use the GPU meanwhile, for example to write a checkpoint.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             output = function()
     finally:
-        torch.cuda.set_stream(stream)  # where ending the recording failed, torch leaves its own
+        torch.cuda.set_stream(stream)  # if ending the recording failed, torch leaves its own stream current
     return graph.replay, output

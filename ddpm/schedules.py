@@ -16,7 +16,7 @@ from ddpm.shapes import Float
 def linear_betas(
     num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> Float[Tensor, " num_timesteps"]:
-    """Evenly spaced variances, the published schedule.
+    """Return evenly spaced variances, the published schedule.
 
     Ho et al. 2020, section 4: beta_1 = 1e-4 … beta_T = 0.02 for T = 1000.
 
@@ -38,7 +38,7 @@ def linear_betas(
 
 
 def cosine_betas(num_timesteps: int, offset: float = 0.008, max_beta: float = 0.999) -> Float[Tensor, " num_timesteps"]:
-    """Variances whose alphas_cumprod follows a squared cosine: it destroys small images more slowly than linear.
+    """Return variances whose alphas_cumprod follows a squared cosine; they destroy small images more slowly.
 
     Nichol & Dhariwal 2021, Eq. 17: alphas_cumprod_t = f(t) / f(0), f(t) = cos((t/T + s) / (1 + s) * pi/2)^2 with
     s = `offset`; beta_t = 1 - alphas_cumprod_t / alphas_cumprod_{t-1}, at most `max_beta`.
@@ -65,7 +65,7 @@ def cosine_betas(num_timesteps: int, offset: float = 0.008, max_beta: float = 0.
 def make_betas(
     name: ScheduleName, num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> Float[Tensor, " num_timesteps"]:
-    """The schedule called `name`; `beta_start` and `beta_end` belong to the linear one.
+    """Return the variances of the schedule called `name`; `beta_start` and `beta_end` belong to "linear".
 
     Raises:
         ValueError: the name is unknown, or an argument lies outside its range.

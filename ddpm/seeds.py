@@ -1,14 +1,14 @@
 """Seeds of independent random streams.
 
-All randomness of a run comes from (seed, number): an image's number when sampling, a step's when training. What
-happened before does not matter, so a resumed run draws the numbers that an uninterrupted one would.
+All randomness of a run comes from (seed, number): in sampling the number of an image, in training that of a step. It
+does not depend on earlier draws, so a resumed run draws the same numbers as an uninterrupted one.
 """
 
 
 def stream_seed(seed: int, number: int) -> int:
-    """A 63-bit seed for stream `number` of `seed`: two rounds of SplitMix64's finaliser (Steele et al. 2014).
+    """Return a 63-bit seed for stream `number` of `seed`: two rounds of SplitMix64's finaliser (Steele et al. 2014).
 
-    The seed goes through a round of its own before the number comes in: of their mere sum, image 1 of seed 0 would be
+    The seed goes through a round of its own before the number is added: with a plain sum, image 1 of seed 0 would equal
     image 0 of seed 1.
 
     Raises:

@@ -1,7 +1,7 @@
 """Array annotations with shapes: `Float[Tensor, "batch channels height width"]`.
 
-The names come from jaxtyping, and the test suite checks every call against them. Training itself does not need the
-package, so where it is not installed the annotations mean the plain array type.
+The names come from jaxtyping, and the test suite checks every call against them. Training does not need the package:
+if it is not installed, the annotations mean the plain array type.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -20,7 +20,7 @@ from ddpm.training_state import TrainingState, learning_rate_at
 from ddpm.training_step import NUM_QUARTILES, Batch, TrainingStep
 from ddpm.unet import UNet
 
-# Beside the epochs' permutations and steps' flips of ddpm.data.
+# First numbers of random streams that must not meet those of ddpm.data: permutations by epoch, flips by step.
 _LABEL_DROPOUT_STREAM = 1 << 39
 _DIFFUSION_STREAM = 1 << 40
 _DROPOUT_STREAM = 1 << 41
@@ -29,7 +29,7 @@ _RANK_SHIFT = 42
 
 @dataclass(frozen=True)
 class StepEvent:
-    """One step is done: optimizer and moving averages have moved.
+    """The results of one step, after the optimizer and the moving averages.
 
     Tensors are on the device, so reading them waits for the step.
     """
@@ -38,33 +38,33 @@ class StepEvent:
     """steps done, 1 … num_steps"""
     num_images_seen: int
     loss: Tensor
-    """mean loss of the batch, over all processes; weighted, where min_snr_gamma says so"""
+    """mean loss of the batch over all processes; weighted if min_snr_gamma is set"""
     learning_rate: float
     gradient_norm: Tensor
     """before clipping"""
     quartile_loss_sums: Tensor
-    """by quartile of t, the sum of the images' losses without weights, shape (4,)"""
+    """sum of the unweighted losses of the images, by quartile of t, shape (4,)"""
     quartile_counts: Tensor
-    """by quartile of t, how many images it had, shape (4,)"""
+    """number of images, by quartile of t, shape (4,)"""
 
 
 def train(
     state: TrainingState, images: TrainingImages, diffusion: GaussianDiffusion, config: TrainingConfig
 ) -> Iterator[StepEvent]:
-    """Train from `state.step` to `config.num_steps`, Algorithm 1 of Ho et al. 2020.
+    """Train from `state.step` to `config.num_steps`: Ho et al. 2020, Algorithm 1.
 
-    Step k is a function of the state and (seed, k), so a run that goes on from a checkpoint equals one that never
-    stopped: to the bit on a CPU, and on a GPU with `config.deterministic`. No step waits for the device; the caller
-    may leave at any event. Where torchrun has started several processes, each works on its share of the same batch.
+    Step k is a function of the state and (seed, k), so a resumed run equals an uninterrupted one: to the bit on a CPU,
+    and on a GPU with `config.deterministic`. No step waits for the device; the caller may leave at any event. If
+    torchrun has started several processes, each works on its share of the same batch.
 
     Args:
         state: changed in place.
-        images: the training images; its device is that of the model. Their labels are given to the model.
+        images: the training images, on the device of the model; their labels are passed to the model.
         diffusion: the forward process.
-        config: how to train.
+        config: the settings of the training.
 
     Yields:
-        One event a step, after the optimizer and the moving averages.
+        One event per step, after the optimizer and the moving averages.
 
     Raises:
         ValueError: the batch cannot be split evenly among processes and accumulation steps, or the labels do not fit
@@ -99,21 +99,21 @@ def train(
         loss, gradient_norm = loss[0], gradient_norm[0]
         is_fine = loss.isfinite() & gradient_norm.isfinite() | (state.first_not_finite > 0)
         state.first_not_finite = torch.where(is_fine, state.first_not_finite, state.step)
-        # The report is a mean over the processes, these are sums.
+        # The report is a mean over the processes, but these are sums.
         sums, counts = sums * world_size(), counts * world_size()
         yield StepEvent(state.step, state.step * images.batch_size, loss, rate, gradient_norm, sums, counts)
 
 
 def may_record(config: TrainingConfig, device: torch.device) -> bool:
-    """Whether the step is to be recorded: on one GPU, unless the compilation was chosen."""
+    """Return whether to record the step: on one GPU, unless `compilation` names a mode."""
     return device.type == "cuda" and config.compilation == "auto" and world_size() == 1
 
 
 def draw_batch(images: TrainingImages, step: int, seed: int, num_timesteps: int, label_dropout: float = 0.0) -> Batch:
-    """The share of this process in the batch of step `step`.
+    """Return this process's share of the batch of step `step`.
 
-    Each process draws the time steps, noise and dropped labels of the whole batch, so that together they work on the
-    same batch whatever their number.
+    Each process draws the time steps, noise and dropped labels of the whole batch, so that the batch does not depend on
+    the number of processes.
     """
     part = share(images.batch_size)
     labels = images.batch_labels(step, part)  # before the images, which may fetch the next step's
@@ -127,7 +127,7 @@ def draw_batch(images: TrainingImages, step: int, seed: int, num_timesteps: int,
 
 
 def draw_dropped_labels(batch_size: int, step: int, seed: int, label_dropout: float) -> Bool[Tensor, " batch"]:
-    """Which labels of the batch of step `step` are replaced by "no class": each with probability `label_dropout`."""
+    """Return a mask of the labels that step `step` replaces by "no class", each with probability `label_dropout`."""
     generator = torch.Generator().manual_seed(stream_seed(seed, _LABEL_DROPOUT_STREAM + step))
     return torch.rand(batch_size, generator=generator) < label_dropout
 
@@ -135,14 +135,14 @@ def draw_dropped_labels(batch_size: int, step: int, seed: int, label_dropout: fl
 def draw_t_and_eps(
     shape: tuple[int, ...], num_timesteps: int, generator: torch.Generator
 ) -> tuple[Int64[Tensor, " batch"], Float[Tensor, "batch channels height width"]]:
-    """t uniform in 0 … T-1 and eps standard normal, for each image of a batch of this shape."""
+    """Draw t, uniform in 0 … T-1, and standard normal eps for each image of a batch of this shape."""
     t = torch.randint(num_timesteps, shape[:1], generator=generator, device=generator.device)
     eps = torch.randn(shape, generator=generator, device=generator.device)
     return t, eps
 
 
 def _require_labels_that_fit(model: nn.Module, labels: Tensor | None) -> None:
-    """On a GPU a label out of range would end the process without a word of its own."""
+    """Check labels here: on a GPU a label out of range ends the process without a clear message."""
     num_classes = model.config.num_classes if isinstance(model, UNet) else None
     if num_classes is None:
         return
@@ -157,7 +157,7 @@ def _require_labels_that_fit(model: nn.Module, labels: Tensor | None) -> None:
 
 @contextmanager
 def _seeded_globally(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds the global generator of `device`, which dropout draws from, and puts the caller's state back."""
+    """Seed the global generator of `device`, which dropout uses, and restore the caller's state after the block."""
     generator = torch.default_generator
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index

@@ -1,4 +1,4 @@
-"""The state that a training changes from step to step, and its learning rate."""
+"""The state that training changes from step to step, and its optimizer and learning rate."""
 
 import math
 from dataclasses import dataclass, field
@@ -14,8 +14,8 @@ class NotFiniteError(Exception):
     """A loss or a gradient was infinite or not a number, so that training cannot go on.
 
     Attributes:
-        step: which one, 1 … num_steps.
-        learning_rate: its rate.
+        step: number of the step, 1 … num_steps.
+        learning_rate: learning rate of the step.
     """
 
     def __init__(self, step: int, learning_rate: float) -> None:
@@ -26,7 +26,7 @@ class NotFiniteError(Exception):
 
 @dataclass
 class TrainingState:
-    """What training changes, and so what a checkpoint holds."""
+    """Everything that training changes, and that a checkpoint therefore holds."""
 
     model: nn.Module
     ema: ExponentialMovingAverage
@@ -39,7 +39,7 @@ class TrainingState:
 
     @classmethod
     def start(cls, model: nn.Module, config: TrainingConfig) -> "TrainingState":
-        """The state before the first step.
+        """Return the state before the first step.
 
         Raises:
             ValueError: a decay lies outside [0, 1).
@@ -58,7 +58,7 @@ class TrainingState:
         return [self.ema, *self.extra_emas]
 
     def set_learning_rate(self, rate: float) -> None:
-        """Set the rate of the next step; on a GPU in place, where a recorded step reads it."""
+        """Set the rate of the next step; on a GPU in place, because a recorded step reads it there."""
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
@@ -66,10 +66,10 @@ class TrainingState:
                 group["lr"] = rate
 
     def check_finite(self, config: TrainingConfig) -> None:
-        """Wait for the device, and make sure that no step so far has gone wrong.
+        """Wait for the device, and check that all losses and gradients so far are finite.
 
         Raises:
-            NotFiniteError: one has.
+            NotFiniteError: one is not; the error names the first such step.
         """
         step = 0 if self.first_not_finite is None else int(self.first_not_finite)
         if step:
@@ -77,9 +77,10 @@ class TrainingState:
 
 
 def learning_rate_at(step: int, config: TrainingConfig) -> float:
-    """The rate of step `step` (0, 1, …): linear warm-up, then constant, or down to zero on a line or half a cosine.
+    """Return the learning rate of step `step` (0, 1, …): linear warm-up, then the schedule of `config`.
 
-    The cosine is Loshchilov & Hutter 2017, Eq. 5, without restarts.
+    "constant" stays; "linear" falls to zero on a line; "cosine" falls to zero on half a cosine (Loshchilov & Hutter
+    2017, Eq. 5, without restarts).
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps

@@ -1,4 +1,4 @@
-"""One optimizer step as work of the device alone, so that it can be recorded once and replayed."""
+"""One optimizer step that runs on the device alone, so that it can be recorded once and replayed."""
 
 import copy
 import warnings
@@ -19,12 +19,12 @@ from ddpm.shapes import Float, Int64
 from ddpm.training_state import TrainingState
 
 NUM_QUARTILES = 4
-"""Parts of 0 … T-1 whose losses are told apart."""
+"""Number of parts of 0 … T-1 whose losses are reported separately."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one process learns from in one step."""
+    """The inputs of one process in one step."""
 
     x_0: Float[Tensor, "batch channels height width"]
     t: Int64[Tensor, " batch"]
@@ -32,11 +32,11 @@ class Batch:
     labels: Int64[Tensor, " batch"] | None = None
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return the fields that there are, in the order in which a batch is made of them."""
+        """Return the fields that are not None, in the order that `Batch(*tensors)` takes them."""
         return tuple(each for each in (self.x_0, self.t, self.eps, self.labels) if each is not None)
 
     def split(self, num_parts: int) -> Iterator["Batch"]:
-        """Equal parts."""
+        """Yield `num_parts` equal parts."""
         size = len(self.t) // num_parts
         for start in range(0, len(self.t), size):
             part = slice(start, start + size)
@@ -45,17 +45,17 @@ class Batch:
 
 
 class TrainingStep:
-    """Everything that the device does in a step of Algorithm 1 (Ho et al. 2020), as a function of the batch.
+    """The device's work in a step of Algorithm 1 (Ho et al. 2020), as a function of the batch.
 
-    Losses and their gradients, the gradient's norm and clipping, Adam and the moving averages. What changes from step
-    to step is a tensor, the batch and the learning rate; a moving average that warms up, whose decay is a number, is
-    moved by `finish`. Nothing here waits for the device.
+    It computes losses and gradients, clips the gradient by its norm, and moves the weights (Adam) and their averages.
+    All that changes from step to step, the batch and the learning rate, is in tensors. An average that warms up is
+    moved by `finish`, because its decay is a number. Nothing here waits for the device.
 
     Args:
         state: changed in place.
         diffusion: the forward process, on `device`.
-        config: how to train.
-        device: of the model.
+        config: the settings of the training.
+        device: device of the model.
     """
 
     def __init__(
@@ -67,17 +67,17 @@ class TrainingStep:
         model.gradient_checkpointing = config.gradient_checkpointing  # type: ignore[assignment]
         self._half = HalfWeights(model) if may_halve(config, device) else None
         self._module = model if self._half is None else self._half.network
-        self._network = _exchanging_gradients(compiled(self._module, config.compilation, device), device)
+        self._network = _exchange_gradients(compiled(self._module, config.compilation, device), device)
 
     def __call__(self, *batch: Tensor) -> Float[Tensor, " report"]:
-        """Take the step, but for what `finish` does.
+        """Take the step, except for the work of `finish`.
 
         Args:
             batch: see `Batch.tensors`.
 
         Returns:
-            The mean loss, weighted; for each quartile of t the sum of the images' losses; how many images each had;
-            the gradient's norm before clipping.
+            The weighted mean loss; for each quartile of t the sum of the images' losses, then the number of images; the
+            gradient's norm before clipping.
         """
         self._module.train()
         for module in (self._state.model, self._module):
@@ -96,7 +96,7 @@ class TrainingStep:
         return torch.cat([report, gradient_norm[None]])
 
     def finish(self) -> None:
-        """Do what numbers that change from step to step decide, which a recorded step would repeat."""
+        """Do the work that depends on Python numbers, which a recorded step would repeat unchanged."""
         for ema in self._state.emas:
             if ema.warmup:
                 ema.update(self._state.model)
@@ -104,14 +104,14 @@ class TrainingStep:
                 ema.num_updates += 1
 
     def _backward(self, batch: Batch) -> Float[Tensor, " losses"]:
-        """Leave the gradient of the batch in the weights."""
+        """Compute the gradient of the batch into the weights, and return the report on its losses."""
         if self._half is not None:
             self._half.refresh()
         parts = list(batch.split(self._config.accumulation_steps))
         reports = []
         for number, part in enumerate(parts, start=1):
             is_last = number == len(parts)
-            with _gradients_kept_here(self._network) if not is_last else nullcontext():
+            with _without_exchange(self._network) if not is_last else nullcontext():
                 loss, losses = self._losses(part, len(parts))
                 loss.backward()  # type: ignore[no-untyped-call]
             if self._half is not None:
@@ -120,7 +120,7 @@ class TrainingStep:
         return torch.stack(reports).sum(dim=0)
 
     def _losses(self, part: Batch, num_parts: int) -> tuple[Float[Tensor, ""], Float[Tensor, " batch"]]:
-        """Return the part's share of the mean loss, weighted, and the losses of its images, not weighted."""
+        """Return the part's share of the weighted mean loss, and the unweighted losses of its images."""
         config, diffusion = self._config, self._diffusion
         with autocast(config.precision, part.x_0.device):
             model = self._network if part.labels is None else guided(self._network, part.labels)
@@ -132,9 +132,9 @@ class TrainingStep:
 
 
 def may_halve(config: TrainingConfig, device: torch.device) -> bool:
-    """Whether the weights are cast all at once: on one GPU, in bfloat16.
+    """Return whether to cast all weights at once: on one GPU, in bfloat16.
 
-    On a CPU a cast costs what it moves, not a launch, and several processes exchange the gradients of the model itself.
+    On a CPU there are no launches to save, and several processes exchange the gradients of the model itself.
     """
     return device.type == "cuda" and resolve_precision(config.precision, device) == "bfloat16" and world_size() == 1
 
@@ -143,16 +143,16 @@ class HalfWeights:
     """A twin of a network whose products read bfloat16 copies of the weights, cast by one kernel for all of them.
 
     Autocast casts each weight by a kernel of its own, and each gradient back by another: 270 launches a step of the
-    published network. Products get the numbers that autocast gives them; upsampling, whose weights autocast casts when
-    they are summed, gets slightly others. Norms and embeddings stay in float32: the twin shares them with the network.
+    published network. Products get the same numbers as under autocast. Upsampling gets slightly different ones, because
+    autocast casts its weights after they are summed. Norms and embeddings stay in float32, shared with the network.
 
     Attributes:
-        network: the twin, whose gradients `hand_over_gradients` brings to the network.
+        network: the twin; `hand_over_gradients` adds its gradients to those of the network.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.network = copy.deepcopy(model)
-        halves: dict[nn.Parameter, nn.Parameter] = {}  # a weight that two layers share has one
+        halves: dict[nn.Parameter, nn.Parameter] = {}  # one for a weight that two layers share
         for layer, twin in zip(model.modules(), self.network.modules(), strict=True):
             for name, weight in layer.named_parameters(recurse=False):
                 if isinstance(layer, nn.Conv2d | nn.Linear) and weight not in halves:
@@ -162,13 +162,13 @@ class HalfWeights:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Cast the weights anew."""
+        """Cast the weights again, after they have changed."""
         weights, halves = zip(*self._pairs, strict=True)
         torch._foreach_copy_(halves, weights)
 
     @torch.no_grad()
     def hand_over_gradients(self) -> None:
-        """Add the twin's gradients to those of the network, in float32, and forget them."""
+        """Add the twin's gradients to those of the network, in float32, and clear them."""
         received = [(weight, half.grad) for weight, half in self._pairs if half.grad is not None]
         are_first = all(weight.grad is None for weight, _ in received)
         if are_first:
@@ -184,12 +184,12 @@ class HalfWeights:
             half.grad = None
 
 
-def _exchanging_gradients(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network, its gradients averaged over the processes where there are several."""
+def _exchange_gradients(network: nn.Module, device: torch.device) -> nn.Module:
+    """Return the network, wrapped to average its gradients over the processes if there are several."""
     if world_size() == 1:
         return network
     with warnings.catch_warnings():
-        # Of its successor, forward_sync_buffers, which older releases do not know.
+        # Older releases do not know its successor, forward_sync_buffers.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return DistributedDataParallel(
             network,
@@ -206,6 +206,6 @@ def _report(loss: Tensor, losses: Tensor, t: Tensor, num_timesteps: int) -> Tens
     return torch.cat([loss[None], sums, quartile.sum(dim=1)])
 
 
-def _gradients_kept_here(network: nn.Module) -> AbstractContextManager[None]:
-    """Processes exchange gradients once a step, after its last part."""
+def _without_exchange(network: nn.Module) -> AbstractContextManager[None]:
+    """Return a context without exchange of gradients; they are exchanged once per step, after the last part."""
     return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()

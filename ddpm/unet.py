@@ -10,19 +10,25 @@ from torch.utils.checkpoint import checkpoint
 
 from ddpm.classes import NO_CLASS
 from ddpm.config import UNetConfig
-from ddpm.operations import apply_together, attend, double_and_convolve, halve_and_convolve, normalize
+from ddpm.operations import (
+    DoubledFeatures,
+    Features,
+    HalvedFeatures,
+    apply_together,
+    attend,
+    double_and_convolve,
+    halve_and_convolve,
+    normalize,
+)
 from ddpm.shapes import Float, Int64
 
-Features = Float[Tensor, "batch channels height width"]
 WidenedFeatures = Float[Tensor, "batch other_channels height width"]
-HalvedFeatures = Float[Tensor, "batch channels height//2 width//2"]
-DoubledFeatures = Float[Tensor, "batch channels 2*height 2*width"]
 Embedding = Float[Tensor, "batch embedding"]
 Shift = Float[Tensor, "batch other_channels"]
 
 
 class UNet(nn.Module):
-    """Predicts the noise in an image: eps_pred = unet(x_t, t), or unet(x_t, t, labels) where it knows classes.
+    """A network that predicts the noise in an image: eps_pred = unet(x_t, t), or unet(x_t, t, labels) with classes.
 
     Ho et al. 2020, appendix B. The residual of self-attention starts from the un-normalised input, as in the paper.
     Downsampling pads at the bottom and right alone (TensorFlow's "same"), as the paper's code and the Keras example do.
@@ -72,15 +78,15 @@ class UNet(nn.Module):
     def forward(
         self, x_t: Features, t: Int64[Tensor, " batch"], labels: Int64[Tensor, " batch"] | None = None
     ) -> Features:
-        """The noise in `x_t`.
+        """Return the prediction for `x_t`: eps, or v or x_0 if it was trained on those.
 
         Args:
             x_t: noisy images; height and width are multiples of `config.downsampling`.
             t: time steps, 0 … T-1.
-            labels: classes of the images, 0 … num_classes-1, or NO_CLASS; None stands for NO_CLASS everywhere.
+            labels: classes of the images, 0 … num_classes-1 or NO_CLASS; None means NO_CLASS for all.
 
         Raises:
-            ValueError: the image does not divide by the downsampling, or the network knows no classes and got labels.
+            ValueError: height or width is not a multiple, or a network without classes got labels.
         """
         height, width = x_t.shape[-2:]
         if height % self.config.downsampling or width % self.config.downsampling:
@@ -89,7 +95,7 @@ class UNet(nn.Module):
         if self.class_embedding is not None:
             embedding = embedding + self.class_embedding(torch.full_like(t, NO_CLASS) if labels is None else labels)
         elif labels is not None:
-            raise ValueError("the network knows no classes: leave labels out, or set num_classes")
+            raise ValueError("the network knows no classes, got labels: leave them out, or set num_classes")
         shifts = self._shifts(embedding)
         x = self.first_conv(x_t)
         skips = [x]
@@ -105,14 +111,14 @@ class UNet(nn.Module):
         return self.last_conv(F.silu(normalize(x, self.last_norm)))  # type: ignore[no-any-return]
 
     def _shifts(self, embedding: Embedding) -> Iterator[Shift]:
-        """What the time adds to the features of each block, in the order in which the blocks run."""
+        """Return the summand that the embedding gives each block's features, in the order in which the blocks run."""
         blocks = [layer for part in (self.down, self.middle, self.up) for layer in part if isinstance(layer, Block)]
         return iter(apply_together(F.silu(embedding), [block.residual.time for block in blocks]))
 
     def _run(self, layer: nn.Module, x: Tensor, shifts: Iterator[Tensor]) -> Tensor:
         inputs = (x, next(shifts)) if isinstance(layer, Block) else (x,)
         if self.gradient_checkpointing and self.training:
-            # The state of the generator costs a wait for the device, and matters to dropout alone.
+            # Saving the generator's state waits for the device, and only dropout needs it.
             keeps_generator = self.config.dropout > 0.0
             return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=keeps_generator)  # type: ignore[no-any-return]
         return layer(*inputs)  # type: ignore[no-any-return]
@@ -140,7 +146,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-    """A vector for each class, and before them one for NO_CLASS; they start standard normal."""
+    """A vector for NO_CLASS and one for each class; they start standard normal."""
 
     def __init__(self, num_classes: int, config: UNetConfig) -> None:
         super().__init__()
@@ -151,7 +157,7 @@ class ClassEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, and self-attention behind it where the level has it."""
+    """A residual block, followed by self-attention if the level has it."""
 
     def __init__(self, width_in: int, width: int, has_attention: bool, config: UNetConfig) -> None:
         super().__init__()
@@ -165,7 +171,7 @@ class Block(nn.Module):
 class ResidualBlock(nn.Module):
     """norm, swish, conv; plus the time; norm, swish, dropout, conv that starts at zero; plus the input.
 
-    `time` is applied by the network, for all blocks together: the block takes the shift that it makes of the time.
+    The network applies `time` for all blocks together and passes each block its result, the shift.
     """
 
     def __init__(self, width_in: int, width: int, config: UNetConfig) -> None:
@@ -208,7 +214,7 @@ class SelfAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width by a strided convolution, padded at the bottom and right as in the published code."""
+    """Halving of height and width by a strided convolution, padded at the bottom and right as in the published code."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -220,7 +226,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width by nearest neighbours and a convolution."""
+    """Doubling of height and width by nearest neighbours and a convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -231,21 +237,21 @@ class Upsample(nn.Module):
 
 
 def scaled_conv(channels_in: int, channels_out: int, *, kernel_size: int, scale: float = 1.0) -> nn.Conv2d:
-    """A "same" convolution, initialised by variance scaling."""
+    """Return a "same" convolution, initialised by variance scaling."""
     conv = nn.Conv2d(channels_in, channels_out, kernel_size, padding=kernel_size // 2)
     _variance_scaling_(conv, scale)
     return conv
 
 
 def scaled_linear(features_in: int, features_out: int, *, scale: float = 1.0) -> nn.Linear:
-    """A dense layer, initialised by variance scaling."""
+    """Return a dense layer, initialised by variance scaling."""
     linear = nn.Linear(features_in, features_out)
     _variance_scaling_(linear, scale)
     return linear
 
 
 def _variance_scaling_(layer: nn.Conv2d | nn.Linear, scale: float) -> None:
-    """Uniform weights of variance scale / mean(fan_in, fan_out); zero biases (Glorot & Bengio 2010 for scale 1)."""
+    """Draw uniform weights of variance scale / mean(fan_in, fan_out), zero biases (scale 1: Glorot & Bengio 2010)."""
     if scale == 0.0:
         nn.init.zeros_(layer.weight)
     else:

@@ -1,4 +1,4 @@
-"""Samplers: one a file, each a generator of its steps under a docstring that is its data sheet."""
+"""Samplers, one per file: a generator of steps, with a data sheet as the docstring of its file."""
 
 from collections.abc import Iterator
 from typing import get_args
@@ -33,7 +33,7 @@ def sampler_steps(
     num_sampling_steps: int,
     eta: float = 0.0,
 ) -> Iterator[SamplerStep]:
-    """The steps of the sampler called `name`, without gradients; `eta` belongs to DDIM and DPM-Solver++.
+    """Yield the steps of the sampler called `name`, without gradients; `eta` belongs to DDIM and DPM-Solver++.
 
     Raises:
         ValueError: the name is unknown, or an argument lies outside its range.
@@ -55,12 +55,15 @@ def sample(
     num_sampling_steps: int,
     eta: float = 0.0,
 ) -> torch.Tensor:
-    """The finished images of the sampler called `name`, clipped to [-1, 1], shape (batch, channels, height, width).
+    """Return the finished images of the sampler called `name`, clipped to [-1, 1].
+
+    Returns:
+        Images of shape (batch, channels, height, width).
 
     Raises:
         ValueError: the name is unknown, or an argument lies outside its range.
     """
     x_t = torch.empty(0)
     for step in sampler_steps(name, model, diffusion, noise, num_sampling_steps, eta):
-        x_t = step.x_t  # a list of all steps would keep a thousand images of each
+        x_t = step.x_t  # a list of all steps would keep a thousand batches
     return x_t.clamp(-1.0, 1.0)

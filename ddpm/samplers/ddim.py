@@ -2,7 +2,7 @@
 
 Data sheet
     source      Song, Meng & Ermon 2021, Eq. 12 and 16
-    cost        one network call a step
+    cost        one network call per step
     noise       none at eta = 0: the images are a function of x_T alone; eta = 1 draws as much as DDPM
     steps       1 … T; good from 20, little gain beyond 100
     prefer it   for nearly all sampling; use the ancestral sampler for the published result
@@ -14,7 +14,7 @@ from ddpm.diffusion import GaussianDiffusion, NoiseModel
 from ddpm.samplers.network import predict
 from ddpm.samplers.noise import ImageNoise, require_eta
 from ddpm.samplers.step import SamplerStep
-from ddpm.samplers.timesteps import visited
+from ddpm.samplers.timesteps import visit
 
 
 def sample_ddim(
@@ -25,14 +25,14 @@ def sample_ddim(
     eta: float = 0.0,
     clip_x_0: bool = True,
 ) -> Iterator[SamplerStep]:
-    """Walk from noise to images, step by step.
+    """Yield the steps from noise to images: Song, Meng & Ermon 2021, Eq. 12 and 16.
 
     Args:
-        model: predicts what the diffusion says from (x_t, t).
+        model: predicts eps, v or x_0, as `diffusion.prediction` says, from (x_t, t).
         diffusion: the schedule that the model was trained on.
         noise: x_T and, for eta above 0, the noise of each step.
-        num_sampling_steps: network calls, in 1 … T.
-        eta: in [0, 1]; how much of the ancestral sampler's noise is added.
+        num_sampling_steps: number of network calls, in 1 … T.
+        eta: in [0, 1]; the share of the ancestral sampler's noise that is added.
         clip_x_0: keep x_0_pred in [-1, 1]; eps_pred then follows it.
 
     Yields:
@@ -42,11 +42,11 @@ def sample_ddim(
         ValueError: an argument lies outside its range.
     """
     require_eta(eta)
-    timesteps, cumprods = visited(diffusion, num_sampling_steps)
-    cumprods.append(1.0)  # of the finished image
+    timesteps, cumprods = visit(diffusion, num_sampling_steps)
+    cumprods.append(1.0)  # the finished image
     x_t = noise.draw()
     for index, t in enumerate(timesteps):
-        # 1. predict eps
+        # 1. call the network
         output = predict(model, x_t, t)
         # 2. recover x_0; 3. clip it, and take the eps that it implies
         denoised = diffusion.denoise(output, x_t, t, clip_x_0)

@@ -2,7 +2,7 @@
 
 Data sheet
     source      Lu et al. 2022, "DPM-Solver++", Algorithm 2 (second order, multistep); with noise, its SDE-DPM-Solver++
-    cost        one network call a step
+    cost        one network call per step
     noise       none at eta = 0: the images are a function of x_T alone; eta = 1 solves the stochastic equation
     steps       1 … T; good from 20, little gain beyond 50; the first and the last step are of first order
     prefer it   for the fewest network calls; the ancestral sampler for the published result
@@ -15,7 +15,7 @@ from ddpm.diffusion import GaussianDiffusion, NoiseModel
 from ddpm.samplers.network import predict
 from ddpm.samplers.noise import ImageNoise, require_eta
 from ddpm.samplers.step import SamplerStep
-from ddpm.samplers.timesteps import visited
+from ddpm.samplers.timesteps import visit
 
 
 def sample_dpm_solver(
@@ -26,16 +26,16 @@ def sample_dpm_solver(
     eta: float = 0.0,
     clip_x_0: bool = True,
 ) -> Iterator[SamplerStep]:
-    """Walk from noise to images, step by step.
+    """Yield the steps from noise to images: Lu et al. 2022, Algorithm 2.
 
     The ordinary differential equation of the diffusion is solved in lambda_t = log(alpha_t / sigma_t), half the
     logarithm of the signal-to-noise ratio, with alpha_t = sqrt(alphas_cumprod_t), sigma_t = sqrt(1 - alphas_cumprod_t).
 
     Args:
-        model: predicts what the diffusion says from (x_t, t).
+        model: predicts eps, v or x_0, as `diffusion.prediction` says, from (x_t, t).
         diffusion: the schedule that the model was trained on.
         noise: x_T and, for eta above 0, the noise of each step.
-        num_sampling_steps: network calls, in 1 … T.
+        num_sampling_steps: number of network calls, in 1 … T.
         eta: in [0, 1]; 0 solves the ordinary, 1 the stochastic differential equation.
         clip_x_0: keep x_0_pred in [-1, 1].
 
@@ -46,7 +46,7 @@ def sample_dpm_solver(
         ValueError: an argument lies outside its range.
     """
     require_eta(eta)
-    timesteps, cumprods = visited(diffusion, num_sampling_steps)
+    timesteps, cumprods = visit(diffusion, num_sampling_steps)
     alphas = [math.sqrt(cumprod) for cumprod in cumprods]
     sigmas = [math.sqrt(1.0 - cumprod) for cumprod in cumprods]
     lambdas = [math.log(alpha / sigma) for alpha, sigma in zip(alphas, sigmas, strict=True)]

@@ -1,4 +1,4 @@
-"""The network call of a step."""
+"""The network call of a sampler's step."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from ddpm.diffusion import Images, NoiseModel
 def predict(model: NoiseModel, x_t: Images, t: int) -> Tensor:
     """Call the network without gradients, at one time step for all images.
 
-    Gradients are off in this call alone: a sampler is a generator, and were they off around its loop, they would stay
-    so in its caller's code from step to step.
+    Gradients are off in this call alone. A sampler is a generator: if they were off around its loop, they would also be
+    off in its caller's code between steps.
     """
     return model(x_t, torch.full((len(x_t),), t, device=x_t.device))

@@ -1,4 +1,4 @@
-"""Noise for sampling, one independent stream an image, so that the size of a batch never changes it."""
+"""Noise for sampling, one independent stream per image, so that the batch size never changes it."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,22 +12,22 @@ from ddpm.shapes import Float
 _LARGEST_BLOCK_SIZE = 16
 
 _BLOCK_BYTES = 2**20
-"""Of an image: the blocks of a thousand images then take a GiB."""
+"""Largest block of one image: the blocks of 1,024 images then take at most a GiB."""
 
 
 class ImageNoise:
     """Standard normal noise in which image i depends on the seed and on i alone.
 
-    Each image has its first draw alone, since some samplers need no other, and the later ones in blocks of
-    `block_size`, by one random kernel a block: on a CPU each draw for itself, on a GPU, where each kernel costs a
-    launch, as many as `choose_block_size` says. Blocks are always drawn whole, and their size follows from the shape of
-    an image, not from the batch: draw k of image i is the same in any batch, and however many draws are made.
+    The first draw of each image is made alone, since some samplers need no other. Later draws are made in blocks of
+    `block_size`, with one random kernel per block: one draw on a CPU; on a GPU, where each kernel costs a launch, the
+    number that `choose_block_size` returns. Blocks are always drawn whole, and their size depends on the shape of an
+    image, not on the batch: draw k of image i is the same in any batch and for any number of draws.
 
     Args:
-        seed: of the whole set, at least 0.
-        image_numbers: which images of the set this batch holds, each at least 0.
+        seed: seed of the whole set, at least 0.
+        image_numbers: numbers, in the set, of the images of this batch, each at least 0.
         image_shape: (channels, height, width).
-        device: where the noise is drawn; the streams of a CPU and of a GPU differ, and those of two kinds of GPU may.
+        device: device that draws the noise; a CPU and a GPU draw different noise, and so may two kinds of GPU.
 
     Raises:
         ValueError: the seed or a number is negative.
@@ -49,7 +49,7 @@ class ImageNoise:
         self._draws = self._draw_in_blocks()
 
     def draw(self) -> Float[Tensor, "batch channels height width"]:
-        """The next noise of each image."""
+        """Return the next noise of each image."""
         return next(self._draws)
 
     def _draw_in_blocks(self) -> Iterator[Tensor]:
@@ -65,19 +65,19 @@ class ImageNoise:
 
 
 class InterpolatedNoise(ImageNoise):
-    """Noise on the way from one image to another.
+    """Noise interpolated between that of two images.
 
-    Each draw is interpolated between the draws of the two images (see `slerp`). A sampler without noise of its own
-    then turns the first noises into a sequence of images (Song, Meng & Ermon 2021, section 5.3; compare Ho et al. 2020,
-    section 4.3); one with it takes the noise of each step from between, too. With either, fractions 0 and 1 are the two
-    images.
+    Each draw is interpolated between the draws of the two images (see `slerp`). A sampler without noise of its own then
+    turns the first draws into a sequence of images (Song, Meng & Ermon 2021, section 5.3; compare Ho et al. 2020,
+    section 4.3). For a sampler with noise, the noise of each step is interpolated, too. With either, fractions 0 and 1
+    give the two images.
 
     Args:
-        seed: of the whole set, at least 0.
+        seed: seed of the whole set, at least 0.
         ends: the numbers of the two images, which differ.
-        fractions: how far on the way each image of the batch is, in [0, 1].
+        fractions: position of each image of the batch between the two, in [0, 1].
         image_shape: (channels, height, width).
-        device: where the noise is drawn.
+        device: device that draws the noise.
 
     Raises:
         ValueError: the ends are the same, or the seed or a number is negative.
@@ -92,18 +92,18 @@ class InterpolatedNoise(ImageNoise):
         device: torch.device | str = "cpu",
     ) -> None:
         if ends[0] == ends[1]:
-            raise ValueError(f"the ends of an interpolation must be two images, got {ends[0]} twice")
+            raise ValueError(f"the ends of an interpolation must differ, got image {ends[0]} twice")
         super().__init__(seed, ends, image_shape, device)
         self.fractions = fractions.to(self.device)
 
     def draw(self) -> Float[Tensor, "batch channels height width"]:
-        """The next noise of each image."""
+        """Return the next noise of each image."""
         first, last = super().draw()
         return slerp(first, last, self.fractions)
 
 
 def choose_block_size(image_shape: tuple[int, int, int]) -> int:
-    """Return how many draws of an image a GPU makes at a time: 16, fewer where they take more than a MiB."""
+    """Return the number of draws of an image that a GPU makes at a time: 16, fewer if they take more than a MiB."""
     bytes_per_draw = math.prod(image_shape) * torch.float32.itemsize
     return max(1, min(_LARGEST_BLOCK_SIZE, _BLOCK_BYTES // bytes_per_draw))
 
@@ -113,14 +113,14 @@ def slerp(
     last: Float[Tensor, "channels height width"],
     fractions: Float[Tensor, " images"],
 ) -> Float[Tensor, "images channels height width"]:
-    """Spherical linear interpolation, which keeps the norm that standard normal noise has.
+    """Return the spherical linear interpolation of two noises, which keeps the norm of standard normal noise.
 
     Song, Meng & Ermon 2021, appendix D.5, after Shoemake 1985: (sin((1 - a) theta) first + sin(a theta) last) /
     sin(theta), theta the angle between the two.
 
     Args:
-        first: where the fraction is 0.
-        last: where the fraction is 1; not parallel to the first.
+        first: the result for fraction 0.
+        last: the result for fraction 1; not parallel to the first.
         fractions: a, in [0, 1].
     """
     theta = torch.arccos((first * last).sum() / (first.norm() * last.norm()))
@@ -131,10 +131,10 @@ def slerp(
 
 
 def require_eta(eta: float) -> None:
-    """Refuse a share of noise outside [0, 1].
+    """Check the share of noise that a sampler adds.
 
     Raises:
-        ValueError: it is.
+        ValueError: `eta` lies outside [0, 1].
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")

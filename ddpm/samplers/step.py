@@ -1,4 +1,4 @@
-"""What every sampler yields."""
+"""The steps that every sampler yields."""
 
 from dataclasses import dataclass
 
@@ -16,4 +16,4 @@ class SamplerStep:
     x_t: Tensor
     """the image after the step; in the last step the finished image, in [-1, 1] up to the noise of its prediction"""
     x_0_pred: Tensor
-    """what the network takes the finished image to be"""
+    """the finished image as predicted in this step"""

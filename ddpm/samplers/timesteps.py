@@ -1,4 +1,4 @@
-"""Which of the T time steps a sampler visits, and how much signal is left there."""
+"""The choice of the time steps that a sampler visits, with alphas_cumprod there."""
 
 import torch
 
@@ -6,14 +6,14 @@ from ddpm.diffusion import GaussianDiffusion
 
 
 def trailing_timesteps(num_timesteps: int, num_sampling_steps: int) -> list[int]:
-    """Evenly spaced time steps from T-1 down, the last of them followed by the finished image.
+    """Return evenly spaced time steps from T-1 down; the finished image follows the last of them.
 
     Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", table 2, "trailing": the first step
-    starts at T-1, where the image really is noise, and all gaps are equal up to rounding.
+    starts at T-1, where the image is noise, and all gaps are equal up to rounding.
 
     Args:
         num_timesteps: T.
-        num_sampling_steps: how many to visit, in 1 … T.
+        num_sampling_steps: number of time steps to visit, in 1 … T.
 
     Returns:
         `num_sampling_steps` numbers in 0 … T-1, falling, the first T-1.
@@ -26,8 +26,8 @@ def trailing_timesteps(num_timesteps: int, num_sampling_steps: int) -> list[int]
     return [round(num_timesteps - i * num_timesteps / num_sampling_steps) - 1 for i in range(num_sampling_steps)]
 
 
-def visited(diffusion: GaussianDiffusion, num_sampling_steps: int) -> tuple[list[int], list[float]]:
-    """The trailing time steps, and alphas_cumprod at each of them, read from the device at once.
+def visit(diffusion: GaussianDiffusion, num_sampling_steps: int) -> tuple[list[int], list[float]]:
+    """Return the trailing time steps and alphas_cumprod at each, read from the device in one transfer.
 
     Raises:
         ValueError: `num_sampling_steps` lies outside 1 … T.

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm import GaussianDiffusion, ImageNoise, TrainingImages, TrainingState, UNet, UNetConfig, linear_betas
+from tests.ddpm.small_networks import awake
 from tests.ddpm.small_training import CONFIG, EXTRA, SHORT, train_to_the_end
 
 
@@ -19,11 +20,7 @@ def tiny_config():
 def awake_unet(tiny_config):
     """A tiny network whose zero-initialised layers are moved, so that every layer shapes its output."""
     torch.manual_seed(0)
-    unet = UNet(tiny_config).eval()
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return unet
+    return awake(UNet(tiny_config))
 
 
 class GivenNoise(ImageNoise):

@@ -1,4 +1,4 @@
-"""What suits a device: precision, compilation, and the largest batch; GPUs are named here, never asked."""
+"""Choices that depend on the device: precision, compilation, the largest batch. No GPU is needed."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,6 @@ import sys
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm import operations, unet
 from ddpm.devices import (
@@ -18,6 +17,7 @@ from ddpm.devices import (
     compiled,
     deterministic_algorithms,
     drawing,
+    fits_on,
     largest_batch_size,
     prepare_best_device,
     resolve_precision,
@@ -41,7 +41,7 @@ def flags(request):
 
 @pytest.fixture
 def compilations(monkeypatch):
-    """Which modes torch.compile is asked for, and nothing compiled."""
+    """The modes that torch.compile is called with; nothing is compiled."""
     modes = []
 
     def compile_nothing(network, *, dynamic, mode=None, options=None):
@@ -53,21 +53,27 @@ def compilations(monkeypatch):
     return modes
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("amx", [False, True])
-def test_auto_is_bfloat16_where_the_processor_has_it(monkeypatch, bf16, amx):
+@pytest.mark.parametrize(
+    ("device", "bf16", "amx", "capability", "expected"),
+    [
+        ("cpu", False, False, (9, 0), "float32"),
+        ("cpu", True, False, (7, 5), "bfloat16"),
+        ("cpu", False, True, (7, 5), "bfloat16"),
+        ("cuda:0", True, True, (7, 5), "float32"),
+        ("cuda:0", False, False, (8, 0), "bfloat16"),
+        ("mps", True, True, (9, 0), "float32"),
+    ],
+)
+def test_auto_is_bfloat16_on_hardware_that_has_it(monkeypatch, device, bf16, amx, capability, expected):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert resolve_precision("auto", CPU) == ("bfloat16" if bf16 or amx else "float32")
-
-
-@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "float32"), ((8, 0), "bfloat16")])
-def test_auto_is_bfloat16_on_gpus_from_ampere_on(monkeypatch, capability, precision):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert resolve_precision("auto", GPU) == precision
+    assert resolve_precision("auto", torch.device(device)) == expected
+    for precision in ("float32", "tensorfloat32", "bfloat16"):
+        assert resolve_precision(precision, torch.device(device)) == precision
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is of glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_freed_memory_is_kept_for_the_next_tensors():
     """Asked in a process of its own, because the setting is the whole process's."""
     program = """
@@ -103,23 +109,6 @@ def test_a_program_sets_its_process_up_for_the_best_device(monkeypatch, has_gpu)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"  # the caller's own
 
 
-def test_auto_is_float32_on_devices_of_other_kinds():
-    assert resolve_precision("auto", torch.device("mps")) == "float32"
-
-
-@pytest.mark.parametrize("precision", ["float32", "tensorfloat32", "bfloat16"])
-def test_a_named_precision_is_taken(precision):
-    assert resolve_precision(precision, CPU) == precision
-
-
-@pytest.mark.usefixtures("without_shape_checks")
-def test_an_unknown_precision_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(
-        ValueError, match="unknown precision 'float16'; choose one of auto, float32, tensorfloat32, bfloat16"
-    ):
-        resolve_precision("float16", CPU)
-
-
 @pytest.mark.parametrize(
     ("precision", "dtype"),
     [("float32", torch.float32), ("tensorfloat32", torch.float32), ("bfloat16", torch.bfloat16)],
@@ -133,16 +122,15 @@ def test_products_have_the_precision_and_sums_stay_in_float32(precision, dtype):
     assert (x @ x).dtype == torch.float32
 
 
-def test_tensorfloat32_is_on_where_it_is_asked_for(flags):
-    with arithmetic("tensorfloat32", CPU):
-        assert tensorfloat32() == (True, True)
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tensorfloat32", True), ("bfloat16", True)])
+def test_tensorfloat32_is_set_inside_and_restored_afterwards(flags, precision, allowed, fails):
+    with contextlib.suppress(KeyError), arithmetic(precision, CPU):
+        assert tensorfloat32() == (allowed, allowed)
+        if fails:
+            raise KeyError
     assert tensorfloat32() == flags
-
-
-def test_float32_is_float32_whatever_the_caller_has_set(flags):
-    with arithmetic("float32", CPU):
-        assert tensorfloat32() == (False, False)
-    assert tensorfloat32() == flags
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_settings_made_in_torchs_newer_way_are_left_as_they_were():
@@ -166,35 +154,21 @@ def test_what_compilers_ask_about_precision_has_an_answer_inside(precision):
         assert torch.backends.cudnn.allow_tf32 == (precision != "float32")
 
 
-@pytest.mark.parametrize("precision", ["float32", "tensorfloat32", "bfloat16"])
-def test_an_error_inside_leaves_the_callers_settings_as_they_were(flags, precision):
-    with pytest.raises(KeyError), arithmetic(precision, CPU):
-        raise KeyError
-    assert tensorfloat32() == flags
-    assert not torch.is_autocast_enabled("cpu")
-
-
 def cudnn_settings():
     return torch.get_deterministic_debug_mode(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
 
 
-@pytest.mark.parametrize(("device", "wanted"), [(GPU, False), (CPU, True)])
-def test_algorithms_are_chosen_for_speed_unless_a_gpu_is_to_be_deterministic(device, wanted):
+@pytest.mark.parametrize(("device", "is_enabled"), [(GPU, True), (GPU, False), (CPU, True)])
+def test_algorithms_are_deterministic_on_a_gpu_inside_alone(device, is_enabled):
     before = cudnn_settings()
-    with deterministic_algorithms(wanted, device):
-        assert cudnn_settings() == before
-
-
-def test_deterministic_algorithms_are_asked_for_inside_alone(monkeypatch):
-    before = cudnn_settings()
-    with contextlib.suppress(KeyError), deterministic_algorithms(True, GPU):
-        assert cudnn_settings() == (2, True, False)
+    with contextlib.suppress(KeyError), deterministic_algorithms(is_enabled, device):
+        assert cudnn_settings() == ((2, True, False) if is_enabled and device == GPU else before)
         raise KeyError
     assert cudnn_settings() == before
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_weights_could_be_trained_while_something_is_drawn_and_are_then_as_before(fails):
+def test_weights_require_gradients_inside_and_are_restored_afterwards(fails):
     network = torch.nn.Linear(2, 2)
     network.bias.requires_grad_(False)
     with contextlib.suppress(KeyError), drawing(network, "bfloat16", CPU):
@@ -206,98 +180,71 @@ def test_weights_could_be_trained_while_something_is_drawn_and_are_then_as_befor
     assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
-class Casts(TorchDispatchMode):
-    """Counts the conversions of tensors of one shape."""
-
-    def __init__(self, shape):
-        super().__init__()
-        self.shape, self.count = shape, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten._to_copy.default and args[0].shape == self.shape:
-            self.count += 1
-        return function(*args, **(kwargs or {}))
-
-
-def test_weights_are_cast_once_for_all_that_is_drawn():
+def test_weights_are_cast_once_for_all_that_is_drawn(operations):
     network = torch.nn.Linear(3, 5).requires_grad_(False)
     drawn = {}
-    for name, context in (("each time", arithmetic("bfloat16", CPU)), ("once", drawing(network, "bfloat16", CPU))):
-        with context, Casts(network.weight.shape) as casts:
-            drawn[name] = [network(torch.full((2, 3), float(i))) for i in range(4)]
-        assert casts.count == {"each time": 4, "once": 1}[name]
+    for expected, context in ((4, arithmetic("bfloat16", CPU)), (1, drawing(network, "bfloat16", CPU))):
+        operations.names.clear()
+        operations.shapes.clear()
+        with context, operations:
+            drawn[expected] = [network(torch.full((2, 3), float(i))) for i in range(4)]
+        done = list(zip(operations.names, operations.shapes, strict=True))
+        assert done.count(("_to_copy", network.weight.shape)) == expected
     for one, other in zip(*drawn.values(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("compilation", ["off", "auto"])
-def test_on_a_cpu_nothing_is_compiled_unless_asked_for(compilations, compilation):
-    network = torch.nn.Linear(2, 2)
-    assert compiled(network, compilation, CPU) is network
-    assert compilations == []
-
-
 @pytest.mark.parametrize(
-    ("triton", "compiler", "modes"), [(False, "/usr/bin/cc", []), (True, None, []), (True, "/usr/bin/cc", ["default"])]
+    ("compilation", "device", "triton", "compiler", "expected"),
+    [
+        ("off", CPU, True, "/usr/bin/cc", []),
+        ("off", GPU, True, "/usr/bin/cc", []),
+        ("auto", CPU, True, "/usr/bin/cc", []),
+        ("auto", GPU, False, "/usr/bin/cc", []),
+        ("auto", GPU, True, None, []),
+        ("auto", GPU, True, "/usr/bin/cc", ["default"]),
+        *((mode, CPU, False, None, [mode]) for mode in ("default", "reduce-overhead", "max-autotune")),
+    ],
 )
-def test_auto_compiles_for_gpus_where_triton_and_a_compiler_are(monkeypatch, compilations, triton, compiler, modes):
+def test_networks_are_compiled_on_request_and_on_gpus(
+    monkeypatch, compilations, compilation, device, triton, compiler, expected
+):
     monkeypatch.setattr("ddpm.devices.has_triton", lambda: triton)
     monkeypatch.setattr("shutil.which", lambda _: compiler)
     network = torch.nn.Linear(2, 2)
-    assert (compiled(network, "auto", GPU) is network) == (not modes)
-    assert compilations == modes
-
-
-@pytest.mark.parametrize("device", [CPU, GPU])
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
-def test_a_named_compilation_is_the_mode_of_torch_compile(compilations, mode, device):
-    network = torch.nn.Linear(2, 2)
-    assert compiled(network, mode, device) is not network
-    assert compilations == [mode]
+    assert (compiled(network, compilation, device) is network) == (not expected)
+    assert compilations == expected
 
 
 @pytest.mark.usefixtures("without_shape_checks")
-def test_an_unknown_compilation_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown compilation 'on'; choose one of auto, off, default, reduce-overhead"):
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match="'float16'; choose one of auto, float32, tensorfloat32, bfloat16"):
+        resolve_precision("float16", CPU)
+    with pytest.raises(ValueError, match="'on'; choose one of auto, off, default, reduce-overhead"):
         compiled(torch.nn.Linear(2, 2), "on", CPU)
 
 
-def attempt_up_to(limit, tried):
+@pytest.mark.parametrize(("device", "num_bytes", "fits"), [(GPU, 500, True), (GPU, 501, False), (CPU, 1 << 60, True)])
+def test_half_of_a_gpus_free_memory_may_be_used(monkeypatch, device, num_bytes, fits):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 8000))
+    assert fits_on(device, num_bytes) is fits
+
+
+@pytest.mark.parametrize(
+    ("largest", "limit", "sizes"),
+    [(16, 99, [16]), (16, 15, [16, 8]), (16, 5, [16, 8, 4]), (7, 3, [7, 4, 2]), (3, 1, [3, 2, 1]), (4, 0, [4, 2, 1])],
+)
+def test_a_batch_is_halved_until_it_fits(largest, limit, sizes):
+    tried = []
+
     def attempt(size):
         tried.append(size)
         if size > limit:
             raise torch.OutOfMemoryError
 
-    return attempt
-
-
-@pytest.mark.parametrize(
-    ("largest", "limit", "sizes"),
-    [(16, 99, [16]), (16, 16, [16]), (16, 15, [16, 8]), (16, 5, [16, 8, 4]), (7, 3, [7, 4, 2]), (3, 1, [3, 2, 1])],
-)
-def test_a_batch_is_halved_until_it_fits(largest, limit, sizes):
-    tried = []
-    assert largest_batch_size(attempt_up_to(limit, tried), largest) == sizes[-1]
+    with contextlib.nullcontext() if limit else pytest.raises(torch.OutOfMemoryError):
+        assert largest_batch_size(attempt, largest) == sizes[-1]
     assert tried == sizes
-
-
-def test_where_a_single_image_is_too_much_the_error_is_passed_on():
-    tried = []
-    with pytest.raises(torch.OutOfMemoryError):
-        largest_batch_size(attempt_up_to(0, tried), 4)
-    assert tried == [4, 2, 1]
-
-
-def test_other_errors_of_an_attempt_are_passed_on_at_once():
-    tried = []
-
-    def attempt(size):
-        tried.append(size)
-        raise RuntimeError("not of memory")
-
-    with pytest.raises(RuntimeError, match="not of memory"):
-        largest_batch_size(attempt, 4)
-    assert tried == [4]
 
 
 def unet_without_checks(monkeypatch):

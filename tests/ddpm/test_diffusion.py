@@ -1,14 +1,18 @@
 """The distributions q and p, and the losses: equal to diffusers, and to formulas written out here."""
 
+import functools
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from diffusers.schedulers import scheduling_ddpm
 
-from ddpm.diffusion import GaussianDiffusion, gathered, pixel_losses
-from ddpm.schedules import cosine_betas, linear_betas
+from ddpm.diffusion import GaussianDiffusion, pixel_losses
+from ddpm.schedules import linear_betas
+from tests.ddpm.small_networks import PREDICTIONS, noise
 
 T = 1000
+images = functools.partial(noise, dtype=torch.float64)
 
 
 @pytest.fixture
@@ -25,50 +29,23 @@ def scheduler():
     return scheduler
 
 
-def images(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
 def some_timesteps():
     return torch.tensor([0, 1, 2, 10, 500, 998, 999])
 
 
-def test_q_sample_equals_add_noise_of_diffusers(diffusion):
-    t = some_timesteps()
-    x_0, eps = images(7, 3, 4, 4, dtype=torch.float32), images(7, 3, 4, 4, seed=1, dtype=torch.float32)
-    expected = DDPMScheduler(T).add_noise(x_0, eps, t)
-    # 3e-6 of 1 - alphas_cumprod at t = 0 is what float32 tables lose.
-    torch.testing.assert_close(diffusion.q_sample(x_0, t, eps), expected, rtol=0, atol=1e-5)
-
-
-def test_q_sample_equals_the_formula(diffusion):
+def test_noisy_images_and_velocities_equal_formula_and_diffusers(diffusion, scheduler):
     t = some_timesteps()
     x_0, eps = images(7, 3, 4, 4), images(7, 3, 4, 4, seed=1)
     x_t = diffusion.q_sample(x_0, t, eps)
+    torch.testing.assert_close(x_t, scheduler.add_noise(x_0, eps, t), rtol=0, atol=1e-12)
+    v = diffusion.v_target(x_0, t, eps)
+    torch.testing.assert_close(v, scheduler.get_velocity(x_0, eps, t), rtol=0, atol=1e-12)
     for i, step in enumerate(t.tolist()):
         cumprod = 1.0
         for s in range(step + 1):
             cumprod *= 1.0 - (1e-4 + s * (0.02 - 1e-4) / (T - 1))
         # Ho et al. 2020, Eq. 4.
         torch.testing.assert_close(x_t[i], cumprod**0.5 * x_0[i] + (1.0 - cumprod) ** 0.5 * eps[i], rtol=0, atol=1e-12)
-
-
-def test_q_sample_has_the_statistics_of_the_single_steps():
-    """Many single steps x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps (Eq. 2) have the moments of Eq. 4."""
-    diffusion = GaussianDiffusion(linear_betas(20, 0.01, 0.2))
-    last, count = 19, 40_000
-    generator = torch.Generator().manual_seed(0)
-    walked = torch.full((count,), 0.7, dtype=torch.float64)
-    for beta in linear_betas(20, 0.01, 0.2):
-        noise = torch.randn(count, generator=generator, dtype=torch.float64)
-        walked = (1.0 - beta) ** 0.5 * walked + beta**0.5 * noise
-    eps = torch.randn(1, 1, 1, count, generator=generator, dtype=torch.float64)
-    jumped = diffusion.q_sample(torch.full_like(eps, 0.7), torch.tensor([last]), eps).flatten()
-    # Five standard errors of a difference of two means, and of two standard deviations.
-    standard_error = (2.0 / count) ** 0.5
-    assert abs(walked.mean() - jumped.mean()) < 5 * standard_error
-    assert abs(walked.std() - jumped.std()) < 5 * standard_error
-    assert abs(jumped.mean() - 0.7 * diffusion.alphas_cumprod[last].sqrt()) < 5 * standard_error
 
 
 def test_q_posterior_is_what_bayes_rule_gives(diffusion):
@@ -92,34 +69,25 @@ def test_q_posterior_of_the_first_time_step_is_x_0(diffusion):
     assert float(variance) == 0.0
 
 
-def test_posterior_variance_equals_that_of_diffusers(diffusion, scheduler):
-    for t in [1, 2, 10, 500, 999]:
-        assert float(diffusion.posterior_variance[t]) == pytest.approx(float(scheduler._get_variance(t)), rel=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("prediction", "name_in_diffusers"), [("eps", "epsilon"), ("v", "v_prediction"), ("x_0", "sample")]
-)
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize(("prediction", "name_in_diffusers"), PREDICTIONS)
 def test_p_mean_variance_equals_the_step_of_diffusers(
-    prediction, name_in_diffusers, scheduler, bent_model, monkeypatch
+    prediction, name_in_diffusers, clip, scheduler, bent_model, monkeypatch
 ):
     diffusion = GaussianDiffusion(linear_betas(T), prediction)
-    scheduler.register_to_config(prediction_type=name_in_diffusers)
+    scheduler.register_to_config(prediction_type=name_in_diffusers, clip_sample=clip)
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda shape, **_: torch.zeros(shape, dtype=torch.float64))
     for t in some_timesteps().tolist():
         x_t = images(2, 3, 4, 4, seed=t)
         t_batch = torch.tensor([t, t])
-        step = diffusion.p_mean_variance(bent_model(x_t, t_batch), x_t, t_batch)
+        step = diffusion.p_mean_variance(bent_model(x_t, t_batch), x_t, t_batch, clip)
         expected = scheduler.step(bent_model(x_t, t_batch), t, x_t)
-        torch.testing.assert_close(step.mean, expected.prev_sample, rtol=0, atol=1e-9)
-        torch.testing.assert_close(step.x_0_pred, expected.pred_original_sample, rtol=0, atol=1e-9)
-
-
-def test_v_equals_the_velocity_of_diffusers(scheduler):
-    t = some_timesteps()
-    x_0, eps = images(7, 3, 4, 4), images(7, 3, 4, 4, seed=1)
-    v = GaussianDiffusion(linear_betas(T), "v").v_target(x_0, t, eps)
-    torch.testing.assert_close(v, scheduler.get_velocity(x_0, eps, t), rtol=0, atol=1e-12)
+        # Without clipping, x_0 grows to hundreds.
+        torch.testing.assert_close(step.mean, expected.prev_sample, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(step.x_0_pred, expected.pred_original_sample, rtol=1e-9, atol=1e-9)
+        if t > 0:
+            variance = torch.full((2, 1, 1, 1), float(scheduler._get_variance(t)), dtype=torch.float64)
+            torch.testing.assert_close(step.variance, variance, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
@@ -146,23 +114,6 @@ def test_denoised_parts_make_up_the_noisy_image_clipped_or_not(prediction, clip,
     torch.testing.assert_close(diffusion.q_sample(denoised.x_0_pred, t, denoised.eps_pred), x_t, rtol=0, atol=1e-9)
 
 
-def test_p_mean_variance_clips_x_0_before_the_mean(diffusion):
-    x_t, t = images(3, 1, 4, 4), torch.tensor([300, 600, 999])
-    wild = images(3, 1, 4, 4, seed=1) * 10.0
-    unclipped_x_0 = diffusion.predict_x_0(x_t, t, wild)
-    assert unclipped_x_0.abs().max() > 2.0  # else there is nothing to clip
-
-    clipped = diffusion.p_mean_variance(wild, x_t, t)
-    mean, variance = diffusion.q_posterior(unclipped_x_0.clamp(-1.0, 1.0), x_t, t)
-    torch.testing.assert_close(clipped.x_0_pred, unclipped_x_0.clamp(-1.0, 1.0), rtol=0, atol=0)
-    torch.testing.assert_close(clipped.mean, mean, rtol=0, atol=0)
-    torch.testing.assert_close(clipped.variance, variance, rtol=0, atol=0)
-
-    unclipped = diffusion.p_mean_variance(wild, x_t, t, clip_x_0=False)
-    torch.testing.assert_close(unclipped.x_0_pred, unclipped_x_0, rtol=0, atol=0)
-    torch.testing.assert_close(unclipped.mean, diffusion.q_posterior(unclipped_x_0, x_t, t)[0], rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
 def test_one_time_step_for_all_images_gives_what_it_gives_for_each(prediction, clip):
@@ -175,17 +126,6 @@ def test_one_time_step_for_all_images_gives_what_it_gives_for_each(prediction, c
             if variance is not None:
                 assert of_each.pop("variance").flatten().tolist() == torch.tensor([variance] * 2).tolist()
             torch.testing.assert_close(of_all, of_each, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("betas", [linear_betas(T), cosine_betas(T)], ids=["linear", "cosine"])
-def test_eps_and_x_0_imply_each_other(betas):
-    diffusion = GaussianDiffusion(betas)
-    t = some_timesteps()
-    x_0, eps = images(7, 3, 4, 4), images(7, 3, 4, 4, seed=1)
-    x_t = diffusion.q_sample(x_0, t, eps)
-    # The last alphas_cumprod of the cosine schedule is 2e-9: dividing by its root costs five digits.
-    torch.testing.assert_close(diffusion.predict_x_0(x_t, t, eps), x_0, rtol=0, atol=1e-9)
-    torch.testing.assert_close(diffusion.predict_eps(x_t, t, x_0), eps, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("loss", ["mse", "l1", "huber"])
@@ -217,30 +157,15 @@ def test_losses_are_the_means_over_the_pixels_of_each_image(diffusion, loss):
         assert float(losses[i]) == pytest.approx(sum(map(of_error, errors)) / len(errors), rel=1e-5)
 
 
-def test_a_perfect_model_has_no_loss(diffusion):
-    x_0, eps = images(2, 3, 4, 4, dtype=torch.float32), images(2, 3, 4, 4, seed=1, dtype=torch.float32)
-    losses = diffusion.losses(lambda _, __: eps, x_0, torch.tensor([0, 999]), eps)
-    assert losses.tolist() == [0.0, 0.0]
-
-
-def test_the_loss_of_v_is_the_distance_to_v():
-    diffusion = GaussianDiffusion(linear_betas(T), "v")
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
+def test_the_loss_is_the_distance_to_the_predicted_quantity(prediction):
+    diffusion = GaussianDiffusion(linear_betas(T), prediction)
     x_0, eps = images(2, 3, 4, 4, dtype=torch.float32), images(2, 3, 4, 4, seed=1, dtype=torch.float32)
     t = torch.tensor([10, 999])
-    v = diffusion.v_target(x_0, t, eps)
-    assert diffusion.losses(lambda _, __: v, x_0, t, eps).tolist() == [0.0, 0.0]
+    target = {"eps": eps, "v": diffusion.v_target(x_0, t, eps), "x_0": x_0}[prediction]
+    assert diffusion.losses(lambda _, __: target, x_0, t, eps).tolist() == [0.0, 0.0]
     off = torch.tensor([0.5, -2.0]).reshape(2, 1, 1, 1)
-    losses = diffusion.losses(lambda _, __: v + off, x_0, t, eps)
-    torch.testing.assert_close(losses, torch.tensor([0.25, 4.0]), rtol=1e-5, atol=0)
-
-
-def test_the_loss_of_x_0_is_the_distance_to_the_image():
-    diffusion = GaussianDiffusion(linear_betas(T), "x_0")
-    x_0, eps = images(2, 3, 4, 4, dtype=torch.float32), images(2, 3, 4, 4, seed=1, dtype=torch.float32)
-    t = torch.tensor([10, 999])
-    assert diffusion.losses(lambda _, __: x_0, x_0, t, eps).tolist() == [0.0, 0.0]
-    off = torch.tensor([0.5, -2.0]).reshape(2, 1, 1, 1)
-    losses = diffusion.losses(lambda _, __: x_0 + off, x_0, t, eps)
+    losses = diffusion.losses(lambda _, __: target + off, x_0, t, eps)
     torch.testing.assert_close(losses, torch.tensor([0.25, 4.0]), rtol=1e-5, atol=0)
 
 
@@ -262,45 +187,29 @@ def test_min_snr_weights_equal_the_formula(prediction, gamma):
     assert min(snrs) < gamma < max(snrs)  # both pieces are met
 
 
-def test_min_snr_weighs_one_error_of_x_0_alike_whatever_is_predicted():
-    """The loss of a network that is off by 0.1 in x_0, said in eps, in v or in x_0."""
-    t = some_timesteps()
-    x_0, eps = images(7, 3, 4, 4), images(7, 3, 4, 4, seed=1)
-    weighted = []
-    for prediction in ("eps", "v", "x_0"):
-        diffusion = GaussianDiffusion(linear_betas(T), prediction)
-        x_t = diffusion.q_sample(x_0, t, eps)
-        off = diffusion.target(x_0 + 0.1, t, diffusion.predict_eps(x_t, t, x_0 + 0.1))
-        losses = (off - diffusion.target(x_0, t, eps)).square().mean(dim=(1, 2, 3))
-        weighted.append(diffusion.min_snr_weights(t, 5.0).double() * losses)
-    torch.testing.assert_close(weighted[0], weighted[2], rtol=1e-6, atol=0)
-    torch.testing.assert_close(weighted[1], weighted[2], rtol=1e-6, atol=0)
-
-
-def test_losses_of_half_precision_predictions_are_computed_in_float32(diffusion):
-    x_0, eps = images(2, 3, 4, 4, dtype=torch.float32), images(2, 3, 4, 4, seed=1, dtype=torch.float32)
-    losses = diffusion.losses(lambda x_t, _: torch.zeros_like(x_t).bfloat16(), x_0, torch.tensor([0, 999]), eps)
-    assert losses.dtype == torch.float32
-    torch.testing.assert_close(losses, eps.square().mean(dim=(1, 2, 3)), rtol=1e-6, atol=0)
-
-
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
-def test_half_precision_predictions_are_used_in_the_precision_of_the_images(prediction, clip, bent_model):
+def test_half_precision_predictions_are_used_in_float32(prediction, clip, bent_model):
     diffusion = GaussianDiffusion(linear_betas(T), prediction)
     t, x_t = some_timesteps(), images(7, 3, 4, 4, dtype=torch.float32)
     rounded = bent_model(x_t, t).bfloat16()
-    for step in (diffusion.denoise, diffusion.p_mean_variance):
-        half, full = (vars(step(output, x_t, t, clip)) for output in (rounded, rounded.float()))
+    steps = (lambda *args: diffusion.denoise(*args, clip), lambda *args: diffusion.p_mean_variance(*args, clip))
+    for step in steps:
+        half, full = (vars(step(output, x_t, t)) for output in (rounded, rounded.float()))
         for name, part in half.items():
             assert part.dtype == torch.float32, name
             torch.testing.assert_close(part, full[name], rtol=0, atol=0)
+    losses = [diffusion.losses(lambda *_, o=o: o, x_t, t, x_t.flip(0)) for o in (rounded, rounded.float())]
+    assert losses[0].dtype == torch.float32
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
 
 
 @pytest.mark.usefixtures("without_shape_checks")
-def test_an_unknown_loss_is_an_error_that_lists_the_known_ones():
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match="unknown loss 'l2'; choose one of mse, l1, huber"):
         pixel_losses(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), "l2")
+    with pytest.raises(ValueError, match="unknown prediction 'score'; choose one of eps, v, x_0"):
+        GaussianDiffusion(linear_betas(10), "score")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -315,12 +224,6 @@ def test_tables_are_float64_and_results_have_the_dtype_of_the_images(dtype):
     assert diffusion.predict_x_0(x, t, x).dtype == dtype
 
 
-def test_gathered_numbers_multiply_whole_images():
-    numbers = gathered(torch.tensor([2.0, 3.0], dtype=torch.float64), torch.zeros(2, 3, 4, 5))
-    assert numbers.shape == (2, 1, 1, 1) and numbers.dtype == torch.float32
-    assert numbers.flatten().tolist() == [2.0, 3.0]
-
-
 def test_moving_to_a_device_keeps_tables_and_prediction():
     diffusion = GaussianDiffusion(linear_betas(T), "v")
     moved = diffusion.to("cpu")
@@ -328,7 +231,8 @@ def test_moving_to_a_device_keeps_tables_and_prediction():
     torch.testing.assert_close(moved.alphas_cumprod, diffusion.alphas_cumprod, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("betas", [[], [0.0, 0.1], [0.1, 1.0], [-0.1], [float("nan")]])
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("betas", [[], [0.0, 0.1], [0.1, 1.0], [-0.1], [float("nan")], [[0.1, 0.1]]])
 def test_betas_outside_their_range_are_an_error(betas):
     with pytest.raises(ValueError, match=r"betas must be a vector of numbers in \(0, 1\)"):
         GaussianDiffusion(torch.tensor(betas))
@@ -337,23 +241,11 @@ def test_betas_outside_their_range_are_an_error(betas):
 @pytest.mark.parametrize(
     ("betas", "what"),
     [
-        (linear_betas(10_000, 1e-4, 0.5), r"got 0 from t = \d{4} on: take fewer or lower ones"),
+        (linear_betas(10_000, 1e-4, 0.5), r"got 0 from t = \d{4} on: take fewer or lower betas"),
         (torch.full((30,), 1.0 - 1e-12, dtype=torch.float64), "got 0 from t = 26 on"),
-        (torch.tensor([1e-17, 0.1], dtype=torch.float64), "got 1 at t = 0: float64 loses so low a beta"),
+        (torch.tensor([1e-17, 0.1], dtype=torch.float64), "got 1 at t = 0"),
     ],
 )
 def test_betas_that_leave_no_signal_or_no_noise_are_an_error(betas, what):
     with pytest.raises(ValueError, match=rf"betas must leave alphas_cumprod in \(0, 1\), {what}"):
         GaussianDiffusion(betas)
-
-
-@pytest.mark.usefixtures("without_shape_checks")
-def test_an_unknown_prediction_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown prediction 'score'; choose one of eps, v, x_0"):
-        GaussianDiffusion(linear_betas(10), "score")
-
-
-@pytest.mark.usefixtures("without_shape_checks")
-def test_betas_of_two_axes_are_an_error():
-    with pytest.raises(ValueError, match=r"got shape \(2, 3\)"):
-        GaussianDiffusion(torch.full((2, 3), 0.1))

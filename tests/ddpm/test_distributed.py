@@ -1,4 +1,4 @@
-"""Several processes that work as one: two of them are started by torchrun, once for all claims here."""
+"""Several processes that work as one: torchrun starts two of them once, for all tests here."""
 
 import dataclasses
 import os
@@ -48,7 +48,7 @@ VOTES = {0: [False, True, False, False, True, True], 1: [False, False, False, Tr
 
 
 def train_by_name(name, dropout=0.0):
-    """What training leaves, and what its events say."""
+    """Train, and return the events, the weights and more."""
     torch.manual_seed(0)
     unet = UNet(
         UNetConfig(
@@ -102,7 +102,7 @@ def error_of_an_uneven_batch():
 
 
 def work_together(folder):
-    """What each of the two processes does; the tests look at what it leaves in `folder`."""
+    """The program of each of the two processes; the tests read its results in `folder`."""
     with process_group():
         parts = {0: torch.arange(6).reshape(3, 2), 1: torch.arange(100, 102).reshape(1, 2)}
         vote = Vote()
@@ -110,12 +110,11 @@ def work_together(folder):
             "rank": [rank(), local_rank(), world_size(), int(is_first())],
             "started": is_started_by_torchrun(),
             "backend": dist.get_backend(),
-            "shares": [[share(count).start, share(count).stop] for count in range(8)],
             "collected": collected(parts[rank()]),
             "collected_images": collected(torch.full((2 * rank(), 1, 2, 2), 0.5)),
             "collected_nothing": collected(torch.zeros(0, 3)),
             "average": average_(torch.tensor([1.0, 2.0]) if is_first() else torch.tensor([3.0, 8.0])),
-            "votes": [vote.any(wanted) for wanted in VOTES[rank()]],
+            "votes": [vote.any(flag) for flag in VOTES[rank()]],
             "uneven": error_of_an_uneven_batch(),
             "runs": {name: train_by_name(name) for name in RUNS},
             "with_dropout": train_by_name("plain", dropout=0.5),
@@ -151,7 +150,7 @@ claims.work_together(pathlib.Path(sys.argv[2]))
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """What each of two processes left, by rank."""
+    """The results of the two processes, by rank."""
     folder = tmp_path_factory.mktemp("distributed")
     (folder / "program.py").write_text(PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -169,39 +168,17 @@ def outcomes(tmp_path_factory):
     return [torch.load(folder / f"{number}.pt") | {"lost_peer": lost_peer} for number in range(2)]
 
 
-@pytest.fixture
-def as_one_of(monkeypatch):
-    """Makes this process look like one of several, without the others."""
-
-    def pretend(number, count):
-        monkeypatch.setattr("ddpm.distributed.rank", lambda: number)
-        monkeypatch.setattr("ddpm.distributed.world_size", lambda: count)
-
-    return pretend
-
-
-def test_each_process_knows_its_place(outcomes):
+def test_each_process_knows_its_place_and_leaves_the_group(outcomes):
     assert [outcome["rank"] for outcome in outcomes] == [[0, 0, 2, 1], [1, 1, 2, 0]]
-    assert [outcome["started"] for outcome in outcomes] == [True, True]
-    assert [outcome["backend"] for outcome in outcomes] == ["gloo", "gloo"]
-
-
-def test_the_group_is_left_at_the_end_of_the_block(outcomes):
-    assert [outcome["joined_afterwards"] for outcome in outcomes] == [False, False]
-
-
-def test_two_shares_cover_everything(outcomes):
-    for count in range(8):
-        (start, middle), (same_middle, stop) = (outcome["shares"][count] for outcome in outcomes)
-        assert (start, stop) == (0, count) and middle == same_middle
-        assert abs(2 * middle - count) <= 1
+    for outcome in outcomes:
+        assert outcome["started"] and outcome["backend"] == "gloo" and not outcome["joined_afterwards"]
 
 
 def test_unequal_parts_are_collected_by_rank_on_all_processes(outcomes):
     for outcome in outcomes:
         assert outcome["collected"].tolist() == [[0, 1], [2, 3], [4, 5], [100, 101]]
         assert outcome["collected"].dtype == torch.int64
-        # Of the first process there is nothing here, and there of both.
+        # The first process has no images here, and below neither has.
         torch.testing.assert_close(outcome["collected_images"], torch.full((2, 1, 2, 2), 0.5), rtol=0, atol=0)
         assert outcome["collected_nothing"].shape == (0, 3)
 
@@ -211,43 +188,37 @@ def test_an_average_is_the_mean_over_the_processes(outcomes):
 
 
 def test_a_vote_is_answered_alike_on_all_processes_one_step_later(outcomes):
-    wanted = [one or other for one, other in zip(*VOTES.values(), strict=True)]
-    assert [outcome["votes"] for outcome in outcomes] == [[False, *wanted[:-1]]] * 2
+    expected = [one or other for one, other in zip(*VOTES.values(), strict=True)]
+    assert [outcome["votes"] for outcome in outcomes] == [[False, *expected[:-1]]] * 2
 
 
 def test_a_batch_that_cannot_be_split_among_the_processes_is_an_error(outcomes):
     for outcome in outcomes:
-        assert outcome["uneven"] == "batch_size=3 must be a multiple of processes * accumulation_steps = 2 * 1"
+        assert "batch_size=3 must be a multiple" in outcome["uneven"]
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_train_as_one(outcomes, name):
     alone = train_by_name(name)
-    for outcome in outcomes:
-        together = outcome["runs"][name]
-        torch.testing.assert_close(together["events"], alone["events"], rtol=1e-4, atol=1e-6)
-        assert together["state"].keys() == alone["state"].keys()
-        for key, tensor in alone["state"].items():
-            torch.testing.assert_close(
-                together["state"][key], tensor, rtol=0, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}"
-            )
-        # Each did one half of the work.
-        assert together["batch_sizes"] == [size // 2 for size in alone["batch_sizes"]]
+    first, second = (outcome["runs"][name] for outcome in outcomes)
+    torch.testing.assert_close(first["events"], alone["events"], rtol=1e-4, atol=1e-6)
+    assert first["state"].keys() == alone["state"].keys()
+    for key, tensor in alone["state"].items():
+        torch.testing.assert_close(first["state"][key], tensor, rtol=0, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+    assert_same_bits(first, second)
+    for one in (first, second):  # each did one half of the work
+        assert one["batch_sizes"] == [size // 2 for size in alone["batch_sizes"]]
 
 
-@pytest.mark.parametrize("name", [*RUNS, "with_dropout"])
-def test_both_processes_hold_the_same_bits(outcomes, name):
-    first, second = (
-        outcome["with_dropout"] if name == "with_dropout" else outcome["runs"][name] for outcome in outcomes
-    )
+def assert_same_bits(first, second):
     torch.testing.assert_close(first["events"], second["events"], rtol=0, atol=0)
-    for key, tensor in first["state"].items():
-        torch.testing.assert_close(second["state"][key], tensor, rtol=0, atol=0)
+    torch.testing.assert_close(first["state"], second["state"], rtol=0, atol=0)
 
 
 def test_each_process_has_dropout_of_its_own(outcomes):
-    first, second = (outcome["with_dropout"]["mask"] for outcome in outcomes)
-    assert first.shape == second.shape and not torch.equal(first, second)
+    first, second = (outcome["with_dropout"] for outcome in outcomes)
+    assert first["mask"].shape == second["mask"].shape and not torch.equal(first["mask"], second["mask"])
+    assert_same_bits(first, second)
 
 
 def test_a_process_notices_that_another_is_gone(outcomes):
@@ -255,64 +226,39 @@ def test_a_process_notices_that_another_is_gone(outcomes):
     assert is_lost, message
 
 
-def test_other_errors_are_no_lost_peers():
-    assert not is_lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not is_lost_peer(torch.OutOfMemoryError("CUDA out of memory"))
-
-
 @pytest.mark.parametrize(
-    "error",
+    ("error", "is_lost"),
     [
-        dist.DistBackendError("NCCL error"),
-        RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed"),
-        RuntimeError("Gloo AllReduce failed"),
-        RuntimeError("Connection reset by peer"),
+        (dist.DistBackendError("NCCL error"), True),
+        (RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed"), True),
+        (RuntimeError("Gloo AllReduce failed"), True),
+        (RuntimeError("Connection reset by peer"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
     ],
 )
-def test_errors_of_a_lost_peer_are_known(error):
-    assert is_lost_peer(error)
+def test_errors_of_a_lost_peer_are_told_from_others(error, is_lost):
+    assert is_lost_peer(error) is is_lost
 
 
 @pytest.mark.parametrize("num_processes", range(1, 7))
-def test_shares_cover_everything_once_and_are_equal_up_to_one(as_one_of, num_processes):
+def test_shares_cover_everything_once_and_are_equal_up_to_one(monkeypatch, num_processes):
+    monkeypatch.setattr("ddpm.distributed.world_size", lambda: num_processes)
     for count in range(15):
-        seen, sizes = [], []
+        parts = []
         for number in range(num_processes):
-            as_one_of(number, num_processes)
-            part = list(range(count))[share(count)]
-            seen += part
-            sizes.append(len(part))
-        assert seen == list(range(count))
-        assert max(sizes) - min(sizes) <= 1
+            monkeypatch.setattr("ddpm.distributed.rank", lambda number=number: number)
+            parts.append(list(range(count))[share(count)])
+        assert [item for part in parts for item in part] == list(range(count))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_one_process_is_first_of_one():
-    assert (rank(), world_size(), local_rank()) == (0, 1, 0)
-    assert is_first()
-    assert share(5) == slice(0, 5)
-
-
-def test_only_the_first_of_several_is_first(as_one_of):
-    as_one_of(1, 2)
-    assert not is_first()
-
-
-def test_one_process_exchanges_nothing():
-    tensor = torch.tensor([1.0, 2.0])
+def test_one_process_is_first_and_exchanges_nothing():
+    assert (rank(), world_size(), local_rank()) == (0, 1, 0) and is_first()
+    tensor, vote = torch.tensor([1.0, 2.0]), Vote()
     assert average_(tensor) is tensor and tensor.tolist() == [1.0, 2.0]
     assert collected(tensor) is tensor
-
-
-def test_the_vote_of_one_process_counts_at_once():
-    vote = Vote()
-    assert [vote.any(wanted) for wanted in (False, True, False)] == [False, True, False]
-
-
-def test_without_torchrun_there_is_no_group(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    with process_group():
-        assert not is_started_by_torchrun() and not dist.is_initialized()
+    assert [vote.any(flag) for flag in (False, True, False)] == [False, True, False]
 
 
 @pytest.mark.parametrize(("names", "started"), [((), False), (("RANK",), False), (("RANK", "WORLD_SIZE"), True)])
@@ -322,11 +268,9 @@ def test_torchrun_is_known_by_its_environment(monkeypatch, names, started):
     for name in names:
         monkeypatch.setenv(name, "0")
     assert is_started_by_torchrun() is started
-
-
-def test_a_process_has_the_number_that_torchrun_gave_it_on_its_machine(monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert local_rank() == 3
+    if not started:
+        with process_group():
+            assert not dist.is_initialized()
 
 
 @pytest.mark.parametrize("outcome", ["end", "error"])

@@ -22,11 +22,6 @@ def weights_of(model):
     return float(model.weight.detach()), float(model.bias.detach())
 
 
-def test_the_average_starts_at_the_weights(model):
-    set_weights(model, 3.0, -1.0)
-    assert weights_of(ExponentialMovingAverage(model).module) == (3.0, -1.0)
-
-
 def test_several_updates_by_hand(model):
     set_weights(model, 1.0, 0.0)
     ema = ExponentialMovingAverage(model, decay=0.9)
@@ -52,20 +47,6 @@ def test_the_warm_up_raises_the_decay_to_its_value(model):
         ema.update(model)
         average = decay * average + (1.0 - decay) * 1.0
         assert weights_of(ema.module) == pytest.approx((average, 2.0 * average), rel=1e-6)
-
-
-def test_without_warm_up_the_decay_is_constant(model):
-    ema = ExponentialMovingAverage(model, decay=0.7)
-    for _ in range(3):
-        assert ema.current_decay() == 0.7
-        ema.update(model)
-
-
-def test_a_decay_of_zero_follows_the_weights(model):
-    ema = ExponentialMovingAverage(model, decay=0.0)
-    set_weights(model, 4.0, 5.0)
-    ema.update(model)
-    assert weights_of(ema.module) == (4.0, 5.0)
 
 
 def test_every_weight_of_a_network_is_averaged(awake_unet):

@@ -1,22 +1,19 @@
-"""Features: deterministic, one vector an image whatever its batch, and those that the known distances came from."""
+"""Features: deterministic, independent of the batch, and those behind the known distances of real flowers."""
 
 import io
 import tarfile
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.io
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
 
-from ddpm.features import FeatureExtractor, build_extractor, extract_features
+from ddpm.features import build_extractor, extract_features
 from ddpm.memorisation import EXPECTED_SHARE, memorisation, nearest_images
-from ddpm.metrics import frechet_distance, kernel_distance, precision_recall
+from ddpm.metrics import frechet_distance, kernel_distance
 
 FLOWERS = Path(__file__).parents[3] / "shared" / "data" / "flowers-102"
 CPU = torch.device("cpu")
@@ -56,7 +53,10 @@ def test_features_do_not_depend_on_the_batch_size(extractor):
     together = extractor(pixels)
     assert together.abs().max() > 1.0
     for size in (1, 2, 3):
-        parts = list(extract_features(extractor, pixels, size, CPU))
+        parts = []
+        for part in extract_features(extractor, pixels, size, CPU):
+            assert torch.is_grad_enabled() and not part.requires_grad
+            parts.append(part)
         assert [len(part) for part in parts] == [size] * (5 // size) + [5 % size] * (5 % size > 0)
         torch.testing.assert_close(torch.cat(parts), together, rtol=0, atol=1e-3)
 
@@ -87,26 +87,10 @@ def test_large_images_are_resized_by_antialiased_bicubic_interpolation(extractor
     assert (features - extractor(as_pillow)).norm() < 0.1 * (features - extractor(picked)).norm()
 
 
-def test_extraction_computes_no_gradients_and_leaves_the_callers_mode_alone(extractor):
-    for features in extract_features(extractor, some_pixels(2), 1, CPU):
-        assert torch.is_grad_enabled()
-        assert not features.requires_grad
-
-
-def test_monochrome_images_are_refused(extractor):
-    with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'pixels'"):
-        extractor(some_pixels(1)[:, :1])
-
-
 @pytest.mark.usefixtures("without_shape_checks")
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match="unknown extractor 'vgg'; choose one of efficientnet_lite0, inception"):
         build_extractor("vgg")
-
-
-def test_an_extractor_without_a_network_says_so():
-    with pytest.raises(NotImplementedError):
-        FeatureExtractor()(some_pixels(1))
 
 
 def test_the_digest_is_of_the_weights_and_statistics(extractor):
@@ -163,40 +147,16 @@ def test_the_known_distances_of_real_flowers(extractor, flowers):
     assert frechet_distance(features["train"], others["flipped"]) == pytest.approx(5.4, abs=0.1)
     assert frechet_distance(features["train"], others["noisy"]) == pytest.approx(76.2, abs=1.0)
     assert frechet_distance(features["train"], others["uniform"]) == pytest.approx(388.8, abs=2.0)
-    found = {name: kernel_distance(features["train"], others[name]) for name in ("valid", "test", *changed)}
     for name, expected, tolerance in (("valid", -0.0002, 0.0003), ("test", 0.0009, 0.0003), ("noisy", 0.080, 0.002)):
-        assert found[name].mean == pytest.approx(expected, abs=tolerance)
-    for name, kernel in found.items():
-        distance, shares = (
-            frechet_distance(features["train"], others[name]),
-            precision_recall(features["train"], others[name]),
-        )
-        print(f"{name}: fd {distance:.2f}, {kernel}, {shares}")
+        assert kernel_distance(features["train"], others[name]).mean == pytest.approx(expected, abs=tolerance)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_distances_of_real_flowers_agree_with_scipy_and_torch_fidelity(flowers):
-    train, valid = flowers[1]["train"].double(), flowers[1]["valid"].double()
-    means = [x.mean(0).numpy() for x in (train, valid)]
-    covariances = [np.cov(x.numpy(), rowvar=False) for x in (train, valid)]
-    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
-    expected = ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2.0 * root.real)
-    assert frechet_distance(train.float(), valid.float()) == pytest.approx(expected, rel=1e-3)
-    (theirs,) = fid_statistics_to_metric(*map(fid_features_to_statistics, (train, valid)), verbose=False).values()
-    assert frechet_distance(train.float(), valid.float()) == pytest.approx(theirs, rel=1e-3)
-    whole = kid_features_to_metric(train, valid, kid_subsets=1, kid_subset_size=1020, verbose=False)
-    ours = kernel_distance(train.float(), valid.float(), num_subsets=1, subset_size=1020)
-    assert ours.mean == pytest.approx(whole["kernel_inception_distance_mean"], abs=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_real_flowers_that_were_not_trained_on_are_no_copies_and_noisy_ones_are(extractor, flowers):
+def test_new_real_flowers_are_no_copies_and_noisy_ones_are(extractor, flowers):
     pixels, features = flowers
     train, held_out = features["train"], nearest_images(features["valid"], features["train"]).distances
     real = memorisation(nearest_images(features["test"], train).distances, held_out)
-    print("test", real)
     # 1,020 images of valid give the twentieth with a standard error of 0.7 %; the tests' own images add 0.3 %.
     assert real.share == pytest.approx(EXPECTED_SHARE, abs=0.03)
     assert real.nearer_than_held_out == pytest.approx(0.5, abs=0.05)
@@ -204,5 +164,4 @@ def test_real_flowers_that_were_not_trained_on_are_no_copies_and_noisy_ones_are(
     noisy = (pixels["train"][:256] + noise).round().clamp(0.0, 255.0).to(torch.uint8)
     for copies in (pixels["train"][:256], noisy, pixels["train"][:256].flip(3)):
         found = memorisation(nearest_images(all_features(extractor, copies), train).distances, held_out)
-        print(found)
         assert found.share > 0.9

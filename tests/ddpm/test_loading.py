@@ -1,4 +1,4 @@
-"""Models by folder and by address, and what they draw."""
+"""Models by folder and by address, and their images."""
 
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
@@ -13,6 +13,7 @@ from ddpm.checkpoint import CheckpointError, load_model, publish_model
 from ddpm.config import DiffusionConfig
 from ddpm.devices import arithmetic
 from ddpm.images import to_pixels
+from tests.ddpm.small_networks import SAMPLERS
 
 
 @pytest.fixture
@@ -26,45 +27,34 @@ def weights_of(model):
 
 
 def test_a_folder_is_loaded_by_its_path_or_name(folder):
-    expected = weights_of(load_model(folder))
+    averaged, raw = (weights_of(load_model(folder, name)) for name in ("averaged", "raw"))
     for source in (folder, str(folder)):
-        torch.testing.assert_close(weights_of(ddpm.load(source, device="cpu")), expected, rtol=0, atol=0)
-    raw = weights_of(load_model(folder, "raw"))
+        torch.testing.assert_close(weights_of(ddpm.load(source, device="cpu")), averaged, rtol=0, atol=0)
     torch.testing.assert_close(weights_of(ddpm.load(folder, "raw", "cpu")), raw, rtol=0, atol=0)
-
-
-def test_the_only_weights_are_taken(folder):
-    raw = weights_of(load_model(folder, "raw"))
     (folder / "averaged.safetensors").unlink()
     torch.testing.assert_close(weights_of(ddpm.load(folder)), raw, rtol=0, atol=0)
 
 
-def test_the_device_is_the_best_there_is_or_the_one_named(folder, monkeypatch):
-    asked = []
-    monkeypatch.setattr("ddpm.devices.best_device", lambda: torch.device("cuda", 1))  # which need not be there
-    monkeypatch.setattr("ddpm.checkpoint.load_model", lambda *given: asked.append(given[2]) or load_model(*given[:2]))
-    ddpm.load(folder)
-    ddpm.load(folder, device="cpu")
-    assert asked == [torch.device("cuda", 1), "cpu"]
-
-
-def test_the_callers_process_is_left_as_it_is(folder, monkeypatch):
-    touched = []
+def test_the_best_device_is_taken_and_the_callers_process_left_alone(folder, monkeypatch):
+    touched, devices = [], []
     monkeypatch.setattr("ddpm.devices.keep_freed_memory", lambda: touched.append("malloc"))
+    monkeypatch.setattr("ddpm.checkpoint.load_model", lambda *given: devices.append(given[2]))
     before = torch.backends.cudnn.benchmark
-    ddpm.load(folder).draw(1, steps=1)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("ddpm.checkpoint.load_model", lambda *_: None)
-    ddpm.load(folder)
+    for has_gpu in (False, True):
+        monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
+        ddpm.load(folder)
+    ddpm.load(folder, device="meta")
+    assert devices == [torch.device("cpu"), torch.device("cuda", 0), "meta"]
     assert touched == [] and torch.backends.cudnn.benchmark == before
 
 
-def test_no_model_is_a_clear_error(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no usable model"):
-        ddpm.load(tmp_path)
+@pytest.fixture
+def stores(monkeypatch):
+    """Install the given entry points as stores of models."""
+    return lambda *points: monkeypatch.setattr(loading, "entry_points", lambda **_: points)
 
 
-def test_an_address_is_opened_by_the_store_of_its_scheme(folder, monkeypatch):
+def test_an_address_is_opened_by_the_store_of_its_scheme(folder, stores):
     closed = []
 
     @contextmanager
@@ -72,44 +62,38 @@ def test_an_address_is_opened_by_the_store_of_its_scheme(folder, monkeypatch):
         yield folder
         closed.append(address)
 
-    monkeypatch.setattr(loading, "_installed_stores", lambda: {"tulips": SimpleNamespace(load=lambda: store)})
+    stores(SimpleNamespace(name="tulips", load=lambda: store))
     loaded = ddpm.load("tulips:/red@best", "raw", "cpu")
     torch.testing.assert_close(weights_of(loaded), weights_of(load_model(folder, "raw")), rtol=0, atol=0)
     assert closed == ["tulips:/red@best"]
 
 
-@pytest.mark.parametrize("address", ["roses:/red@best", "s3://bucket/model"])
-def test_an_address_that_nothing_opens_is_a_clear_error(address, monkeypatch):
-    monkeypatch.setattr(loading, "_installed_stores", dict)
-    scheme = address.partition(":")[0]
-    with pytest.raises(CheckpointError, match=rf"nothing installed opens addresses of {scheme}: \(known: none\)"):
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("roses:/red", "store of roses:/red cannot be opened: No module named"),
+        ("s3://bucket/model", r"no installed package opens .* s3:, got s3://bucket/model \(known: roses\)"),
+        ("nowhere", "holds no usable model"),
+    ],
+)
+def test_a_model_that_cannot_be_found_is_a_clear_error(address, message, stores):
+    stores(EntryPoint("roses", "no_such_package:opened", loading.STORES))
+    with pytest.raises(CheckpointError, match=message):
         ddpm.load(address)
 
 
-def test_a_store_that_cannot_be_imported_is_a_clear_error(monkeypatch):
-    point = EntryPoint("roses", "no_such_package:opened", loading.STORES)
-    monkeypatch.setattr(loading, "_installed_stores", lambda: {"roses": point})
-    with pytest.raises(CheckpointError, match=r"roses:/red lies in a store .* cannot be opened: No module named"):
-        ddpm.load("roses:/red")
-
-
-@pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("dpm_solver++", 0.0)])
-def test_a_model_draws_what_its_sampler_draws(folder, sampler, eta):
-    model = load_model(folder)
-    noise = ImageNoise(7, range(5), (3, 8, 8))
-    expected = to_pixels(sample(sampler, model.unet, model.diffusion, noise, 4, eta))
-    asked = {"seed": 7, "sampler": sampler, "steps": 4, "eta": eta, "precision": "float32"}
-    torch.testing.assert_close(model.draw(5, **asked), expected, rtol=0, atol=0)
-    # In batches but for the rounding, and whether more are asked for or not.
-    batched = model.draw(7, batch_size=2, **asked)
-    assert batched.shape == (7, 3, 8, 8) and batched.dtype == torch.uint8
-    assert (batched[:5].int() - expected.int()).abs().max() <= 1
-
-
-def test_drawing_leaves_no_graph(folder):
+@pytest.mark.parametrize(("sampler", "eta"), SAMPLERS)
+def test_a_model_draws_the_images_of_its_sampler(folder, sampler, eta):
     model = load_model(folder)
     model.unet.requires_grad_(True)
-    assert not model.draw(1, steps=1).requires_grad
+    noise = ImageNoise(7, range(5), (3, 8, 8))
+    expected = to_pixels(sample(sampler, model.unet, model.diffusion, noise, 4, eta))
+    options = {"seed": 7, "sampler": sampler, "steps": 4, "eta": eta, "precision": "float32"}
+    torch.testing.assert_close(model.draw(5, **options), expected, rtol=0, atol=0)
+    # In batches the same but for rounding, and also with more images.
+    batched = model.draw(7, batch_size=2, **options)
+    assert batched.shape == (7, 3, 8, 8) and batched.dtype == torch.uint8 and not batched.requires_grad
+    assert (batched[:5].int() - expected.int()).abs().max() <= 1
 
 
 def test_in_bfloat16_the_images_are_those_of_weights_cast_at_each_call(folder):
@@ -124,20 +108,20 @@ def test_in_bfloat16_the_images_are_those_of_weights_cast_at_each_call(folder):
     assert not any(parameter.requires_grad for parameter in model.unet.parameters())
 
 
-def test_each_step_is_told_and_may_end_the_drawing(folder):
-    model, told = load_model(folder), []
-    model.draw(3, steps=4, batch_size=2, on_step=lambda step: told.append((step.number, len(step.x_t))))
-    assert told == [(1, 2), (2, 2), (3, 2), (4, 2), (1, 1), (2, 1), (3, 1), (4, 1)]
+def test_each_step_is_reported_and_may_end_the_drawing(folder):
+    model, seen = load_model(folder), []
+    model.draw(3, steps=4, batch_size=2, on_step=lambda step: seen.append((step.number, len(step.x_t))))
+    assert seen == [(1, 2), (2, 2), (3, 2), (4, 2), (1, 1), (2, 1), (3, 1), (4, 1)]
 
     def give_up(step):
-        told.append(step.number)
+        seen.append(step.number)
         if step.number == 2:
             raise KeyError
 
-    told.clear()
+    seen.clear()
     with pytest.raises(KeyError):
         model.draw(3, steps=4, on_step=give_up)
-    assert told == [1, 2] and torch.is_grad_enabled()
+    assert seen == [1, 2] and torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("n", [0, -1])

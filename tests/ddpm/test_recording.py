@@ -106,7 +106,7 @@ def test_what_a_step_gave_stays_when_the_next_is_taken(start, images, diffusion)
 
 def test_what_cannot_be_recorded_goes_on_without_and_says_why_once(monkeypatch):
     def capture(_function):
-        raise RuntimeError("operation not permitted when stream is capturing\nand a long trace")
+        raise RuntimeError("not permitted\nand a long trace")
 
     monkeypatch.setattr("ddpm.recording.capture", capture)
     doubled = RecordedFunction(lambda x: 2 * x, CPU)
@@ -115,10 +115,8 @@ def test_what_cannot_be_recorded_goes_on_without_and_says_why_once(monkeypatch):
         results = [float(doubled(torch.tensor(float(i)))) for i in range(8)]
     assert results == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0]
     assert not doubled.is_recorded
-    assert [str(each.message) for each in caught] == [
-        "work for the GPU cannot be recorded as a CUDA graph, and goes on without it: "
-        "operation not permitted when stream is capturing"
-    ]
+    (warning,) = caught
+    assert str(warning.message).endswith("cannot be recorded as a CUDA graph and runs without it: not permitted")
 
 
 @pytest.mark.parametrize(("compilation", "device", "expected"), [

@@ -36,28 +36,26 @@ def test_it_learns_eight_images_by_heart(diffusion):
     assert sum(losses[-50:]) / 50 < 0.5 * ignorant
 
 
-def test_an_event_tells_of_its_step(start, images, diffusion):
+def test_an_event_describes_its_step(start, images, diffusion):
     state = start()
+    average = [parameter.detach().clone() for parameter in state.model.parameters()]
+    state.model.eval()
     for number, event in enumerate(train(state, images, diffusion, CONFIG), start=1):
-        assert event.step == number == state.step
+        assert event.step == number == state.step == state.ema.num_updates
         assert event.num_images_seen == 4 * number
         assert event.learning_rate == learning_rate_at(number - 1, CONFIG)
         assert state.optimizer.param_groups[0]["lr"] == event.learning_rate
         assert event.loss.shape == event.gradient_norm.shape == ()
         assert event.quartile_loss_sums.shape == event.quartile_counts.shape == (4,)
         assert not (event.loss.requires_grad or event.quartile_loss_sums.requires_grad)
-    assert number == NUM_STEPS
-
-
-def test_events_come_after_the_optimizer_and_the_moving_average(start, images, diffusion):
-    state = start()
-    average = [parameter.detach().clone() for parameter in state.model.parameters()]
-    for event in train(state, images, diffusion, CONFIG):
-        assert state.ema.num_updates == event.step
-        decay = min(0.9, event.step / (9 + event.step))
+        decay = min(0.9, number / (9 + number))
         for mean, parameter, kept in zip(average, state.model.parameters(), state.ema.module.parameters(), strict=True):
             mean.mul_(decay).add_(parameter.detach(), alpha=1.0 - decay)
             torch.testing.assert_close(kept, mean, rtol=1e-4, atol=1e-6)
+    assert number == NUM_STEPS
+    assert state.model.training and not state.ema.module.training
+    assert state.model.first_conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert list(train(state, images, diffusion, CONFIG)) == []  # it is finished
 
 
 def test_the_steps_are_those_of_adam(start, images, diffusion):
@@ -97,15 +95,18 @@ def test_the_loss_is_that_of_the_batch(start, images, diffusion, monkeypatch):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("stops", [(1,), (5,), (3, 4, 11)])
-def test_a_run_left_and_gone_on_with_equals_an_uninterrupted_one(start, images, diffusion, stops, dropout):
+@pytest.mark.parametrize("stops", [(5,), (3, 4, 11)])
+def test_an_interrupted_run_equals_an_uninterrupted_one(start, images, diffusion, stops, dropout):
     whole, interrupted = start(dropout=dropout), start(dropout=dropout)
     expected = [fields(event) for event in train(whole, images, diffusion, CONFIG)]
     events = []
     for stop in [*stops, NUM_STEPS]:
         for event in train(interrupted, images, diffusion, CONFIG):
             events.append(fields(event))
-            torch.rand(7)  # what the caller draws in between does not matter
+            # What the caller does in between does not matter.
+            torch.rand(7)
+            with torch.no_grad():
+                interrupted.model.eval()(torch.zeros(1, 3, 8, 8), torch.tensor([0]))
             if event.step == stop:
                 break
     assert events == expected
@@ -119,102 +120,36 @@ def test_a_run_resumed_from_disk_equals_an_uninterrupted_one(start, images, diff
     events = []
     for event in train(first, images, diffusion, CONFIG):
         events.append(fields(event))
+        path = save_checkpoint(tmp_path, first, {}, {}, keep=3)
         if event.step == 5:
-            path = save_checkpoint(tmp_path, first, {}, {}, keep=1)
+            resumed = path
         if event.step == 7:
             break  # two steps beyond the checkpoint are lost, and done again
     # A new process: other initial weights, other data object, other state of the global generator.
     torch.manual_seed(123)
-    model = UNet(dataclasses.replace(first.model.config))
-    second = TrainingState.start(model, CONFIG)
-    load_checkpoint(path, second, {})
+    second = TrainingState.start(UNet(first.model.config), CONFIG)
+    load_checkpoint(resumed, second, {})
     fresh_images = TrainingImages(images.images, images.batch_size, images.seed)
     events[5:] = [fields(event) for event in train(second, fresh_images, diffusion, CONFIG)]
     assert events == expected
     assert_same_bits(snapshot(second), snapshot(whole))
 
 
-def test_saving_changes_nothing(start, images, diffusion, tmp_path):
-    plain, saving = start(), start()
-    for _ in train(plain, images, diffusion, CONFIG):
-        pass
-    for _ in train(saving, images, diffusion, CONFIG):
-        save_checkpoint(tmp_path, saving, {}, {}, keep=1)
-    assert_same_bits(snapshot(saving), snapshot(plain))
-
-
-def test_a_finished_run_has_no_more_steps(start, images, diffusion):
-    state = start()
-    assert len(list(train(state, images, diffusion, CONFIG))) == NUM_STEPS
-    before = snapshot(state)
-    assert list(train(state, images, diffusion, CONFIG)) == []
-    assert_same_bits(snapshot(state), before)
-
-
-def test_the_callers_modes_are_left_alone(start, images, diffusion):
-    # Precision bfloat16 enters autocast, which must not be seen from outside.
-    config = dataclasses.replace(CONFIG, precision="bfloat16")
-    for _ in itertools.islice(train(start(config), images, diffusion, config), 2):
-        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-        assert not torch.is_autocast_enabled("cpu")
-
-
-def test_the_caller_may_use_the_model_between_steps(start, images, diffusion):
-    undisturbed, disturbed = start(dropout=0.5), start(dropout=0.5)
-    for _ in train(undisturbed, images, diffusion, CONFIG):
-        pass
-    for _ in train(disturbed, images, diffusion, CONFIG):
-        with torch.no_grad():
-            disturbed.model.eval()(torch.zeros(1, 3, 8, 8), torch.tensor([0]))
-    assert_same_bits(snapshot(disturbed), snapshot(undisturbed))
-
-
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_the_global_generator_is_neither_used_nor_changed(start, images, diffusion, dropout):
-    results = []
+    results, masks = [], []
     for seed in (1, 2):
         state = start(dropout=dropout)
+        state.model.middle[0].residual.dropout.register_forward_hook(lambda _, __, output: masks.append(output == 0))
         torch.manual_seed(seed)
         before = torch.get_rng_state()
         results.append([fields(event) for event in train(state, images, diffusion, CONFIG)])
         assert torch.equal(torch.get_rng_state(), before)
     assert results[0] == results[1]
-
-
-def test_dropout_is_drawn_anew_in_each_step(start, images, diffusion):
-    masks = []
-    state = start(dropout=0.5)
-    dropout = next(module for module in state.model.modules() if isinstance(module, torch.nn.Dropout))
-    dropout.register_forward_hook(lambda _, __, output: masks.append(output == 0))
-    for _ in itertools.islice(train(state, images, diffusion, CONFIG), 3):
-        pass
-    assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[1], masks[2])
-
-
-def test_the_seed_decides_the_noise(start, images, diffusion):
+    assert torch.equal(masks[0], masks[1]) == (dropout == 0.0)  # drawn anew in each step
     other = dataclasses.replace(CONFIG, seed=1)
-    losses = [[float(event.loss) for event in train(start(), images, diffusion, config)] for config in (CONFIG, other)]
-    assert all(one != other for one, other in zip(*losses, strict=True))
-
-
-def test_the_model_trains_in_training_mode_and_channels_last(start, images, diffusion):
-    state = start()
-    state.model.eval()
-    next(train(state, images, diffusion, CONFIG))
-    assert state.model.training and not state.ema.module.training
-    assert state.model.first_conv.weight.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_the_precision_is_that_of_the_convolutions(start, images, diffusion, precision, dtype):
-    dtypes = set()
-    config = dataclasses.replace(CONFIG, precision=precision)
-    state = start(config)
-    state.model.first_conv.register_forward_hook(lambda _, __, output: dtypes.add(output.dtype))
-    event = next(train(state, images, diffusion, config))
-    assert dtypes == {dtype}
-    assert event.loss.dtype == torch.float32
-    assert {parameter.dtype for parameter in state.model.parameters()} == {torch.float32}
+    losses = [fields(event)[2] for event in train(start(other, dropout=dropout), images, diffusion, other)]
+    assert all(one[2] != loss for one, loss in zip(results[0], losses, strict=True))
 
 
 def test_the_chosen_loss_is_used(start, images, diffusion):
@@ -229,6 +164,31 @@ def test_the_chosen_loss_is_used(start, images, diffusion):
     assert first["huber"] == pytest.approx(0.4246, rel=0.2)
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype", "allowed"),
+    [
+        ("float32", torch.float32, False),
+        ("tensorfloat32", torch.float32, True),
+        ("bfloat16", torch.bfloat16, True),
+    ],
+)
+def test_the_precision_is_that_of_forward_and_backward_products(start, images, diffusion, precision, dtype, allowed):
+    def tensorfloat32():
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    dtypes, backward, before = set(), set(), tensorfloat32()
+    config = dataclasses.replace(CONFIG, precision=precision)
+    state = start(config)
+    state.model.first_conv.register_forward_hook(lambda _, __, output: dtypes.add(output.dtype))
+    next(state.model.parameters()).register_hook(lambda _: backward.add(tensorfloat32()))
+    event = next(train(state, images, diffusion, config))
+    assert dtypes == {dtype} and backward == {(allowed, allowed)}
+    assert event.loss.dtype == torch.float32
+    assert {parameter.dtype for parameter in state.model.parameters()} == {torch.float32}
+    # The caller's modes are left alone.
+    assert tensorfloat32() == before and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
 def test_t_is_uniform_and_eps_standard_normal():
     shape = (20_000, 1, 2, 2)
     t, eps = draw_t_and_eps(shape, 10, torch.Generator().manual_seed(0))
@@ -241,24 +201,10 @@ def test_t_is_uniform_and_eps_standard_normal():
     assert float(eps.var()) == pytest.approx(1.0, abs=5 * (2 / 80_000) ** 0.5)
 
 
-def test_one_time_step_is_drawn_where_there_is_one():
-    t, _ = draw_t_and_eps((5, 1, 2, 2), 1, torch.Generator())
-    assert t.tolist() == [0] * 5
-
-
-def test_the_state_starts_at_step_zero_with_an_average_of_its_own(start):
-    state = start()
-    assert state.step == state.ema.num_updates == 0
-    assert (state.ema.decay, state.ema.warmup) == (0.9, True)
-    assert not {id(p) for p in state.model.parameters()} & {id(p) for p in state.ema.module.parameters()}
-    for weight, average in zip(state.model.parameters(), state.ema.module.parameters(), strict=True):
-        torch.testing.assert_close(average, weight, rtol=0, atol=0)
-
-
 def test_a_copied_state_goes_on_like_the_original(start, images, diffusion):
     state = start()
     next(train(state, images, diffusion, CONFIG))
-    copied = copy.deepcopy(state)  # whole: the optimizer of the copy must move the model of the copy
+    copied = copy.deepcopy(state)  # the optimizer of the copy must move the model of the copy
     for one in (state, copied):
         assert len(list(train(one, images, diffusion, CONFIG))) == NUM_STEPS - 1
     assert_same_bits(snapshot(copied), snapshot(state))

@@ -1,4 +1,4 @@
-"""What may differ from the published training: each option against its formula, or against what it must not change."""
+"""Options beside the published training, against their formulas or against the results that they must not change."""
 
 import dataclasses
 
@@ -14,23 +14,17 @@ def norm_of_gradient(model):
     return sum(float(parameter.grad.double().square().sum()) for parameter in model.parameters()) ** 0.5
 
 
-@pytest.mark.parametrize("clip", [None, 1e-3])
-def test_the_norm_of_the_whole_gradient_is_clipped(start, images, diffusion, clip):
-    config = dataclasses.replace(CONFIG, gradient_clip=clip)
-    state = start(config)
-    for _ in train(state, images, diffusion, config):
-        norm = norm_of_gradient(state.model)
-        assert norm == pytest.approx(clip, rel=1e-3) if clip else norm > 1e-2
-
-
-def test_an_event_tells_the_norm_of_the_gradient_before_it_is_clipped(start, images, diffusion):
-    unclipped, clipped = (dataclasses.replace(CONFIG, gradient_clip=clip) for clip in (None, 1e-3))
-    state = start(unclipped)
-    for event in train(state, images, diffusion, unclipped):
-        assert float(event.gradient_norm) == pytest.approx(norm_of_gradient(state.model), rel=1e-5)
-        if event.step == 1:
-            first = float(event.gradient_norm)
-    assert float(next(train(start(clipped), images, diffusion, clipped)).gradient_norm) == first > 1e-2
+def test_the_gradient_is_clipped_after_its_norm_is_reported(start, images, diffusion):
+    first = []
+    for clip in (None, 1e-3):
+        config = dataclasses.replace(CONFIG, gradient_clip=clip)
+        state = start(config)
+        for event in train(state, images, diffusion, config):
+            expected = clip or float(event.gradient_norm)
+            assert norm_of_gradient(state.model) == pytest.approx(expected, rel=1e-3)
+            if event.step == 1:
+                first.append(float(event.gradient_norm))
+    assert first[0] == first[1] > 1e-2
 
 
 @pytest.fixture
@@ -93,12 +87,6 @@ def test_min_snr_weighs_the_loss_of_each_image_by_its_formula(start, images, wat
     assert max(differences) > 0.1
 
 
-def test_min_snr_weighs_the_gradient_too(start, images, diffusion):
-    plain, weighted = (dataclasses.replace(CONFIG, min_snr_gamma=gamma) for gamma in (None, 0.5))
-    norms = [float(next(train(start(config), images, diffusion, config)).gradient_norm) for config in (plain, weighted)]
-    assert norms[1] < 0.9 * norms[0]
-
-
 def gently(state):
     """The optimizer divides by the size of each gradient; of those that are all rounding it leaves more alone."""
     state.optimizer.param_groups[0]["eps"] = 1e-3
@@ -123,16 +111,6 @@ def test_a_batch_in_parts_gives_the_steps_of_the_whole(start, images, diffusion,
     expected = snapshot(one)
     for name, tensor in snapshot(other).items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
-
-
-def test_the_parts_of_a_batch_have_dropout_of_their_own(start, images, diffusion):
-    config = dataclasses.replace(CONFIG, accumulation_steps=2)
-    masks = []
-    state = start(config, dropout=0.5)
-    dropout = next(module for module in state.model.modules() if isinstance(module, torch.nn.Dropout))
-    dropout.register_forward_hook(lambda _, __, output: masks.append(output == 0))
-    next(train(state, images, diffusion, config))
-    assert len(masks) == 2 and not torch.equal(*masks)
 
 
 def test_a_batch_that_cannot_be_split_evenly_is_an_error(start, images, diffusion):
@@ -178,12 +156,6 @@ def test_each_moving_average_is_that_of_a_run_with_its_decay_alone(start, images
         assert_same_bits(ema.module.state_dict(), alone.ema.module.state_dict())
 
 
-def test_further_averages_warm_up_like_the_first(start):
-    state = start(dataclasses.replace(CONFIG, extra_ema_decays=(0.5, 0.99)))
-    assert all(ema.warmup for ema in state.extra_emas)
-    assert state.extra_emas[1].current_decay() == 0.1
-
-
 def test_the_network_is_compiled_as_the_configuration_says(start, images, diffusion, monkeypatch):
     asked, called = [], []
 
@@ -202,18 +174,3 @@ def test_the_network_is_compiled_as_the_configuration_says(start, images, diffus
     assert len(list(train(start(config), images, diffusion, config))) == NUM_STEPS
     assert asked == [("default", torch.device("cpu"))]
     assert len(called) == 2 * NUM_STEPS
-
-
-@pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tensorfloat32", True)])
-def test_backward_passes_multiply_as_forward_passes_do(start, images, diffusion, precision, allowed):
-    config = dataclasses.replace(CONFIG, precision=precision)
-    state, seen = start(config), []
-
-    def note(_gradient):
-        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
-
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    next(state.model.parameters()).register_hook(note)
-    next(train(state, images, diffusion, config))
-    assert seen == [(allowed, allowed)]
-    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before

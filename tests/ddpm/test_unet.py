@@ -1,37 +1,18 @@
-"""The network: its size, its start, and each layer against its formula."""
+"""The network: its size, its start and its limits; test_export.py compares its outputs with those of diffusers."""
 
 import dataclasses
 import math
 
 import pytest
 import torch
-from torch import nn
 
-from ddpm.config import UNetConfig
 from ddpm.unet import (
-    Block,
-    Downsample,
-    ResidualBlock,
-    SelfAttention,
     TimeEmbedding,
     UNet,
-    Upsample,
     scaled_conv,
     scaled_linear,
 )
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def awake(module):
-    """Moves all weights off their start, so that no layer hides behind a zero."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return module.eval()
+from tests.ddpm.small_networks import awake, noise
 
 
 def test_the_published_network_has_63_200_387_parameters():
@@ -39,24 +20,6 @@ def test_the_published_network_has_63_200_387_parameters():
     with torch.device("meta"):
         unet = UNet()
     assert sum(parameter.numel() for parameter in unet.parameters()) == 63_200_387
-
-
-def test_levels_carry_their_widths_and_attention(tiny_config):
-    config = dataclasses.replace(tiny_config, widths=(8, 16, 24), attention=(False, True, False), num_res_blocks=2)
-    unet = UNet(config)
-    down, up = ([layer for layer in side if isinstance(layer, Block)] for side in (unet.down, unet.up))
-    assert [block.residual.conv_1.out_channels for block in down] == [8, 8, 16, 16, 24, 24]
-    assert [block.residual.conv_1.out_channels for block in up] == [24] * 3 + [16] * 3 + [8] * 3
-    assert [isinstance(block.attention, SelfAttention) for block in down] == [False] * 2 + [True] * 2 + [False] * 2
-    assert [isinstance(block.attention, SelfAttention) for block in up] == [False] * 3 + [True] * 3 + [False] * 3
-    # Each block on the way up also takes what the way down made at its size, the last made first.
-    assert [block.residual.conv_1.in_channels for block in up] == [
-        *(24 + 24, 24 + 24, 24 + 16),
-        *(24 + 16, 16 + 16, 16 + 8),
-        *(16 + 8, 8 + 8, 8 + 8),
-    ]
-    assert sum(isinstance(layer, Downsample) for layer in unet.down) == 2
-    assert sum(isinstance(layer, Upsample) for layer in unet.up) == 2
 
 
 def test_the_output_is_zero_at_the_start(tiny_config):
@@ -106,11 +69,6 @@ def test_an_image_that_does_not_halve_is_an_error(tiny_config, height, width):
         UNet(tiny_config)(noise(1, 3, height, width), torch.tensor([0]))
 
 
-def test_downsampling_is_what_the_levels_halve():
-    assert UNetConfig().downsampling == 8
-    assert UNetConfig(widths=(8,), attention=(False,)).downsampling == 1
-
-
 def test_dropout_acts_in_training_alone(tiny_config):
     unet = awake(UNet(dataclasses.replace(tiny_config, dropout=0.5)))
     x, t = noise(1, 3, 8, 8), torch.tensor([5])
@@ -120,7 +78,7 @@ def test_dropout_acts_in_training_alone(tiny_config):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_gradient_checkpointing_computes_blocks_twice_and_changes_no_gradient(tiny_config, dropout):
+def test_gradient_checkpointing_runs_blocks_twice_for_the_same_gradients(tiny_config, dropout):
     unet = awake(UNet(dataclasses.replace(tiny_config, dropout=dropout))).train()
     assert not unet.gradient_checkpointing
     calls = []
@@ -136,20 +94,12 @@ def test_gradient_checkpointing_computes_blocks_twice_and_changes_no_gradient(ti
         results[unet.gradient_checkpointing] = (out.detach(), gradients, len(calls))
     (out, gradients, once), (same_out, same_gradients, twice) = results[False], results[True]
     assert (once, twice) == (1, 2)
+    calls.clear()
+    unet.eval()(noise(2, 3, 8, 8), torch.tensor([3, 700])).square().mean().backward()
+    assert len(calls) == 1  # outside training nothing is computed twice
     torch.testing.assert_close(same_out, out, rtol=0, atol=0)
     for name, gradient in gradients.items():
         torch.testing.assert_close(same_gradients[name], gradient, rtol=0, atol=0)
-
-
-def test_gradient_checkpointing_rests_outside_training(awake_unet):
-    x, t = noise(2, 3, 8, 8), torch.tensor([3, 700])
-    expected, calls = awake_unet(x, t), []
-    awake_unet.middle[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    awake_unet.gradient_checkpointing = True
-    out = awake_unet(x, t)
-    out.square().mean().backward()
-    assert len(calls) == 1
-    torch.testing.assert_close(out, expected, rtol=0, atol=0)
 
 
 def test_time_embedding_equals_the_formula():
@@ -164,83 +114,6 @@ def test_time_embedding_equals_the_formula():
     expected = (hidden * torch.sigmoid(hidden)) @ embedding.second.weight.T + embedding.second.bias
     # float32 keeps an angle of 999 to 6e-5.
     torch.testing.assert_close(embedding(torch.tensor(times)), expected, rtol=0, atol=2e-4)
-
-
-def test_frequencies_are_no_part_of_the_weights():
-    assert set(TimeEmbedding(8).state_dict()) == {"first.weight", "first.bias", "second.weight", "second.bias"}
-
-
-def test_a_residual_block_equals_the_formula(tiny_config):
-    block = awake(ResidualBlock(8, 16, tiny_config))
-    x, embedding = noise(2, 8, 4, 4), noise(2, 8, seed=1)
-
-    def swish(value):
-        return value * torch.sigmoid(value)
-
-    def group_norm(value, norm):
-        groups = value.reshape(2, tiny_config.norm_groups, -1)
-        mean, variance = groups.mean(dim=2, keepdim=True), groups.var(dim=2, unbiased=False, keepdim=True)
-        normal = ((groups - mean) / (variance + 1e-5).sqrt()).reshape(value.shape)
-        return normal * norm.weight[:, None, None] + norm.bias[:, None, None]
-
-    h = block.conv_1(swish(group_norm(x, block.norm_1)))
-    h = h + (swish(embedding) @ block.time.weight.T + block.time.bias)[:, :, None, None]
-    h = block.conv_2(swish(group_norm(h, block.norm_2)))
-    shift = block.time(nn.functional.silu(embedding))
-    torch.testing.assert_close(block(x, shift), h + block.shortcut(x), rtol=0, atol=1e-4)
-
-
-def test_a_residual_block_starts_as_its_shortcut(tiny_config):
-    x, narrow, wide = noise(2, 8, 4, 4), ResidualBlock(8, 8, tiny_config), ResidualBlock(8, 16, tiny_config)
-    torch.testing.assert_close(narrow(x, noise(2, 8, seed=1)), x, rtol=0, atol=0)
-    torch.testing.assert_close(wide(x, noise(2, 16, seed=1)), wide.shortcut(x), rtol=0, atol=0)
-
-
-def test_each_block_is_shifted_by_its_own_view_of_the_time(tiny_config):
-    unet = awake(UNet(tiny_config))
-    shifts = {}
-    blocks = [layer for layer in unet.modules() if isinstance(layer, Block)]
-    for block in blocks:
-        block.register_forward_pre_hook(lambda block, arguments: shifts.update({block: arguments[1]}))
-    t = torch.tensor([3, 700])
-    unet(noise(2, 3, 8, 8), t)
-    assert len(shifts) == len(blocks) == 8
-    for block, shift in shifts.items():
-        expected = block.residual.time(nn.functional.silu(unet.time_embedding(t)))
-        torch.testing.assert_close(shift, expected, rtol=0, atol=1e-5)
-
-
-def test_the_residual_of_attention_is_the_input_before_normalisation():
-    # The projection starts at zero, so what comes out is the residual alone: far from normalised here.
-    x = 5.0 + 3.0 * noise(2, 8, 4, 4)
-    torch.testing.assert_close(SelfAttention(8, 4)(x), x, rtol=0, atol=0)
-
-
-def test_attention_equals_the_formula():
-    attention = awake(SelfAttention(8, 4))
-    x = 5.0 + 3.0 * noise(2, 8, 3, 5)
-    normal = attention.norm(x)
-    for image in range(2):
-        pixels = normal[image].reshape(8, 15).T
-        query, key, value = (dense(pixels) for dense in (attention.query, attention.key, attention.value))
-        # Vaswani et al. 2017, Eq. 1.
-        scores = torch.exp(query @ key.T / math.sqrt(8))
-        attended = attention.project(scores / scores.sum(dim=1, keepdim=True) @ value)
-        torch.testing.assert_close(attention(x)[image], x[image] + attended.T.reshape(8, 3, 5), rtol=0, atol=1e-4)
-
-
-def test_upsampling_repeats_pixels_before_its_convolution():
-    up = awake(Upsample(4))
-    for x in (noise(1, 4, 2, 3), noise(16, 4, 8, 8)):  # few pixels, and many, which go another way
-        repeated = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-        torch.testing.assert_close(up(x), up.conv(repeated), rtol=0, atol=1e-5)
-
-
-def test_downsampling_halves_by_a_convolution_around_every_second_pixel():
-    down, x = awake(Downsample(4)), noise(1, 4, 4, 6)
-    every_pixel = nn.functional.conv2d(x, down.conv.weight, down.conv.bias, padding=1)
-    # Padding at the bottom and right puts the centres on the odd rows and columns.
-    torch.testing.assert_close(down(x), every_pixel[:, :, 1::2, 1::2], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
@@ -263,8 +136,3 @@ def test_layers_that_end_a_residual_branch_start_at_zero(tiny_config):
     zero = {name for name, parameter in unet.named_parameters() if name.endswith("weight") and not parameter.any()}
     ends = ("conv_2.weight", "project.weight", "last_conv.weight")
     assert zero == {name for name, _ in unet.named_parameters() if name.endswith(ends)}
-
-
-def test_the_configuration_cannot_be_changed():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        UNetConfig().dropout = 0.5

@@ -1,4 +1,4 @@
-"""What all samplers share."""
+"""Guarantees of every sampler."""
 
 import itertools
 from typing import get_args
@@ -9,14 +9,9 @@ import torch
 from ddpm import GaussianDiffusion, ImageNoise, cosine_betas, linear_betas, sample, sampler_steps
 from ddpm.config import SamplerName
 from ddpm.samplers import ancestral, ddim, dpm_solver
+from tests.ddpm.small_networks import SAMPLERS, noise
 
 SHAPE = (3, 4, 4)
-ALL = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("dpm_solver++", 0.0)]
-
-
-@pytest.fixture
-def diffusion():
-    return GaussianDiffusion(linear_betas(20, 1e-4, 0.3))
 
 
 @pytest.mark.parametrize("module", [ancestral, ddim, dpm_solver])
@@ -25,39 +20,79 @@ def test_each_sampler_has_a_data_sheet(module):
     assert rows == ["source", "cost", "noise", "steps", "prefer"]
 
 
-@pytest.mark.parametrize(("name", "eta"), ALL)
+@pytest.mark.parametrize(("name", "eta"), SAMPLERS)
 @pytest.mark.parametrize("num_sampling_steps", [1, 7, 20])
-def test_a_step_costs_one_network_call_as_its_data_sheet_says(name, eta, num_sampling_steps, diffusion, bent_model):
-    calls = []
+def test_network_calls_and_noise_are_those_of_the_data_sheet(
+    name, eta, num_sampling_steps, diffusion, bent_model, given_noise
+):
+    calls, drawn = [], given_noise(noise(num_sampling_steps, 2, *SHAPE))
 
     def model(x_t, t):
         calls.append(t.tolist())
         return bent_model(x_t, t)
 
-    steps = list(sampler_steps(name, model, diffusion, ImageNoise(0, [0, 1], SHAPE), num_sampling_steps, eta))
+    steps = list(sampler_steps(name, model, diffusion, drawn, num_sampling_steps, eta))
     assert calls == [[step.t, step.t] for step in steps]
     assert [step.number for step in steps] == list(range(1, num_sampling_steps + 1))
     assert steps[0].t == 19
+    assert drawn.num_draws == (num_sampling_steps if eta or name == "ddpm" else 1)
 
 
-@pytest.mark.parametrize(("name", "eta"), ALL)
-def test_images_do_not_depend_on_the_batch_size(name, eta, diffusion, bent_model):
-    together = sample(name, bent_model, diffusion, ImageNoise(3, range(5), SHAPE), 10, eta)
-    assert together.shape == (5, *SHAPE)
-    alone = [sample(name, bent_model, diffusion, ImageNoise(3, [i], SHAPE), 10, eta) for i in range(5)]
-    torch.testing.assert_close(torch.cat(alone), together, rtol=0, atol=1e-6)
-    assert (together[0] - together[1]).abs().max() > 0.1
+@pytest.mark.parametrize(("name", "eta"), SAMPLERS)
+def test_images_do_not_depend_on_the_batch_size(name, eta, diffusion, bent_model, awake_unet):
+    # Products of another size are added up in another order.
+    for model, size, tolerance in ((bent_model, 4, 1e-6), (awake_unet, 8, 1e-3)):
+        together = sample(name, model, diffusion, ImageNoise(3, range(4), (3, size, size)), 5, eta)
+        assert together.shape == (4, 3, size, size)
+        alone = [sample(name, model, diffusion, ImageNoise(3, [i], (3, size, size)), 5, eta) for i in range(4)]
+        torch.testing.assert_close(torch.cat(alone), together, rtol=0, atol=tolerance)
+        assert (together[0] - together[1]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize(("name", "eta"), ALL)
-def test_a_networks_images_do_not_depend_on_the_batch_size(name, eta, diffusion, awake_unet):
-    together = sample(name, awake_unet, diffusion, ImageNoise(3, range(3), (3, 8, 8)), 5, eta)
-    alone = [sample(name, awake_unet, diffusion, ImageNoise(3, [i], (3, 8, 8)), 5, eta) for i in range(3)]
-    # Other sizes of a product are added up in another order.
-    torch.testing.assert_close(torch.cat(alone), together, rtol=0, atol=1e-3)
+@pytest.mark.parametrize("betas", [linear_betas(100, 1e-4, 0.1), cosine_betas(100)], ids=["linear", "cosine"])
+@pytest.mark.parametrize(("name", "eta"), SAMPLERS)
+@pytest.mark.parametrize("num_sampling_steps", [1, 7, 100])
+def test_a_perfect_model_of_one_image_draws_that_image(num_sampling_steps, name, eta, betas, given_noise):
+    diffusion = GaussianDiffusion(betas)
+    x_0 = torch.rand((2, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2.0 - 1.0
+    drawn = given_noise(noise(100, 2, *SHAPE, dtype=torch.float64))
+
+    def model(x_t, t):
+        return diffusion.predict_eps(x_t, t, x_0)
+
+    for step in sampler_steps(name, model, diffusion, drawn, num_sampling_steps, eta):
+        torch.testing.assert_close(step.x_0_pred, x_0, rtol=0, atol=1e-9)
+    torch.testing.assert_close(step.x_t, x_0, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "eta"), ALL)
+@pytest.mark.parametrize(
+    ("sampler", "options", "num_timesteps", "lowest", "highest"),
+    [
+        # The posterior variance is right for data of one image, and a lower bound for any other (Ho et al. 2020,
+        # section 3.2): with 400 steps it costs 3 %.
+        (ancestral.sample_ancestral, {}, 400, 0.95, 1.01),
+        (ddim.sample_ddim, {"eta": 0.0}, 200, 0.97, 1.03),
+        (ddim.sample_ddim, {"eta": 0.5}, 200, 0.97, 1.03),
+    ],
+)
+def test_a_perfect_model_of_a_gaussian_draws_that_gaussian(sampler, options, num_timesteps, lowest, highest):
+    """Where x_0 ~ N(0.2, 0.3^2), the best prediction of eps is known: a linear function of x_t."""
+    diffusion = GaussianDiffusion(linear_betas(num_timesteps, 1e-4, 20 / num_timesteps))
+    mean, std = 0.2, 0.3
+
+    def model(x_t, t):
+        cumprod = diffusion.alphas_cumprod[t].to(x_t.dtype).reshape(-1, 1, 1, 1)
+        variance = cumprod * std**2 + 1.0 - cumprod
+        return (1.0 - cumprod).sqrt() / variance * (x_t - cumprod.sqrt() * mean)
+
+    drawn = ImageNoise(0, range(4), (3, 64, 64))
+    *_, last = sampler(model, diffusion, drawn, num_timesteps, **options, clip_x_0=False)
+    # 49,152 pixels: the mean is known to 0.0014, the deviation to 0.001.
+    assert float(last.x_t.mean()) == pytest.approx(mean, abs=0.007)
+    assert lowest * std < float(last.x_t.std()) < highest * std
+
+
+@pytest.mark.parametrize(("name", "eta"), SAMPLERS)
 def test_sample_is_the_last_step_clipped(name, eta, diffusion):
     def model(x_t, t):
         return -x_t  # drives x_0_pred, clipped or not, to its limits
@@ -75,6 +110,7 @@ def test_the_name_chooses_the_sampler_and_eta_is_passed_on(diffusion, bent_model
         ("ddim", 0.0): ddim.sample_ddim(bent_model, diffusion, given_noise(noises), 10),
         ("ddim", 0.5): ddim.sample_ddim(bent_model, diffusion, given_noise(noises), 10, 0.5),
         ("dpm_solver++", 0.0): dpm_solver.sample_dpm_solver(bent_model, diffusion, given_noise(noises), 10),
+        ("dpm_solver++", 0.5): dpm_solver.sample_dpm_solver(bent_model, diffusion, given_noise(noises), 10, 0.5),
     }
     results = []
     for (name, eta), steps in direct.items():
@@ -91,24 +127,18 @@ def test_the_name_chooses_the_sampler_and_eta_is_passed_on(diffusion, bent_model
 )
 @pytest.mark.parametrize("name", get_args(SamplerName))
 def test_schedules_at_the_ends_of_what_is_allowed_can_be_sampled_with(betas, name, bent_model):
-    # Of the first nearly all of an image is lost from one of twenty steps to the next.
+    # With the first, nearly all of an image is lost from one of twenty steps to the next.
     drawn = sample(name, bent_model, GaussianDiffusion(betas), ImageNoise(0, [0], SHAPE), 20)
     assert drawn.isfinite().all()
 
 
-def test_sampling_computes_no_gradients(diffusion, awake_unet):
-    awake_unet.requires_grad_(True)
-    assert not sample("ddim", awake_unet, diffusion, ImageNoise(0, [0], (3, 8, 8)), 2).requires_grad
-    assert torch.is_grad_enabled()
-
-
-@pytest.mark.parametrize(("name", "eta"), [*ALL, ("dpm_solver++", 0.5)])
+@pytest.mark.parametrize(("name", "eta"), SAMPLERS)
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
 def test_a_step_computes_whole_images_alone(name, eta, prediction, given_noise, operations):
     # On a GPU each number gathered from a table would be a kernel of its own.
-    noise = given_noise([torch.full((2, *SHAPE), 0.1 * i) for i in range(10)])
+    drawn = given_noise([torch.full((2, *SHAPE), 0.1 * i) for i in range(10)])
     diffusion = GaussianDiffusion(linear_betas(20, 1e-4, 0.3), prediction)
-    steps = sampler_steps(name, lambda x_t, _: x_t, diffusion, noise, 10, eta)
+    steps = sampler_steps(name, lambda x_t, _: x_t, diffusion, drawn, 10, eta)
     next(steps)
     with operations:
         assert len(list(steps)) == 9
@@ -118,9 +148,9 @@ def test_a_step_computes_whole_images_alone(name, eta, prediction, given_noise, 
     assert len(operations.names) <= 9 * 15
 
 
-@pytest.mark.parametrize(("name", "eta"), ALL)
+@pytest.mark.parametrize(("name", "eta"), SAMPLERS)
 @pytest.mark.parametrize("enabled", [True, False])
-def test_steps_carry_no_gradients_and_leave_the_callers_mode_as_it_is(name, eta, enabled, diffusion, awake_unet):
+def test_steps_carry_no_gradients_and_keep_the_callers_mode(name, eta, enabled, diffusion, awake_unet):
     awake_unet.requires_grad_(True)
     with torch.set_grad_enabled(enabled):
         for step in sampler_steps(name, awake_unet, diffusion, ImageNoise(0, [0], (3, 8, 8)), 3, eta):
@@ -130,7 +160,14 @@ def test_steps_carry_no_gradients_and_leave_the_callers_mode_as_it_is(name, eta,
 
 
 @pytest.mark.usefixtures("without_shape_checks")
-@pytest.mark.parametrize("entry", [sample, sampler_steps])
-def test_an_unknown_name_is_an_error_that_lists_the_known_ones(entry, diffusion, bent_model):
-    with pytest.raises(ValueError, match=r"unknown sampler 'euler'; choose one of ddpm, ddim, dpm_solver\+\+"):
-        entry("euler", bent_model, diffusion, ImageNoise(0, [0], SHAPE), 10)
+@pytest.mark.parametrize(
+    ("name", "num_sampling_steps", "eta", "message"),
+    [
+        ("euler", 10, 0.0, r"unknown sampler 'euler'; choose one of ddpm, ddim, dpm_solver\+\+"),
+        *((name, steps, 0.0, "must lie in 1 … 20, got") for name in get_args(SamplerName) for steps in (0, 21)),
+        *((name, 10, eta, "eta must lie in") for name in ("ddim", "dpm_solver++") for eta in (-0.1, 1.1, float("nan"))),
+    ],
+)
+def test_arguments_out_of_range_are_an_error(name, num_sampling_steps, eta, message, diffusion, bent_model):
+    with pytest.raises(ValueError, match=message):
+        sample(name, bent_model, diffusion, ImageNoise(0, [0], SHAPE), num_sampling_steps, eta)

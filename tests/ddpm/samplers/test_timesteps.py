@@ -20,10 +20,6 @@ def test_some_choices_by_hand(num_timesteps, num_sampling_steps, expected):
     assert trailing_timesteps(num_timesteps, num_sampling_steps) == expected
 
 
-def test_all_steps_are_all_time_steps():
-    assert trailing_timesteps(50, 50) == list(range(49, -1, -1))
-
-
 def test_they_equal_the_trailing_spacing_of_diffusers():
     scheduler = DDPMScheduler(1000, timestep_spacing="trailing")
     num_equal = 0
@@ -50,9 +46,3 @@ def test_they_fall_strictly_from_the_last_time_step_in_even_gaps(num_timesteps):
         gaps = [a - b for a, b in zip(timesteps, [*timesteps[1:], -1], strict=True)]
         even = num_timesteps / num_sampling_steps
         assert all(gap >= 1 and abs(gap - even) <= 1 for gap in gaps)
-
-
-@pytest.mark.parametrize("num_sampling_steps", [0, -1, 11])
-def test_a_number_outside_the_time_steps_is_an_error(num_sampling_steps):
-    with pytest.raises(ValueError, match=f"num_sampling_steps must lie in 1 … 10, got {num_sampling_steps}"):
-        trailing_timesteps(10, num_sampling_steps)
