@@ -52,13 +52,7 @@ def train_by_name(name, dropout=0.0):
     torch.manual_seed(0)
     num_classes = 3 if name == "conditional" else None
     sizes = {"widths": (8, 16), "attention": (False, True), "num_res_blocks": 1, "norm_groups": 4}
-        "widths": (8, 16),
-        "attention": (False, True),
-        "num_res_blocks": 1,
-        "time_embedding_dim": 8,
-        "norm_groups": 4,
-    }
-    unet = UNet(UNetConfig(**sizes, dropout=dropout, num_classes=num_classes))
+    unet = UNet(UNetConfig(**sizes, time_embedding_dim=8, dropout=dropout, num_classes=num_classes))
     pixels = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(10) % 3 if name == "conditional" else None
     images = TrainingImages(pixels, batch_size=4, seed=1, resident=name != "streamed", labels=labels)
