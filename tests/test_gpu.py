@@ -1,7 +1,7 @@
-"""Tests of the GPU alone. Without one they skip; `FLOWERS_TEST_DEVICE=cpu` rehearses those that can run on a CPU.
+"""Tests for a GPU, skipped without one; `FLOWERS_TEST_DEVICE=cpu` rehearses those that can run on a CPU.
 
-The file stands alone, so that it runs on a machine that has nothing but torch, numpy, safetensors and pytest:
-`python -m pytest tests/test_gpu.py --noconftest`. Names tell which way of running a failure forbids: "recorded" or
+The file uses no fixtures, so that it runs on a machine with torch, numpy, safetensors and pytest alone:
+`python -m pytest tests/test_gpu.py --noconftest`. The names of tests say which way of running fails: "recorded" or
 "compiled".
 """
 
@@ -43,7 +43,7 @@ from ddpm.training_step import HalfWeights
 DEVICE = torch.device(os.environ.get("FLOWERS_TEST_DEVICE", "cuda"))
 IS_GPU = DEVICE.type == "cuda"
 pytestmark = pytest.mark.skipif(IS_GPU and not torch.cuda.is_available(), reason="there is no GPU")
-on_a_gpu = pytest.mark.skipif(not IS_GPU, reason="a CPU has nothing of it")
+on_a_gpu = pytest.mark.skipif(not IS_GPU, reason="needs a GPU")
 
 # Attention at 16 channels and, where the kernels of GPUs end, at 512 would cost seconds of compiling: see below.
 NETWORK = UNetConfig(widths=(16, 32), attention=(False, True), num_res_blocks=1, time_embedding_dim=16, norm_groups=4)
@@ -65,7 +65,7 @@ def noise(*shape, seed=0):
 
 
 def awake(network):
-    """Moves all weights off their start, so that no layer hides behind a zero."""
+    """Move all weights off their start, so that no layer hides behind a zero."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -87,7 +87,7 @@ DIFFUSION = GaussianDiffusion(linear_betas(100))
 
 
 def losses_of(state, config):
-    """Losses and norms of all steps; that the recording failed is an error."""
+    """Return losses and norms of all steps; raise an error if the recording failed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*cannot be recorded.*")
         return [(float(event.loss), float(event.gradient_norm)) for event in train(state, images(), DIFFUSION, config)]

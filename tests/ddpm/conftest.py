@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm import GaussianDiffusion, ImageNoise, TrainingImages, TrainingState, UNet, UNetConfig, linear_betas
-from tests.ddpm.small_networks import awake
+from ddpm import GaussianDiffusion, ImageNoise, TrainingImages, TrainingState, UNet, linear_betas
+from tests.ddpm.small_networks import TINY, awake
 from tests.ddpm.small_training import CONFIG, EXTRA, SHORT, train_to_the_end
 
 
 @pytest.fixture
 def tiny_config():
-    return UNetConfig(widths=(8, 16), attention=(False, True), num_res_blocks=1, time_embedding_dim=8, norm_groups=4)
+    return TINY
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def awake_unet(tiny_config):
 
 
 class GivenNoise(ImageNoise):
-    """Hands out the given tensors, one a draw, and counts them."""
+    """The given tensors, one per draw; counts the draws."""
 
     def __init__(self, draws):
         self.draws = list(draws)
@@ -43,7 +43,7 @@ def given_noise():
 
 
 class Operations(TorchDispatchMode):
-    """Notes the name of each operation of torch inside the block, and the shape of its result."""
+    """Names of the torch operations inside the block, and shapes of their results."""
 
     def __init__(self):
         super().__init__()
@@ -85,7 +85,7 @@ def images():
 
 @pytest.fixture
 def start(tiny_config):
-    """Makes the state before the first step, always the same."""
+    """Make the state before the first step, always the same."""
 
     def make(config=CONFIG, **changes):
         torch.manual_seed(0)
@@ -96,7 +96,7 @@ def start(tiny_config):
 
 @pytest.fixture
 def fresh(tiny_config):
-    """Makes a state whose initial weights come from the seed."""
+    """Make a state whose initial weights come from the seed."""
 
     def make(seed, config=SHORT):
         torch.manual_seed(seed)

@@ -2,6 +2,10 @@
 
 import torch
 
+from ddpm import UNetConfig
+
+TINY = UNetConfig(widths=(8, 16), attention=(False, True), num_res_blocks=1, time_embedding_dim=8, norm_groups=4)
+
 PREDICTIONS = [("eps", "epsilon"), ("v", "v_prediction"), ("x_0", "sample")]
 """Names of predictions, here and in diffusers."""
 

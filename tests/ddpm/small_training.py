@@ -1,4 +1,4 @@
-"""A training of a few steps, and what to compare of it."""
+"""A training of a few steps, and comparisons of its results."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ EXTRA = dataclasses.replace(SHORT, extra_ema_decays=(0.9999, 0.9))
 
 
 def snapshot(state):
-    """Everything that training changes, by name."""
+    """Return everything that training changes, by name."""
     tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
     tensors |= {f"ema.{name}": tensor for name, tensor in state.ema.module.state_dict().items()}
     for index, moments in state.optimizer.state_dict()["state"].items():

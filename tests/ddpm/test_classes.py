@@ -31,7 +31,7 @@ def test_a_name_that_is_a_number_is_a_name_first():
     assert labels_of(["1", 1, "0"], classes) == (0, 1, 2)
 
 
-def test_names_that_differ_by_capital_letters_alone_are_told_apart():
+def test_names_that_differ_in_capital_letters_alone_are_different():
     classes = (ImageClass(0, "Rose"), ImageClass(1, "rose"))
     assert labels_of(["rose", "Rose"], classes) == (1, 0)
 

@@ -12,7 +12,7 @@ from ddpm.images import to_model_range
 
 
 def numbered_images(count):
-    """Image i is i everywhere, but for a bright left column, which shows whether it was mirrored."""
+    """Make images: image i is i everywhere, except in a bright left column, which shows whether it was mirrored."""
     pixels = torch.arange(count, dtype=torch.uint8).reshape(-1, 1, 1, 1).repeat(1, 3, 4, 4)
     pixels[:, :, :, 0] = 255
     return pixels
@@ -164,7 +164,7 @@ def test_the_next_batch_is_fetched_ahead_beside_the_caller():
         images.batch(step)
     here = threading.current_thread()
     assert images.images.threads[0] is here
-    assert images.images.threads.count(here) == 2, "steps 0 and 6, which nobody could foresee"
+    assert images.images.threads.count(here) == 2, "steps 0 and 6, which do not follow the step before"
 
 
 def test_an_error_in_fetching_ahead_is_raised_with_its_batch():

@@ -248,7 +248,7 @@ def test_a_batch_is_halved_until_it_fits(largest, limit, sizes):
 
 
 def unet_without_checks(monkeypatch):
-    """The module of the network as it runs outside tests: the checks of shapes are none that can be compiled."""
+    """Import the network as outside tests: the checks of shapes cannot be compiled."""
     for module in (operations, unet):
         spec = importlib.util.spec_from_file_location(module.__name__, module.__file__)
         unchecked = importlib.util.module_from_spec(spec)

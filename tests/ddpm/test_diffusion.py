@@ -224,13 +224,6 @@ def test_tables_are_float64_and_results_have_the_dtype_of_the_images(dtype):
     assert diffusion.predict_x_0(x, t, x).dtype == dtype
 
 
-def test_moving_to_a_device_keeps_tables_and_prediction():
-    diffusion = GaussianDiffusion(linear_betas(T), "v")
-    moved = diffusion.to("cpu")
-    assert moved.prediction == "v"
-    torch.testing.assert_close(moved.alphas_cumprod, diffusion.alphas_cumprod, rtol=0, atol=0)
-
-
 @pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize("betas", [[], [0.0, 0.1], [0.1, 1.0], [-0.1], [float("nan")], [[0.1, 0.1]]])
 def test_betas_outside_their_range_are_an_error(betas):

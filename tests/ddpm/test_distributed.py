@@ -50,17 +50,9 @@ VOTES = {0: [False, True, False, False, True, True], 1: [False, False, False, Tr
 def train_by_name(name, dropout=0.0):
     """Train, and return the events, the weights and more."""
     torch.manual_seed(0)
-    unet = UNet(
-        UNetConfig(
-            widths=(8, 16),
-            attention=(False, True),
-            num_res_blocks=1,
-            time_embedding_dim=8,
-            norm_groups=4,
-            dropout=dropout,
-            num_classes=3 if name == "conditional" else None,
-        )
-    )
+    num_classes = 3 if name == "conditional" else None
+    sizes = {"widths": (8, 16), "attention": (False, True), "num_res_blocks": 1, "norm_groups": 4}
+    unet = UNet(UNetConfig(**sizes, time_embedding_dim=8, dropout=dropout, num_classes=num_classes))
     pixels = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(10) % 3 if name == "conditional" else None
     images = TrainingImages(pixels, batch_size=4, seed=1, resident=name != "streamed", labels=labels)
@@ -125,7 +117,7 @@ def work_together(folder):
 
 
 def lose_a_peer(folder, number):
-    """Join again, and then the second process goes away without a word."""
+    """Join again; then the second process exits without leaving the group."""
     # By a file: torchrun's own meeting point still holds the addresses of the group before.
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
     dist.barrier()
@@ -237,7 +229,7 @@ def test_a_process_notices_that_another_is_gone(outcomes):
         (torch.OutOfMemoryError("CUDA out of memory"), False),
     ],
 )
-def test_errors_of_a_lost_peer_are_told_from_others(error, is_lost):
+def test_errors_of_a_lost_peer_are_distinguished_from_others(error, is_lost):
     assert is_lost_peer(error) is is_lost
 
 

@@ -44,7 +44,7 @@ def model_of(network="tiny", prediction="eps", **changes):
 
 @pytest.fixture
 def exported(tmp_path, monkeypatch):
-    """Exports a model, and loads it as users of diffusers do, offline."""
+    """Export a model, and load it as users of diffusers do, offline."""
     monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [*sys.path])
 

@@ -43,7 +43,7 @@ def test_both_distances_agree_with_torch_fidelity():
     theirs = kid_features_to_metric(fake, real[:90], kid_subsets=1, kid_subset_size=90, verbose=False)
     ours = kernel_distance(real[:90], fake, num_subsets=1, subset_size=90)
     assert ours.mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
-    # Of many subsets the means differ by chance alone: five standard errors of their difference.
+    # The means over many subsets differ by chance alone: five standard errors of their difference.
     theirs = kid_features_to_metric(fake, real, kid_subsets=200, kid_subset_size=50, verbose=False)
     ours = kernel_distance(real, fake, num_subsets=200, subset_size=50)
     assert ours.std == pytest.approx(theirs["kernel_inception_distance_std"], rel=0.2)
@@ -110,7 +110,7 @@ def test_the_seed_alone_decides_the_subsets(monkeypatch):
 
 
 def known_kernel_distance(mean, std, dim):
-    """Between N(0, 1) and N(mean, std^2) in `dim` independent coordinates: squared differences of the first moments.
+    """Kernel distance of N(0, 1) and N(mean, std^2) in `dim` coordinates: squared differences of the first moments.
 
     (x.y / d + 1)^3 is the sum over p of binomial(3, p) (x.y / d)^p, and E (x.y)^p the inner product of the tensors of
     p-th moments.
@@ -145,7 +145,7 @@ def test_kernel_distance_of_known_gaussians_lies_in_its_interval(mean, std):
     found = repeated(500, mean, std, num_subsets=10, subset_size=100)
     means = np.array([one.mean for one in found])
     assert means.mean() == pytest.approx(expected, abs=4 * means.std() / math.sqrt(500))
-    # Of 500 intervals 95 % hold the truth, give or take 1 % (binomial); three of these.
+    # 95 % of 500 intervals hold the truth, give or take 1 % (binomial); three of these.
     assert np.mean([one.low <= expected <= one.high for one in found]) == pytest.approx(0.95, abs=0.03)
     # Nor is it wide for nothing: as wide as the distances spread.
     width = np.mean([one.high - one.low for one in found]) / (2 * 1.96)

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 class Tape(TorchDispatchMode):
-    """Notes each operation with its arguments and results, and repeats them."""
+    """A record of operations with their arguments and results, and its repetition."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +51,7 @@ def tensors_in(result):
 
 @pytest.fixture
 def tapes(monkeypatch):
-    """Every step is recorded, on one of these tapes."""
+    """The tapes on which all steps are recorded."""
     made = []
 
     def capture(function):
@@ -66,7 +66,7 @@ def tapes(monkeypatch):
 
 
 def with_rate_on_the_device(state):
-    """As the optimizer of a GPU has it."""
+    """Put the learning rate into a tensor, as on a GPU."""
     for group in state.optimizer.param_groups:
         group["lr"] = torch.tensor(float(group["lr"]))
     return state

@@ -8,7 +8,7 @@ MASK = (1 << 64) - 1
 
 
 def splitmix64(state):
-    """The next output of SplitMix64 at `state`, as Vigna publishes it."""
+    """Return the next output of SplitMix64 at `state`, as published by Vigna."""
     state = (state + 0x9E3779B97F4A7C15) & MASK
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK

@@ -12,7 +12,7 @@ from tests.ddpm.small_training import CONFIG, NUM_STEPS
 
 
 def spoil_loss(state, step):
-    """One infinite pixel in one step; it has no gradient, so that later steps are good."""
+    """Make one pixel infinite in one step; it has no gradient, so that later steps are good."""
 
     def spoil(_model, _arguments, output):
         pixel = torch.zeros_like(output, dtype=torch.bool)

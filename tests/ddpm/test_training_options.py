@@ -29,7 +29,7 @@ def test_the_gradient_is_clipped_after_its_norm_is_reported(start, images, diffu
 
 @pytest.fixture
 def watched(monkeypatch):
-    """Attaches to a state, and collects t and eps of each step and the output of each call of its network."""
+    """Collect t and eps of each step of a state, and the output of each call of its network."""
     given = []
     monkeypatch.setattr(
         "ddpm.training.draw_t_and_eps", lambda *arguments: given.append(draw_t_and_eps(*arguments)) or given[-1]
@@ -45,7 +45,7 @@ def watched(monkeypatch):
 
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 @pytest.mark.parametrize("num_timesteps", [20, 6])  # quarters of 20 are equal, of 6 they are not
-def test_losses_are_told_apart_by_quartile_of_t(start, images, watched, num_timesteps, accumulation_steps):
+def test_losses_are_reported_by_quartile_of_t(start, images, watched, num_timesteps, accumulation_steps):
     config = dataclasses.replace(CONFIG, min_snr_gamma=0.5, accumulation_steps=accumulation_steps)
     diffusion = GaussianDiffusion(linear_betas(num_timesteps, 1e-2, 0.3))
     state = start(config)
@@ -88,7 +88,7 @@ def test_min_snr_weighs_the_loss_of_each_image_by_its_formula(start, images, wat
 
 
 def gently(state):
-    """The optimizer divides by the size of each gradient; of those that are all rounding it leaves more alone."""
+    """Let the optimizer, which divides by the size of each gradient, move weights less whose gradient is rounding."""
     state.optimizer.param_groups[0]["eps"] = 1e-3
     return state
 
@@ -157,20 +157,16 @@ def test_each_moving_average_is_that_of_a_run_with_its_decay_alone(start, images
 
 
 def test_the_network_is_compiled_as_the_configuration_says(start, images, diffusion, monkeypatch):
-    asked, called = [], []
+    settings, calls = [], []
 
-    class Compiled(torch.nn.Module):
-        def __init__(self, network, compilation, device):
-            super().__init__()
-            asked.append((compilation, device))
-            self.network = network
+    def compile_nothing(network, *given):
+        settings.append(given)
+        compiled = torch.nn.Sequential(network)
+        compiled.forward = lambda *inputs: calls.append(1) or network(*inputs)
+        return compiled
 
-        def forward(self, x_t, t):
-            called.append(1)
-            return self.network(x_t, t)
-
-    monkeypatch.setattr("ddpm.training_step.compiled", Compiled)
+    monkeypatch.setattr("ddpm.training_step.compiled", compile_nothing)
     config = dataclasses.replace(CONFIG, compilation="default", accumulation_steps=2)
     assert len(list(train(start(config), images, diffusion, config))) == NUM_STEPS
-    assert asked == [("default", torch.device("cpu"))]
-    assert len(called) == 2 * NUM_STEPS
+    assert settings == [("default", torch.device("cpu"))]
+    assert len(calls) == 2 * NUM_STEPS

@@ -1,4 +1,4 @@
-"""Noise, one independent stream an image."""
+"""Noise, one independent stream per image."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ SHAPE = (3, 4, 5)
 
 
 def in_blocks(noise, block_size=4):
-    """As a GPU draws it."""
+    """Let noise be drawn in blocks, as on a GPU."""
     noise.block_size = block_size
     return noise
 
