@@ -124,11 +124,3 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         to_diffusers(model_of(), tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("source", ["nowhere", "roses:/red"])
-def test_an_error_is_one_line(source, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["export", source, "export"])
-    with pytest.raises(SystemExit, match=rf"^export: .*{source}[^\n]*$"):
-        main()
