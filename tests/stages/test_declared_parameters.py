@@ -1,5 +1,7 @@
 """A stage reads no parameter but those that dvc.yaml declares, by which DVC decides whether it has to run again."""
 
+from pathlib import Path
+
 import pytest
 
 from contract.schema import is_section
@@ -41,7 +43,8 @@ class Declared:
     "changes", [{}, {"train.class_conditional": True, "train.evaluate_every": 3, "train.evaluate_split": "train"}]
 )
 @pytest.mark.usefixtures("client", "mean_colours")
-def test_each_stage_reads_declared_parameters_only(make_params, monkeypatch, changes):
+def test_each_stage_reads_declared_parameters_only(make_params, project, monkeypatch, changes):
+    Path("ddpm").symlink_to(project / "ddpm")  # a registered model takes a copy of it along
     monkeypatch.setattr(download, "record_pin", lambda _: None)  # there is no repository to pin data in
     params = make_params(changes)
     for stage in STAGES:
