@@ -25,7 +25,8 @@ _BOUNDS_IN_WORDS = {
 
 def _build_form(section: type) -> type[BaseModel]:
     """Return a model with the fields of `section`, each of which may be left out."""
-    help_texts, fields = read_help_texts(section), {}
+    help_texts = read_help_texts(section)
+    fields: dict[str, Any] = {}
     for name, hint in field_hints(section).items():
         kind: Any = _build_form(hint) if is_section(hint) else hint
         field = Field(

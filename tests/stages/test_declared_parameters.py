@@ -1,5 +1,7 @@
 """A stage reads no parameter but those that dvc.yaml declares, by which DVC decides whether it has to run again."""
 
+from pathlib import Path
+
 import pytest
 
 from contract.schema import is_section
@@ -16,9 +18,15 @@ MAINS = {
     "register": register.main,
 }
 
+CLASSES_AND_EVALUATION = {
+    "train.class_conditional": True, "train.evaluate_every": 3, "train.evaluate_split": "train"
+}  # fmt: skip
+RECORDED = ("profile", "train.num_steps")
+"""Parameters that stages only record in MLflow, as `Params.section` does."""
+
 
 class Declared:
-    """Parameters of which only the declared ones can be read, and `section`, by which MLflow records them all."""
+    """Parameters of which only the declared ones can be read."""
 
     def __init__(self, values, declared, prefix=""):
         self._values, self._declared, self._prefix = values, declared, prefix
@@ -35,8 +43,9 @@ class Declared:
     "changes", [{}, {"train.class_conditional": True, "train.evaluate_every": 3, "train.evaluate_split": "train"}]
 )
 @pytest.mark.usefixtures("client", "mean_colours")
-def test_each_stage_reads_declared_parameters_only(make_params, monkeypatch, changes):
+def test_each_stage_reads_declared_parameters_only(make_params, project, monkeypatch, changes):
+    Path("ddpm").symlink_to(project / "ddpm")  # a registered model takes a copy of it along
     monkeypatch.setattr(download, "record_pin", lambda _: None)  # there is no repository to pin data in
     params = make_params(changes)
     for stage in STAGES:
-        MAINS[stage](Declared(params, (stage, *READ_BESIDE.get(stage, ()))))
+        MAINS[stage](Declared(params, (stage, *READ_BESIDE.get(stage, ()), *RECORDED)))
