@@ -41,7 +41,8 @@ STAGE = """
 import re, sys
 from pathlib import Path
 from stages import preprocess
-preprocess.MARGIN = int(sys.argv[1])
+from stages.datasets import decoding
+decoding.MARGIN = int(sys.argv[1])
 preprocess.run_stage("preprocess", preprocess.preprocess)
 print("peak", re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
@@ -86,9 +87,8 @@ def run_stage(folder: Path, margin: str) -> tuple[float, float]:
 
 def write_dataset(folder: Path, num_images: int, image_size: int) -> float:
     """params.yaml, data/ and the receipt, as the download stage leaves them; gives the archive's size in MB."""
-    from contract.params import read_params
     from contract.paths import DATA
-    from stages.download import inventory, write_receipt
+    from stages.datasets.pin import list_files, write_receipt
 
     profile = YAML(typ="safe").load(PROJECT / "profiles" / "flowers102.yaml")
     profile["preprocess"]["image_size"] = image_size
@@ -100,7 +100,7 @@ def write_dataset(folder: Path, num_images: int, image_size: int) -> float:
         savemat(DATA / LABELS, {"labels": numbers[None] % len(CLASS_NAMES) + 1})
         parts = {key: numbers[None, part::3] + 1 for part, key in enumerate(("trnid", "valid", "tstid"))}
         savemat(DATA / SPLITS, parts)
-        write_receipt(read_params().download, inventory(DATA))
+        write_receipt("flowers102", list_files(DATA))
         return (DATA / ARCHIVE).stat().st_size / 1e6
 
 

@@ -45,7 +45,7 @@ from ddpm.training_state import NotFiniteError, TrainingConfig, TrainingState, l
 from ddpm.training_step import NUM_QUARTILES
 from ddpm.unet import UNet, UNetConfig
 from stages.datasets import prepared
-from stages.datasets.labels import labelled, labels_digest
+from stages.datasets.labels import digest_labels, label_images
 from stages.datasets.prepared import all_images, dataset_summary, positions_of
 from stages.runtime.alone import alone_in
 from stages.runtime.progress import progress_bar
@@ -151,7 +151,7 @@ def prepare(wanted: TrainParams) -> Experiment:
     config = training_config(wanted)
     torch.manual_seed(wanted.seed)
     images, positions = all_images(), positions_of(wanted.splits)
-    labels, classes = labelled(positions) if wanted.class_conditional else (None, ())
+    labels, classes = label_images(positions) if wanted.class_conditional else (None, ())
     unet_config = UNetConfig(**wanted.unet.model_dump(), num_classes=len(classes) or None)
     return Experiment(
         wanted=wanted,
@@ -170,7 +170,7 @@ def prepare(wanted: TrainParams) -> Experiment:
             labels=labels,
         ),
         classes=classes,
-        identity=identity_of(wanted, images_digest(images, positions), labels_digest(labels, positions)),
+        identity=identity_of(wanted, images_digest(images, positions), digest_labels(labels, positions)),
         recording=Recording(),
     )
 

@@ -1,6 +1,6 @@
-"""The names of the 102 classes, as the dataset's own page gives them, in the order of their labels.
+"""Names of the 102 classes in the order of their labels, from the dataset's page.
 
-They are no part of the dataset's three files. The question mark of number 60 is the authors' own.
+The three files of the dataset do not hold them. The question mark of number 60 is the authors' own.
 """
 
 CLASS_NAMES = (
