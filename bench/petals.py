@@ -18,7 +18,8 @@ from ddpm.checkpoint import PublishedModel, load_model
 from ddpm.devices import arithmetic, prepare_best_device
 from ddpm.images import to_model_range, to_pixels
 from ddpm.samplers import ImageNoise, sample
-from stages.datasets.synthetic.flowers import PETAL_COUNTS, generate
+from stages.datasets.synthetic.draws import PETAL_COUNTS
+from stages.datasets.synthetic.flowers import generate
 
 CHANCE = 1.0 / len(PETAL_COUNTS)
 

@@ -48,7 +48,7 @@ def mix(below: Array, above: Array, amount: Array) -> Array:
     return below + amount * (above - below)
 
 
-def rgb(hue: Array, saturation: Array, value: Array) -> Array:
+def to_rgb(hue: Array, saturation: Array, value: Array) -> Array:
     """Convert HSV to RGB, piecewise linear: hue of any sign in turns, saturation and value in [0, 1]."""
     channels = []
     for offset in (5.0, 3.0, 1.0):

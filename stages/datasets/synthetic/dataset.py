@@ -7,7 +7,8 @@ import numpy as np
 
 from contract.sections import DownloadParams
 from stages.datasets.source import SourceImage
-from stages.datasets.synthetic.flowers import PETAL_COUNTS, class_name, generate
+from stages.datasets.synthetic.draws import PETAL_COUNTS
+from stages.datasets.synthetic.flowers import class_name, generate
 
 _CHUNK = 500
 

@@ -18,7 +18,18 @@ Lengths are fractions of the image side, x to the right and y down. Fields have 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.datasets.synthetic.colours import BACKGROUNDS, DISCS, DISCS_OF, FAMILIES_OF, PETALS, Array, column, mix, rgb
+from stages.datasets.synthetic.colours import (
+    BACKGROUNDS,
+    DISCS,
+    DISCS_OF,
+    FAMILIES_OF,
+    PETALS,
+    Array,
+    column,
+    mix,
+    to_rgb,
+)
+from stages.datasets.synthetic.draws import PETAL_COUNTS, Draws, draw_labels
 from stages.datasets.synthetic.shapes import (
     MAX_PETALS,
     Pose,
@@ -31,48 +42,9 @@ from stages.datasets.synthetic.shapes import (
     smoothstep,
 )
 
-PETAL_COUNTS = (4, 5, 6, 7, 8)
-
 _MIN_IMAGE_SIZE, _MAX_IMAGE_SIZE = 16, 1024
 _NUM_SEEDS = 2**64
-_WORDS_PER_IMAGE = 96  # whole Philox blocks of 4 words: every image starts at its own counter
-_LABEL_COUNTER = 2**192  # far beyond the counters of any image
 _PIXELS_PER_CHUNK = 2**15  # a field of 256 KiB stays in the cache
-
-
-class _Draws:
-    """Random numbers for images first … first + num_images - 1, one column at a time."""
-
-    def __init__(self, seed: int, first: int, num_images: int, variety: float = 1.0) -> None:
-        self.variety = variety
-        bits = np.random.Philox(key=seed, counter=first * _WORDS_PER_IMAGE // 4)
-        words = bits.random_raw(num_images * _WORDS_PER_IMAGE).reshape(num_images, _WORDS_PER_IMAGE)
-        self._uniforms = (words >> np.uint64(11)).astype(np.float64) / 2.0**53
-        self._next = 0
-
-    def uniform(self, low: float | Array = 0.0, high: float | Array = 1.0) -> Array:
-        unit = self._uniforms[:, self._next, None, None]
-        self._next += 1
-        return low + (high - low) * unit
-
-    def varied(self, low: float, high: float) -> Array:
-        # Variety shrinks the range around its middle.
-        middle, reach = (low + high) / 2.0, (high - low) / 2.0 * self.variety
-        return self.uniform(middle - reach, middle + reach)
-
-    def chance(self, probability: float) -> Array:
-        return (self.uniform() < probability).astype(np.float64)
-
-    def index(self, length: int) -> NDArray[np.int64]:
-        # Variety limits the choice to the first entries of a table, at least three.
-        kept = max(3, int(length * self.variety + 0.5))
-        entries: NDArray[np.int64] = np.floor(self.uniform() * kept).astype(np.int64)[:, 0, 0]
-        return entries
-
-    def direction(self) -> tuple[Array, Array]:
-        # Upwards, or up to a right angle to either side: with four petals or more, that covers all turns.
-        t = self.varied(-1.0, 1.0)
-        return 2.0 * t / (1.0 + t * t), -(1.0 - t * t) / (1.0 + t * t)
 
 
 def class_name(petals: int) -> str:
@@ -116,11 +88,11 @@ def generate(
     if not 0.0 <= variety <= 1.0:
         raise ValueError(f"variety must be from 0 to 1, got {variety}")
     images = np.empty((num_images, image_size, image_size, 3), np.uint8)
-    labels = _draw_labels(seed, first, num_images)
+    labels = draw_labels(seed, first, num_images)
     chunk = max(1, _PIXELS_PER_CHUNK // (image_size * image_size))
     for start in range(0, num_images, chunk):
         petals = labels[start : start + chunk]
-        draws = _Draws(seed, first + start, len(petals), variety)
+        draws = Draws(seed, first + start, len(petals), variety)
         images[start : start + chunk] = _draw_images(petals, image_size, draws)
     return images, labels
 
@@ -131,23 +103,13 @@ def _check_range(name: str, value: int, low: int, high: int | None) -> None:
         raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
-def _draw_labels(seed: int, first: int, num_images: int) -> NDArray[np.int64]:
-    # Shuffled within blocks: with class i % 5, every fifth image would always show the same class.
-    first_block = first // 5
-    num_blocks = (first + num_images + 4) // 5 - first_block
-    bits = np.random.Philox(key=seed, counter=_LABEL_COUNTER + 2 * first_block)
-    order = np.argsort(bits.random_raw(num_blocks * 8).reshape(num_blocks, 8)[:, :5], axis=1, kind="stable")
-    skipped = first - 5 * first_block
-    return np.array(PETAL_COUNTS, np.int64)[order].reshape(-1)[skipped : skipped + num_images]
-
-
-def _draw_images(petals: NDArray[np.int64], image_size: int, draws: _Draws) -> NDArray[np.uint8]:
+def _draw_images(petals: NDArray[np.int64], image_size: int, draws: Draws) -> NDArray[np.uint8]:
     pixel = 1.0 / image_size
     centres: Array = (np.arange(image_size, dtype=np.float64) + 0.5) * pixel
     x, y = centres[None, None, :], centres[None, :, None]
-    pose = _draw_pose(draws)
-    scene = draws.index(len(BACKGROUNDS))
-    family = FAMILIES_OF[scene, draws.index(FAMILIES_OF.shape[1])]
+    pose = draw_pose(draws)
+    scene = draws.choose(len(BACKGROUNDS))
+    family = FAMILIES_OF[scene, draws.choose(FAMILIES_OF.shape[1])]
     canvas = _draw_background(draws, scene, x, y)
     canvas = _draw_greenery(draws, canvas, pose, x, y, pixel)
     flower_x, flower_y = flower_coordinates(pose, x, y)
@@ -156,12 +118,13 @@ def _draw_images(petals: NDArray[np.int64], image_size: int, draws: _Draws) -> N
     return np.floor(np.clip(np.moveaxis(canvas, 0, -1), 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
-def _draw_pose(draws: _Draws) -> Pose:
-    x, y, radius = draws.varied(0.45, 0.55), draws.varied(0.43, 0.51), draws.varied(0.35, 0.44)
-    return Pose(x, y, radius, draws.direction(), draws.direction(), draws.varied(0.82, 1.0))
+def draw_pose(draws: Draws) -> Pose:
+    """Draw where each flower is and how it faces."""
+    x, y, radius = draws.vary(0.45, 0.55), draws.vary(0.43, 0.51), draws.vary(0.35, 0.44)
+    return Pose(x, y, radius, draws.direction(), draws.direction(), draws.vary(0.82, 1.0))
 
 
-def _draw_background(draws: _Draws, scene: NDArray[np.int64], x: Array, y: Array) -> Array:
+def _draw_background(draws: Draws, scene: NDArray[np.int64], x: Array, y: Array) -> Array:
     light = draws.uniform(0.85, 1.1)
     above, below = (np.moveaxis(BACKGROUNDS[scene, end], -1, 0)[..., None, None] * light for end in (0, 1))
     tint = np.stack([draws.uniform(-0.04, 0.04) for _ in range(3)])
@@ -172,19 +135,19 @@ def _draw_background(draws: _Draws, scene: NDArray[np.int64], x: Array, y: Array
     return mix(above, below, depth) + tint + glow
 
 
-def _draw_greenery(draws: _Draws, canvas: Array, pose: Pose, x: Array, y: Array, pixel: float) -> Array:
-    green = rgb(draws.uniform(0.25, 0.36), draws.uniform(0.5, 0.75), draws.uniform(0.42, 0.66))
-    foot, present = draws.varied(0.35, 0.65), draws.chance(0.8)
+def _draw_greenery(draws: Draws, canvas: Array, pose: Pose, x: Array, y: Array, pixel: float) -> Array:
+    green = to_rgb(draws.uniform(0.25, 0.36), draws.uniform(0.5, 0.75), draws.uniform(0.42, 0.66))
+    foot, present = draws.vary(0.35, 0.65), draws.chance(0.8)
     fall = np.maximum(y - pose.centre_y, 0.0) / (1.0 - pose.centre_y)
     side = x - pose.centre_x - (foot - pose.centre_x) * fall * fall
     stem = coverage(draws.uniform(0.018, 0.028) - np.abs(side), pixel) * (y > pose.centre_y) * present
     canvas = mix(canvas, green * (0.85 - 6.0 * side), stem)
     for sign in (-1.0, 1.0):
-        rise, length = draws.varied(0.15, 0.9), draws.varied(0.34, 0.5)
+        rise, length = draws.vary(0.15, 0.9), draws.vary(0.34, 0.5)
         norm = np.sqrt(1.0 + rise * rise)
-        from_x, from_y = sign * (x - foot), draws.varied(0.95, 1.02) - y
+        from_x, from_y = sign * (x - foot), draws.vary(0.95, 1.02) - y
         along, across = (from_x + rise * from_y) / norm, (from_y - rise * from_x) / norm
-        width = length * draws.varied(0.18, 0.27)
+        width = length * draws.vary(0.18, 0.27)
         inside = coverage(petal_distance(along, across, length, width, 0.75, -0.1, 0.0), pixel)
         shade = 0.85 + 0.22 * np.clip(across / width, -1.0, 1.0) + 0.2 * smoothstep(1.0 - np.abs(across) / 0.025)
         canvas = mix(canvas, green * shade, inside * draws.chance(0.75) * present)
@@ -192,7 +155,7 @@ def _draw_greenery(draws: _Draws, canvas: Array, pose: Pose, x: Array, y: Array,
 
 
 def _draw_petals(
-    draws: _Draws,
+    draws: Draws,
     canvas: Array,
     petals: NDArray[np.int64],
     family: NDArray[np.int64],
@@ -202,13 +165,13 @@ def _draw_petals(
     pixel: float,
 ) -> Array:
     axes = petal_axes(petals, pose.turn)
-    along, across, vigour = nearest_petal(x, y, axes, [draws.varied(-1.0, 1.0) for _ in range(MAX_PETALS)])
+    along, across, vigour = nearest_petal(x, y, axes, [draws.vary(-1.0, 1.0) for _ in range(MAX_PETALS)])
     spread = sector_slope(petals)  # half the width of a petal's sector at distance 1 from the centre
     length = pose.radius * (1.0 + 0.04 * vigour)
-    width = pose.radius * np.minimum(spread * draws.varied(0.34, 0.45), draws.varied(0.3, 0.38))
-    point = draws.varied(0.0, 0.8)
+    width = pose.radius * np.minimum(spread * draws.vary(0.34, 0.45), draws.vary(0.3, 0.38))
+    point = draws.vary(0.0, 0.8)
     notch = draws.uniform(0.05, 0.13) * draws.chance(0.3) * (point < 0.4)
-    distance = petal_distance(along, across, length, width, point, draws.varied(0.0, 0.35), notch)
+    distance = petal_distance(along, across, length, width, point, draws.vary(0.0, 0.35), notch)
 
     canvas = canvas * (1.0 - draws.uniform(0.25, 0.45) * _shade_around_petals(along / length, across / width))
     reach = np.clip(along / length, 0.0, 1.0)
@@ -225,7 +188,7 @@ def _shade_around_petals(reach: Array, bend: Array) -> Array:
     return near * near
 
 
-def _light_petals(draws: _Draws, vigour: Array, reach: Array, bend: Array, crease: Array) -> Array:
+def _light_petals(draws: Draws, vigour: Array, reach: Array, bend: Array, crease: Array) -> Array:
     light = (0.72 + 0.3 * smoothstep(1.6 * reach)) * (1.0 - 0.3 * smoothstep(3.0 * crease - 2.0))
     light = light * (1.0 + 0.07 * vigour)
     light = light * (1.0 - draws.uniform(0.05, 0.25) * bend * bend + draws.uniform(-0.1, 0.1) * bend)
@@ -233,12 +196,12 @@ def _light_petals(draws: _Draws, vigour: Array, reach: Array, bend: Array, creas
     return light * (1.0 - draws.uniform(0.0, 0.3) * vein)
 
 
-def _colour_petals(draws: _Draws, family: NDArray[np.int64], reach: Array) -> Array:
+def _colour_petals(draws: Draws, family: NDArray[np.int64], reach: Array) -> Array:
     hue, saturation, value = (
         draws.uniform(column(PETALS, family, 2 * i), column(PETALS, family, 2 * i + 1)) for i in range(3)
     )
     shift, fade, shade = draws.uniform(-0.08, 0.05), draws.uniform(0.3, 1.0), draws.uniform(0.8, 1.0)
-    first, second = rgb(hue, saturation, value), rgb(hue + shift, saturation * fade, value * shade)
+    first, second = to_rgb(hue, saturation, value), to_rgb(hue + shift, saturation * fade, value * shade)
     # The second colour lies at the tips or, as an eye, around the disc; some flowers have only one colour.
     eye = draws.chance(0.5)
     outer = smoothstep((reach - draws.uniform(0.35, 0.6)) / 0.4 + 0.25)
@@ -246,10 +209,10 @@ def _colour_petals(draws: _Draws, family: NDArray[np.int64], reach: Array) -> Ar
 
 
 def _draw_disc(
-    draws: _Draws, canvas: Array, family: NDArray[np.int64], pose: Pose, x: Array, y: Array, pixel: float
+    draws: Draws, canvas: Array, family: NDArray[np.int64], pose: Pose, x: Array, y: Array, pixel: float
 ) -> Array:
-    kind = DISCS_OF[family, draws.index(DISCS_OF.shape[1])]
-    colour = rgb(*(column(DISCS, kind, i) + draws.uniform(-0.03, 0.03) for i in range(3)))
+    kind = DISCS_OF[family, draws.choose(DISCS_OF.shape[1])]
+    colour = to_rgb(*(column(DISCS, kind, i) + draws.uniform(-0.03, 0.03) for i in range(3)))
     radius = pose.radius * draws.uniform(0.2, 0.3)
     from_centre = np.sqrt(x * x + y * y)
     reach = from_centre / radius

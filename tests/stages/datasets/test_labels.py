@@ -1,4 +1,4 @@
-"""From the index table to the labels that a network counts."""
+"""Labels of the prepared images for a class-conditional network."""
 
 import pytest
 import torch
@@ -18,20 +18,20 @@ def test_labels_count_the_classes_by_their_numbers(folder, dataset):
     assert labels.dtype == torch.int64 and labels.tolist() == [2, 0, 1, 2, 0, 1, 2]
 
 
-def test_a_class_that_nothing_is_trained_on_is_not_counted(folder, dataset):
+def test_a_class_without_training_images_has_no_label(folder, dataset):
     dataset(splits=("train", "valid", "train", "test", "valid", "train"))
     labels, classes = label_images(positions_of(["train"]))
     assert classes == (CLASSES[1], CLASSES[2])
     assert labels.tolist() == [1, NO_CLASS, 0, 1, NO_CLASS, 0]
 
 
-def test_images_of_one_class_cannot_be_told_apart(folder, dataset):
+def test_a_single_class_is_an_error(folder, dataset):
     dataset(splits=("train", "valid", "valid", "train"))
-    with pytest.raises(StageError, match="class_conditional needs images of at least two classes, got 1; set it"):
+    with pytest.raises(StageError, match="at least two classes, got 1"):
         label_images(positions_of(["train"]))
 
 
-def test_the_digest_is_that_of_the_classes_trained_on():
+def test_the_digest_is_that_of_the_training_labels():
     labels, positions = torch.tensor([0, 1, 2, 0]), torch.tensor([0, 2])
     digest = digest_labels(labels, positions)
     assert digest_labels(torch.tensor([0, 2, 2, 1]), positions) == digest
