@@ -1,4 +1,4 @@
-"""Training and validation images in one file, for a machine that has nothing of the pipeline."""
+"""Pack training and validation images into one file, for a machine without the pipeline."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ IMAGE_SIZE = 64
 
 
 class PackError(Exception):
-    """There are no images to pack; the message says what to do."""
+    """There are no images to pack."""
 
 
 def pack(path: Path, source: Path | None) -> None:

@@ -1,8 +1,7 @@
 """A web server with faults, and a proxy, for the tests of downloads."""
 
-import socket
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import requests
@@ -113,27 +112,8 @@ class ProxyHandler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer.content)
 
-    def do_CONNECT(self):
-        self.server.requests.append(f"CONNECT {self.path}")
-        host, _, port = self.path.partition(":")
-        with socket.create_connection((host, int(port)), timeout=60) as target:
-            self.send_response(200)
-            self.end_headers()
-            back = threading.Thread(target=pour, args=(target, self.connection), daemon=True)
-            back.start()
-            pour(self.connection, target)
-            back.join(60.0)
-
     def log_message(self, *arguments):
         pass
-
-
-def pour(source, target):
-    """Send all bytes of one connection, and its end, to another."""
-    with suppress(OSError):  # either side may have left
-        while received := source.recv(2**16):
-            target.sendall(received)
-        target.shutdown(socket.SHUT_WR)
 
 
 @contextmanager
