@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.machine import describe
-from bench.quality import features_of
+from bench.quality import draw, features_of
 from ddpm.checkpoint import DiffusionConfig, PublishedModel
 from ddpm.data import TrainingImages
 from ddpm.devices import prepare_best_device
