@@ -1,4 +1,4 @@
-"""What each change to the published setting is worth at the same number of images seen: `python -m bench.ablation`.
+"""Measure what each change to the published setting gains for the same number of images: `python -m bench.ablation`.
 
 A small network learns the prepared dataset (`preprocess.image_size` decides its size) from the published choices, from
 them with one change each, and from four changes together; always the same seed, number of steps and batch size, and a
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from bench.machine import described
-from bench.quality import drawn, features_of
+from bench.machine import describe
+from bench.quality import draw, features_of
 from ddpm.checkpoint import PublishedModel
 from ddpm.config import DiffusionConfig, TrainingConfig, UNetConfig
 from ddpm.data import TrainingImages
@@ -31,7 +31,7 @@ from stages.datasets.prepared import all_images, images_of, positions_of
 
 @dataclass(frozen=True)
 class Variant:
-    """What one training differs in."""
+    """Differences of one training from the published setting."""
 
     training: TrainingConfig
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -40,7 +40,7 @@ class Variant:
 
 
 def variants_of(published: Variant) -> dict[str, Variant]:
-    """The published setting, one change each, and four of them together."""
+    """Return the published setting, one change at a time, and four changes together."""
     training, diffusion = published.training, published.diffusion
     more_data = ("train", "test")
     falling = replace(training, rate_schedule="cosine", warmup_steps=training.num_steps // 50)
@@ -70,15 +70,15 @@ def main() -> None:
     reference = features_of(extractor, images_of(["valid"]), device)
     size = all_images().shape[-1]
     print(
-        f"{described(device)}; {arguments.steps} steps of {arguments.batch_size} images of {size}x{size}; "
+        f"{describe(device)}; {arguments.steps} steps of {arguments.batch_size} images of {size}x{size}; "
         f"{arguments.num_images} samples against {len(reference)} images of the valid split",
         flush=True,
     )
     print(f"{'':26} {'fd':>8} {'kid':>9} {'± (95 %)':>9} {'loss':>8} {'seconds':>9}", flush=True)
     for name in arguments.variants or variants:
         started = time.perf_counter()
-        model, loss = trained(variants[name], arguments, device)
-        pixels = drawn(model, "ddim", arguments.calls, 1.0, arguments.num_images, device)
+        model, loss = train_variant(variants[name], arguments, device)
+        pixels = draw(model, "ddim", arguments.calls, 1.0, arguments.num_images, device)
         features = features_of(extractor, pixels, device)
         kernel = kernel_distance(reference, features, num_subsets=100, subset_size=min(500, len(features)))
         distance = frechet_distance(reference, features)
@@ -89,8 +89,10 @@ def main() -> None:
         )
 
 
-def trained(variant: Variant, arguments: argparse.Namespace, device: torch.device) -> tuple[PublishedModel, float]:
-    """The averaged network after all steps, and the mean loss of the last tenth of them."""
+def train_variant(
+    variant: Variant, arguments: argparse.Namespace, device: torch.device
+) -> tuple[PublishedModel, float]:
+    """Train, and return the averaged network and the mean loss of the last tenth of the steps."""
     torch.manual_seed(variant.training.seed)
     attention = tuple(level == len(arguments.widths) - 1 for level in range(len(arguments.widths)))
     unet = UNet(UNetConfig(widths=tuple(arguments.widths), attention=attention, num_res_blocks=1)).to(device)

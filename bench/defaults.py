@@ -1,4 +1,4 @@
-"""Measure what each default of the training loop is worth: `python -m bench.defaults`.
+"""Measure what each default of the training loop gains: `python -m bench.defaults`.
 
 A loop written out by hand makes every choice as the project does, and then all but one of them; in one run, in turn.
 """
@@ -9,8 +9,8 @@ from functools import partial
 
 import torch
 
-from bench.machine import described
-from bench.networks import Choices, add_setting_arguments, by_hand, repeated, setting_of
+from bench.machine import describe
+from bench.networks import Choices, add_setting_arguments, by_hand, repeat, setting_of
 from bench.turns import add_turn_arguments, time_in_turn
 from ddpm.devices import prepare_best_device, resolve_precision
 
@@ -32,10 +32,10 @@ def main() -> None:
     arguments = parser.parse_args()
     device = prepare_best_device()
     setting = setting_of(arguments, device)
-    print(f"{described(device)}; batch {setting.batch_size} of {setting.image_size}x{setting.image_size}", flush=True)
+    print(f"{describe(device)}; batch {setting.batch_size} of {setting.image_size}x{setting.image_size}", flush=True)
     num_steps = NUM_STEPS[device.type]
     builders = {
-        name: partial(repeated, partial(by_hand, setting, choices), num_steps)
+        name: partial(repeat, partial(by_hand, setting, choices), num_steps)
         for name, choices in choices_by_name(device, arguments.compile).items()
     }
     timings = time_in_turn(builders, device, arguments.rounds, arguments.minutes)

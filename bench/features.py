@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench.machine import described
+from bench.machine import describe
 from bench.turns import add_turn_arguments, time_in_turn
 from ddpm.devices import prepare_best_device
 from ddpm.features import FeatureExtractor, build_extractor, extract_features
@@ -24,7 +24,7 @@ def main() -> None:
     arguments = _parse_arguments()
     device = prepare_best_device()
     pixels = torch.randint(0, 256, (arguments.num_images, 3, arguments.image_size, arguments.image_size)).byte()
-    print(f"{described(device)}; {len(pixels)} images of {arguments.image_size}x{arguments.image_size}", flush=True)
+    print(f"{describe(device)}; {len(pixels)} images of {arguments.image_size}x{arguments.image_size}", flush=True)
     inception = "inception" if arguments.inception_weights else "inception, random"
     builders = {
         "efficientnet_lite0": partial(build_extractor, "efficientnet_lite0", device),

@@ -14,7 +14,7 @@ SIDE = {"cpu": 4096, "cuda": 8192}
 
 
 class LeftOutError(Exception):
-    """A variant is not to be measured here; the message says why."""
+    """A variant cannot be measured here; the message says why."""
 
 
 def require_bfloat16(device: torch.device) -> None:
@@ -28,7 +28,7 @@ def require_bfloat16(device: torch.device) -> None:
         raise LeftOutError(f"this {kind} has no bf16 instructions; emulated ones would take minutes a step")
 
 
-def described(device: torch.device) -> str:
+def describe(device: torch.device) -> str:
     """Return the hardware and torch's version, for the head of a table."""
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
@@ -40,7 +40,7 @@ def described(device: torch.device) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done its work."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -66,13 +66,13 @@ def allocated_gib(device: torch.device) -> float:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory_gib` of a GPU tell of what comes; the peak of a process is there for good."""
+    """Start a new measurement of `peak_memory_gib` on a GPU; the peak of a process cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Return the most memory that was in use: of the GPU by tensors, or of this process."""
+    """Return the peak of memory in use: by tensors on the GPU, or by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

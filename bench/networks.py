@@ -31,7 +31,7 @@ NUM_IMAGES = 1020
 NUM_TIMESTEPS = 1000
 
 BATCH_SIZE = {"cpu": 8, "cuda": 32}
-"""Images of a step, unless told otherwise; 32 is the published number.
+"""Default number of images per step; 32 is the published number.
 
 Two cores without bf16 instructions do 2.5 images a second in float32, so that a step of 8 takes them 3.3 seconds, and
 between their turns the processes of all variants of `bench.train` fit 24 GB.
@@ -42,7 +42,7 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Setting:
-    """The size of the work that all variants of a measurement share."""
+    """Size of the work, the same for all variants of a measurement."""
 
     batch_size: int
     image_size: int
@@ -51,19 +51,19 @@ class Setting:
 
     @property
     def unet(self) -> UNetConfig:
-        """The network of these widths; as published, it has attention at the last two levels."""
+        """Return the configuration with these widths and, as published, attention at the last two levels."""
         return UNetConfig(
             widths=self.widths, attention=tuple(i >= len(self.widths) - 2 for i in range(len(self.widths)))
         )
 
     def pixels(self) -> Tensor:
-        """A dataset of noise, as large as the published one."""
+        """Return a dataset of noise, as large as the published one."""
         shape = (NUM_IMAGES, 3, self.image_size, self.image_size)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --batch-size, --image-size and --widths, of which `setting_of` makes a Setting."""
+    """Add --batch-size, --image-size and --widths, which `setting_of` reads."""
     parser.add_argument(
         "--batch-size", type=int, help="images worked on together (default 8 on a CPU, 32 on a GPU; published: 32)"
     )
@@ -92,8 +92,8 @@ def flops_per_image(setting: Setting) -> float:
     return float(counter.get_total_flops())
 
 
-def repeated(build: Callable[[], Step], num_steps: int) -> Step:
-    """Build a step, and return a function that does so many at once."""
+def repeat(build: Callable[[], Step], num_steps: int) -> Step:
+    """Build a step, and return a function that takes several of them."""
     step = build()
 
     def run() -> None:
@@ -118,7 +118,7 @@ def ours(setting: Setting, compilation: Compilation = "auto") -> Step:
 
 @dataclass(frozen=True)
 class Choices:
-    """The choices of a loop written out by hand, each of which `ours` makes in some way."""
+    """Choices of a hand-written loop, corresponding to the defaults of `ours`."""
 
     channels_last: bool = True
     bfloat16: bool = True
@@ -126,7 +126,7 @@ class Choices:
     foreach_ema: bool = True
     fused_attention: bool = True
     kept_memory: bool = True
-    """see `ddpm.devices.keep_freed_memory`; of a CPU alone"""
+    """see `ddpm.devices.keep_freed_memory`; only on a CPU"""
     compilation: str = ""
     """a mode of torch.compile"""
     gradient_checkpointing: bool = False

@@ -1,8 +1,8 @@
-"""Does a class-conditional model draw the petals that it is asked for? `python -m bench.petals MODEL`.
+"""Measure whether a class-conditional model draws the requested number of petals: `python -m bench.petals MODEL`.
 
-A small network learns to count the petals of flowers that the project draws, other ones than the model has learnt
-from, and judges the model's samples by the class that each was asked to be of, at several scales of guidance. A model
-that ignored the class would be right once in five.
+A small network learns to count the petals of flowers that the project draws, different from those the model
+was trained on, and classifies the model's samples at several scales of guidance. A model that ignores the class is
+right once in five.
 """
 
 import argparse
@@ -13,22 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.machine import described
+from bench.machine import describe
 from ddpm.checkpoint import PublishedModel, load_model
 from ddpm.devices import arithmetic, prepare_best_device
 from ddpm.images import to_model_range, to_pixels
 from ddpm.samplers import ImageNoise, sample
-from stages.datasets.synthetic.flowers import PETAL_COUNTS, generate
+from stages.datasets.synthetic.draws import PETAL_COUNTS
+from stages.datasets.synthetic.flowers import generate
 
 CHANCE = 1.0 / len(PETAL_COUNTS)
 
 BATCH_SIZE = 100
 _TRAINING_SEED, _HELD_OUT_SEED = 1001, 1002
-"""Of the classifier's flowers; a model's own have the seed of its profile, such as 0."""
+"""Seeds of the classifier's flowers; a model's own flowers have the seed of its profile, such as 0."""
 
 
 class PetalCounter(nn.Module):
-    """Tells how many petals a flower has: logits of PETAL_COUNTS from images in [-1, 1] of the given size."""
+    """Classifier of petal counts: logits of PETAL_COUNTS from images in [-1, 1] of the given size."""
 
     def __init__(self, image_size: int, width: int = 32) -> None:
         super().__init__()
@@ -46,14 +47,14 @@ class PetalCounter(nn.Module):
         return logits
 
 
-def drawn_flowers(num_images: int, image_size: int, variety: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Real images, uint8 of shape (images, 3, size, size), and how many petals each has."""
+def draw_flowers(num_images: int, image_size: int, variety: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return drawn images, uint8 of shape (images, 3, size, size), and their petal counts."""
     images, petals = generate(num_images, image_size, seed, variety=variety)
     return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(petals)
 
 
-def trained_counter(pixels: Tensor, petals: Tensor, num_epochs: int = 5, learning_rate: float = 3e-3) -> PetalCounter:
-    """A counter that has learnt from these images; the same ones give the same counter."""
+def train_counter(pixels: Tensor, petals: Tensor, num_epochs: int = 5, learning_rate: float = 3e-3) -> PetalCounter:
+    """Train a counter on these images; the same images give the same counter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         counter = PetalCounter(pixels.shape[-1]).to(memory_format=torch.channels_last)
@@ -73,19 +74,19 @@ def trained_counter(pixels: Tensor, petals: Tensor, num_epochs: int = 5, learnin
 
 
 def is_counted_right(counter: PetalCounter, pixels: Tensor, petals: Tensor) -> Tensor:
-    """Whether the counter finds `petals` in each image."""
+    """Return whether the counter finds `petals` in each image."""
     found = torch.cat([counter(to_model_range(part)).argmax(dim=1) for part in torch.split(pixels, BATCH_SIZE)])
     return found + PETAL_COUNTS[0] == petals
 
 
-def asked_flowers(
+def draw_requested(
     model: PublishedModel,
     num_images: int,
     guidance_scale: float,
     num_sampling_steps: int,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Samples as bytes, all classes in turn, and the petals that each was asked to have."""
+    """Return samples as bytes, all classes in turn, and the requested petals of each."""
     shape = (3, model.image_size, model.image_size)
     parts = []
     for start in range(0, num_images, BATCH_SIZE):
@@ -104,18 +105,18 @@ def main() -> None:
     model = load_model(arguments.model, device=device)
     if [each.number for each in model.classes] != list(PETAL_COUNTS):
         raise SystemExit(f"{arguments.model} was not trained on petal counts: its classes are {list(model.classes)}")
-    print(f"{described(device)}; {arguments.num_images} samples a scale; chance is {CHANCE:.0%}", flush=True)
+    print(f"{describe(device)}; {arguments.num_images} samples a scale; chance is {CHANCE:.0%}", flush=True)
     print(
         f"{'judged':28} {'right':>7} " + " ".join(f"{count:>3} petals" for count in PETAL_COUNTS) + f" {'seconds':>9}"
     )
     started = time.perf_counter()
     size = model.image_size
-    counter = trained_counter(*drawn_flowers(arguments.num_training, size, arguments.variety, _TRAINING_SEED))
-    held_out, petals = drawn_flowers(1000, size, arguments.variety, _HELD_OUT_SEED)
+    counter = train_counter(*draw_flowers(arguments.num_training, size, arguments.variety, _TRAINING_SEED))
+    held_out, petals = draw_flowers(1000, size, arguments.variety, _HELD_OUT_SEED)
     _print_row("real images, held out", is_counted_right(counter, held_out, petals), petals, started)
     for scale in arguments.scales:
         started = time.perf_counter()
-        pixels, petals = asked_flowers(model, arguments.num_images, scale, arguments.num_sampling_steps, device)
+        pixels, petals = draw_requested(model, arguments.num_images, scale, arguments.num_sampling_steps, device)
         _print_row(f"samples, guidance scale {scale:g}", is_counted_right(counter, pixels, petals), petals, started)
 
 

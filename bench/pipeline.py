@@ -1,4 +1,4 @@
-"""What the pipeline costs over the bare training loop: `python -m bench.pipeline`.
+"""Measure what the pipeline costs beyond the bare training loop: `python -m bench.pipeline`.
 
 Blocks of steps of the quickstart's training alternate between the bare loop of `ddpm` and the whole train stage, with
 MLflow on a fresh sqlite file, its progress bar, grids of samples and checkpoints at the profile's intervals. The figure

@@ -1,9 +1,9 @@
-"""How fast photographs are prepared, and in how much memory: `python -m bench.preprocess`.
+"""Measure the speed and memory of preparing photographs: `python -m bench.preprocess`.
 
 Makes an archive as large as Oxford Flowers 102 (8,189 JPEGs of 500×650, with its labels and splits), and runs the
 preprocess stage on it in a process of its own: as it is, and with every JPEG decoded at full scale. Its photographs are
-drawn flowers under noise with the spectrum of natural images, 48 different ones; the others repeat them under a comment
-of their own, so that no two files are the same. Making them is not timed.
+48 drawn flowers under noise with the spectrum of natural images, repeated with different comments, so that no two files
+are the same. Making them is not timed.
 """
 
 import argparse
@@ -36,12 +36,13 @@ NUM_DIFFERENT = 48
 QUALITY = 75
 NOISE_LEVELS = 10.0
 
-# The stage as `python -m stages.preprocess` runs it; the margin is a constant of its, and the peak that of its process.
+# The stage as `python -m stages.preprocess` runs it, with another margin; it prints the peak memory of its process.
 STAGE = """
 import re, sys
 from pathlib import Path
 from stages import preprocess
-preprocess.MARGIN = int(sys.argv[1])
+from stages.datasets import decoding
+decoding.MARGIN = int(sys.argv[1])
 preprocess.run_stage("preprocess", preprocess.preprocess)
 print("peak", re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 def run_stage(folder: Path, margin: str) -> tuple[float, float]:
-    """Seconds, imports included, and the peak memory in GiB."""
+    """Run the stage and return its seconds, imports included, and its peak memory in GiB."""
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "-c", STAGE, margin]
     started = time.perf_counter()
@@ -85,10 +86,9 @@ def run_stage(folder: Path, margin: str) -> tuple[float, float]:
 
 
 def write_dataset(folder: Path, num_images: int, image_size: int) -> float:
-    """params.yaml, data/ and the receipt, as the download stage leaves them; gives the archive's size in MB."""
-    from contract.params import read_params
+    """Write params.yaml, data/ and the receipt like the download stage; return the archive's size in MB."""
     from contract.paths import DATA
-    from stages.download import inventory, write_receipt
+    from stages.datasets.pin import list_files, write_receipt
 
     profile = YAML(typ="safe").load(PROJECT / "profiles" / "flowers102.yaml")
     profile["preprocess"]["image_size"] = image_size
@@ -100,23 +100,23 @@ def write_dataset(folder: Path, num_images: int, image_size: int) -> float:
         savemat(DATA / LABELS, {"labels": numbers[None] % len(FLOWERS102_CLASSES) + 1})
         parts = {key: numbers[None, part::3] + 1 for part, key in enumerate(("trnid", "valid", "tstid"))}
         savemat(DATA / SPLITS, parts)
-        write_receipt(read_params().download, inventory(DATA))
+        write_receipt("flowers102", list_files(DATA))
         return (DATA / ARCHIVE).stat().st_size / 1e6
 
 
 def write_archive(path: Path, num_images: int) -> None:
-    """So many photographs under the names of the dataset's."""
+    """Write an archive of photographs with the names of the dataset."""
     encoded = [jpeg(photograph(WIDTH, HEIGHT, seed)) for seed in range(min(NUM_DIFFERENT, num_images))]
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
         for number in range(1, num_images + 1):
-            content = commented(encoded[number % len(encoded)], hashlib.sha256(str(number).encode()).digest())
+            content = add_comment(encoded[number % len(encoded)], hashlib.sha256(str(number).encode()).digest())
             entry = tarfile.TarInfo(f"jpg/image_{number:05d}.jpg")
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
 
 
 def photograph(width: int, height: int, seed: int) -> NDArray[np.uint8]:
-    """A drawn flower under noise whose amplitude falls with frequency as that of natural images does, as 1/f.
+    """Return a drawn flower under noise whose amplitude falls with frequency like that of natural images, as 1/f.
 
     Returns:
         uint8 (height, width, 3), RGB.
@@ -133,14 +133,14 @@ def photograph(width: int, height: int, seed: int) -> NDArray[np.uint8]:
 
 
 def jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    """As cameras write it: chroma at half the resolution."""
+    """Encode an image like a camera, with chroma at half the resolution."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=QUALITY, subsampling="4:2:0")
     return buffer.getvalue()
 
 
-def commented(encoded: bytes, comment: bytes) -> bytes:
-    """The same photograph with a comment, which follows the start-of-image marker."""
+def add_comment(encoded: bytes, comment: bytes) -> bytes:
+    """Return the photograph with a comment after the start-of-image marker."""
     segment = b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment
     return encoded[:2] + segment + encoded[2:]
 

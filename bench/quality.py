@@ -1,4 +1,4 @@
-"""Quality against network calls: `python -m bench.quality MODEL REFERENCE`.
+"""Measure image quality against network calls: `python -m bench.quality MODEL REFERENCE`.
 
 Draws the same images (by their numbers) with each sampler and number of steps, and compares them with real images by
 the Fréchet and kernel distances on EfficientNet-Lite0's features.
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.machine import described
+from bench.machine import describe
 from ddpm.checkpoint import PublishedModel, load_model
 from ddpm.config import SamplerName
 from ddpm.data import load_images
@@ -36,11 +36,11 @@ def main() -> None:
     real = load_images(arguments.reference)
     chosen = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[: arguments.num_reference]
     reference = features_of(extractor, real[chosen], device)  # at random: datasets come ordered by class
-    print(f"{described(device)}; {arguments.num_images} samples against {len(reference)} real images", flush=True)
+    print(f"{describe(device)}; {arguments.num_images} samples against {len(reference)} real images", flush=True)
     print(f"{'sampler':16} {'calls':>6} {'eta':>5} {'fd':>8} {'kid':>9} {'± (std)':>9} {'seconds':>9}")
     for name, num_steps, eta in arguments.calls:
         started = time.perf_counter()
-        pixels = drawn(model, name, num_steps, eta, arguments.num_images, device)
+        pixels = draw(model, name, num_steps, eta, arguments.num_images, device)
         seconds = time.perf_counter() - started
         features = features_of(extractor, pixels, device)
         kernel = kernel_distance(reference, features, num_subsets=100, subset_size=min(500, len(features)))
@@ -51,10 +51,10 @@ def main() -> None:
         )
 
 
-def drawn(
+def draw(
     model: PublishedModel, name: SamplerName, num_steps: int, eta: float, num_images: int, device: torch.device
 ) -> Tensor:
-    """Images 0 … num_images - 1 of seed 0, as bytes."""
+    """Return images 0 … num_images - 1 of seed 0, as bytes."""
     shape = (3, model.image_size, model.image_size)
     batches = []
     for start in range(0, num_images, BATCH_SIZE):
@@ -65,7 +65,7 @@ def drawn(
 
 
 def features_of(extractor: FeatureExtractor, pixels: Tensor, device: torch.device) -> Tensor:
-    """One vector an image."""
+    """Return one feature vector per image."""
     return torch.cat(list(extract_features(extractor, pixels, BATCH_SIZE, device)))
 
 

@@ -8,14 +8,14 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
-from bench.machine import described
+from bench.machine import describe
 from bench.networks import Setting, Step, add_setting_arguments, diffusers_pipeline, our_drawing, setting_of
 from bench.turns import add_turn_arguments, time_in_turn
 from ddpm.config import SamplerName
 from ddpm.devices import prepare_best_device, resolve_precision
 
 NUM_CALLS = {"cpu": [10], "cuda": [10, 20]}
-"""Network calls an image, unless told otherwise.
+"""Default number of network calls per image.
 
 Two slow cores (AVX2 only, where training does 2.5 images a second, and a call is a third of a step's work) take 1.1 s
 for 8 images: four variants take 65 s to build and warm up, and 3 rounds of them 130.
@@ -26,7 +26,7 @@ def main() -> None:
     arguments = _parse_arguments()
     device = prepare_best_device()
     setting = setting_of(arguments, device)
-    print(f"{described(device)}; {setting.batch_size} images of {setting.image_size}x{setting.image_size}", flush=True)
+    print(f"{describe(device)}; {setting.batch_size} images of {setting.image_size}x{setting.image_size}", flush=True)
     variants = {
         (name, steps): build
         for steps in arguments.steps or NUM_CALLS[device.type]
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def builders_by_name(setting: Setting, num_steps: int) -> dict[str, Callable[[], Step]]:
-    """Return what builds each variant, of so many network calls an image."""
+    """Return a builder of each variant, with `num_steps` network calls per image."""
     # DDIM, which the others are set against, comes first: it is there if any of them is.
     samplers: tuple[SamplerName, ...] = ("ddim", "ddpm", "dpm_solver++")
     variants: dict[str, Callable[[], Step]] = {

@@ -1,4 +1,4 @@
-"""What logging to MLflow costs the training loop: `python -m bench.tracking`.
+"""Measure what logging to MLflow costs the training loop: `python -m bench.tracking`.
 
 Blocks of steps alternate between no tracker and MLflow on a fresh sqlite file, in the quickstart's size and logging
 interval, so that a drift of the machine's speed touches both alike. The figure is the median of the blocks' ratios.
@@ -33,8 +33,8 @@ def main() -> None:
         with opened_run(params) as mlflow_tracker:
             times: dict[str, list[float]] = {"none": [], "mlflow": []}
             for _ in range(arguments.blocks):
-                times["none"].append(_timed(events, arguments.steps, NoTracker(), params.train.log_every))
-                times["mlflow"].append(_timed(events, arguments.steps, mlflow_tracker, params.train.log_every))
+                times["none"].append(_time_events(events, arguments.steps, NoTracker(), params.train.log_every))
+                times["mlflow"].append(_time_events(events, arguments.steps, mlflow_tracker, params.train.log_every))
     ratios = [logged / bare for bare, logged in zip(times["none"], times["mlflow"], strict=True)]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, logging every {params.train.log_every} steps")
     print(f"{'tracker':10} {'ms/step':>10}")
@@ -43,7 +43,7 @@ def main() -> None:
     print(f"cost of MLflow: {100 * (statistics.median(ratios) - 1):.2f} % (median of {len(ratios)} pairs)")
 
 
-def _timed(events: Iterator[StepEvent], num_steps: int, tracker: Tracker, log_every: int) -> float:
+def _time_events(events: Iterator[StepEvent], num_steps: int, tracker: Tracker, log_every: int) -> float:
     started = time.perf_counter()
     for _ in range(num_steps):
         event = next(events)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from bench.keras_network import keras_loop
-from bench.machine import described, matrix_ceiling
+from bench.machine import describe, matrix_ceiling
 from bench.networks import (
     PLAIN,
     Setting,
@@ -19,7 +19,7 @@ from bench.networks import (
     diffusers_loop,
     flops_per_image,
     ours,
-    repeated,
+    repeat,
     setting_of,
 )
 from bench.turns import add_turn_arguments, time_in_turn
@@ -28,7 +28,7 @@ from ddpm.devices import prepare_best_device
 OURS = "this project"
 
 NUM_STEPS = {"cpu": 1, "cuda": 20}
-"""Steps of a turn, unless told otherwise.
+"""Default number of steps per turn.
 
 Two slow cores (AVX2 only, 2.5 images a second in float32) are done with the defaults in less than two minutes: 5 s
 until the first variant, 20 to start and build three of them, 13 to warm them up, 5 rounds of 3 x 3.3, 10 for the
@@ -45,11 +45,11 @@ def main() -> None:
     device = prepare_best_device()
     setting = setting_of(arguments, device)
     num_steps = arguments.steps or NUM_STEPS[device.type]
-    print(f"{described(device)}; batch {setting.batch_size} of {setting.image_size}x{setting.image_size}", flush=True)
+    print(f"{describe(device)}; batch {setting.batch_size} of {setting.image_size}x{setting.image_size}", flush=True)
 
     peers = {name: build for name, build in _peers(setting).items() if name not in arguments.leave_out}
     steps: dict[str, Callable[[], Step]] = {OURS: partial(ours, setting), **peers}
-    builders = {name: partial(repeated, build, num_steps) for name, build in steps.items()}
+    builders = {name: partial(repeat, build, num_steps) for name, build in steps.items()}
     timings = time_in_turn(builders, device, arguments.rounds, arguments.minutes)
     ceiling, flops = matrix_ceiling(device), flops_per_image(setting)
 

@@ -1,4 +1,4 @@
-"""Variants timed in turn: on a GPU all in this process, on a CPU each in one of its own.
+"""Time variants in turn: on a GPU all in this process, on a CPU each in its own process.
 
 A CPU's variants differ in how their process deals with memory, so that none may profit from the settings of another. On
 a GPU a process of its own would only have each compile again.
@@ -27,7 +27,7 @@ Builder = Callable[[], Variant]
 Result = TypeVar("Result")
 
 MINUTES = {"cpu": 5.0, "cuda": math.inf}
-"""Time of a measurement, unless it is given another."""
+"""Default minutes for a measurement."""
 
 # Parts of that time. The rest is for imports before, the machine's ceiling after, and a round slower than the others.
 _SHARE_OF_BUILDING, _SHARE_OF_ALL = 0.5, 0.9
@@ -43,14 +43,14 @@ class Timings:
     """Seconds and memory of the variants, and which are missing."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    """of each variant in each round"""
+    """seconds of each variant in each round"""
     peak_memory_gib: dict[str, float] = field(default_factory=dict)
     """on a CPU the process's; on a GPU the last turn's, less what the other variants keep between theirs"""
     left_out: dict[str, str] = field(default_factory=dict)
     """variants that were not timed, and why"""
 
     def ratio(self, name: str, other: str) -> float:
-        """Return how many times as long `name` takes: the median of the rounds' ratios."""
+        """Return the ratio of the times of two variants: the median over the rounds."""
         pairs = zip(self.seconds[name], self.seconds[other], strict=True)
         return statistics.median(one / two for one, two in pairs)
 
@@ -177,7 +177,7 @@ class InProcess:
 
 
 _built_here: list[Built] = []
-"""The variant of this process, if it is one that InProcess has started."""
+"""Variant of this process, if InProcess started it."""
 
 
 def _build(build: Builder, device: torch.device) -> float:
@@ -190,14 +190,14 @@ def _take_turn() -> tuple[float, float]:
 
 
 class _Clock:
-    """Tells how much of the time for a measurement is spent."""
+    """Budget of time for a measurement."""
 
     def __init__(self, num_minutes: float) -> None:
         self._num_minutes = num_minutes
         self._started = time.perf_counter()
 
     def has_time(self, seconds: float, share: float) -> bool:
-        """Return whether so many seconds more still lie within `share` of the time."""
+        """Return whether that many more seconds still lie within `share` of the time."""
         return time.perf_counter() - self._started + seconds <= share * 60.0 * self._num_minutes
 
     def __str__(self) -> str:

@@ -45,7 +45,7 @@ from ddpm.training_state import NotFiniteError, TrainingState, learning_rate_at
 from ddpm.training_step import NUM_QUARTILES
 from ddpm.unet import UNet
 from stages.datasets import prepared
-from stages.datasets.labels import labelled, labels_digest
+from stages.datasets.labels import digest_labels, label_images
 from stages.datasets.prepared import all_images, dataset_summary, positions_of
 from stages.runtime.alone import alone_in
 from stages.runtime.progress import progress_bar
@@ -150,7 +150,7 @@ def prepare(wanted: TrainParams) -> Experiment:
     summary, device = dataset_summary(), prepare_best_device()
     torch.manual_seed(wanted.seed)
     images, positions = all_images(), positions_of(wanted.splits)
-    labels, classes = labelled(positions) if wanted.class_conditional else (None, ())
+    labels, classes = label_images(positions) if wanted.class_conditional else (None, ())
     unet_config = wanted.unet.configure(len(classes) or None)
     return Experiment(
         wanted=wanted,
@@ -169,7 +169,7 @@ def prepare(wanted: TrainParams) -> Experiment:
             labels=labels,
         ),
         classes=classes,
-        identity=identity_of(wanted, images_digest(images, positions), labels_digest(labels, positions)),
+        identity=identity_of(wanted, images_digest(images, positions), digest_labels(labels, positions)),
         recording=Recording(),
     )
 

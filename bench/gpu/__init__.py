@@ -1,1 +1,1 @@
-"""Everything that has to be found out on a GPU, by one command that ends in time: `python -m bench.gpu --help`."""
+"""Measurements and proofs on a GPU, in one command with a deadline: `python -m bench.gpu --help`."""

@@ -1,4 +1,4 @@
-"""Everything that has to be found out on a GPU, in one call that ends in time.
+"""Run all measurements and proofs on a GPU in one call with a deadline.
 
 `python -m bench.gpu pack` puts the prepared training and validation images into one file, `python -m bench.gpu` does
 the rest. That needs torch, numpy, pandas, Pillow and safetensors alone, runs the GPU tests where pytest is installed,

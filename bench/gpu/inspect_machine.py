@@ -1,4 +1,4 @@
-"""Which card, which software, and which of PyTorch's kernels this machine has."""
+"""Card, software and PyTorch kernels of this machine."""
 
 import platform
 import shutil
@@ -11,7 +11,7 @@ from torch.utils._triton import has_triton
 
 from bench.gpu.session import Session
 from bench.gpu.timing import Stopwatch
-from bench.machine import described, matrix_ceiling
+from bench.machine import describe, matrix_ceiling
 from ddpm.devices import resolve_precision
 
 _COPIED_BYTES = {"cpu": 1 << 26, "cuda": 1 << 31}
@@ -22,7 +22,7 @@ def inspect_machine(session: Session) -> None:
     """Note card, software, ceilings and the attention kernels that run."""
     device = session.device
     machine: dict[str, Any] = {
-        "described": described(device),
+        "described": describe(device),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -45,7 +45,7 @@ def inspect_machine(session: Session) -> None:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Return the bytes a second of a large copy, read and written ones counted."""
+    """Return the bytes per second of a large copy, counting both reads and writes."""
     source = torch.empty(_COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
@@ -58,7 +58,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def attention_kernels(session: Session) -> dict[str, list[str]]:
-    """Return which kernels of `scaled_dot_product_attention` take each of the network's attentions, backward too."""
+    """Return the kernels of `scaled_dot_product_attention` that run each attention, forward and backward."""
     found = {}
     for channels, pixels in attention_shapes(session):
         names = []

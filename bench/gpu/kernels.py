@@ -1,4 +1,4 @@
-"""The time of a training step by kernel and by part, beside what was predicted."""
+"""Time of a training step by kernel and by part, beside the prediction."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ _OTHER = "norms, activations, sums"
 
 
 def profile_kernels(session: Session) -> None:
-    """Write kernels.txt, and the milliseconds of a step by part."""
+    """Write kernels.txt and note the milliseconds of a step by part."""
     size = session.size
     step = ours(Setting(size.batch_size, size.image_size, size.unet.widths, session.device), session.mode)
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""Single layers of the network, in the form that PyTorch has and as they are arranged for a GPU."""
+"""Single layers of the network, in PyTorch's form and in forms arranged for a GPU."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Variants:
 
 
 def time_layers(session: Session) -> None:
-    """Time each layer, forward and backward, in all its forms: compiled, and recorded, so that no launch counts."""
+    """Time each layer, forward and backward, in all its forms: compiled and recorded, so that launches do not count."""
     rows: dict[str, dict[str, float]] = {}
     for name, variants in layers_of(session).items():
         if session.device.type == "cuda" and session.deadline.left() < _SECONDS_A_LAYER:

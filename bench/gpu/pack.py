@@ -1,4 +1,4 @@
-"""Training and validation images in one file, for a machine that has nothing of the pipeline."""
+"""Pack training and validation images into one file, for a machine without the pipeline."""
 
 from pathlib import Path
 
@@ -9,15 +9,15 @@ from contract.paths import DATASET
 from ddpm.files import atomic_path
 from stages.datasets.flowers102 import ARCHIVE, LABELS, Flowers102
 from stages.datasets.flowers102 import SPLITS as SPLIT_NUMBERS
+from stages.datasets.preparation import PreparedImage, prepare_all
 from stages.datasets.prepared import dataset_summary, images_of
-from stages.preprocess import PreparedImage, parallel_map, prepare_or_refuse
 
 SPLITS = ("train", "valid")
 IMAGE_SIZE = 64
 
 
 class PackError(Exception):
-    """There are no images to pack; the message says what to do."""
+    """There are no images to pack."""
 
 
 def pack(path: Path, source: Path | None) -> None:
@@ -55,7 +55,7 @@ def _read(source: Path) -> dict[str, NDArray[np.uint8]]:
         raise PackError(f"{source} must hold {ARCHIVE}, {LABELS} and {SPLIT_NUMBERS}; missing: {', '.join(missing)}")
     images = (image for image in Flowers102().images(source) if image.split in SPLITS)
     found: dict[str, list[NDArray[np.uint8]]] = {split: [] for split in SPLITS}
-    for prepared in parallel_map(lambda image: prepare_or_refuse(image, IMAGE_SIZE), images):
+    for prepared in prepare_all(images, IMAGE_SIZE):
         if not isinstance(prepared, PreparedImage):
             raise PackError(f"an image in {source} cannot be read: {prepared}")
         found[prepared.row["split"]].append(prepared.pixels)

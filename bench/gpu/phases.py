@@ -1,4 +1,4 @@
-"""Phases, one after the other, within a deadline: what fails is noted, what has no time is left out."""
+"""Run phases one after the other within a deadline: failures are noted, phases without time are left out."""
 
 import faulthandler
 import os
@@ -21,9 +21,9 @@ class Phase:
     name: str
     run: Callable[[Session], None]
     seconds: float
-    """what it takes at the published size on an H100, as far as known"""
+    """seconds at the published size on an H100, as far as known"""
     importance: int
-    """1 is the highest; where time is short, the lower ones are left out for the sake of the higher ones after them"""
+    """1 is the highest; when time is short, less important phases are left out for more important later ones"""
 
 
 def run_phases(session: Session, phases: Sequence[Phase]) -> bool:
@@ -58,7 +58,7 @@ def _run(session: Session, phase: Phase, reserved: float) -> dict[str, object]:
 
 
 def end_at_deadline(session: Session, on_end: Callable[[], None]) -> None:
-    """End the process soon after the deadline, whatever it is doing then; where it stood goes to standard error.
+    """End the process soon after the deadline, whatever it is doing; print its stack to standard error.
 
     A compiler or a kernel that hangs listens to no signal; all results so far are on disk.
     """

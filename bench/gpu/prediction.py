@@ -1,4 +1,4 @@
-"""How long a training step should take on a GPU, by part: `python -m bench.gpu predict`.
+"""Predict the time of a training step on a GPU, by part: `python -m bench.gpu predict`.
 
 Every part is bound by arithmetic or by memory. The shapes are those of the network; the rates are the card's own matrix
 product and copy, and the shares of them that such kernels reach elsewhere.
@@ -17,7 +17,7 @@ CONVOLUTION_SHARE = 0.5
 """Share of a large matrix product's rate that cuDNN's convolutions reach, as on other networks of such widths."""
 DENSE_SHARE = 0.4
 MEMORY_SHARE = 0.8
-"""Share of a copy's rate that kernels reach which read and write once."""
+"""Share of a copy's rate reached by kernels that read and write once."""
 SECONDS_BETWEEN_KERNELS = 1.0e-6
 KERNELS_A_LAYER = 7
 """Kernels of a layer with weights, forward and backward, of which a replayed step launches each after the other."""

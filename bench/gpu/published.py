@@ -1,4 +1,4 @@
-"""The published setting trained whole, and images drawn with what it has learnt."""
+"""Train the published setting completely and draw images with it."""
 
 import dataclasses
 import json
@@ -26,10 +26,10 @@ from ddpm.training_step import NUM_QUARTILES
 
 AVERAGED = "averaged.safetensors"
 _SECONDS_FOR_SAMPLES = 75.0
-"""Time that the training leaves for drawing, at least."""
+"""Minimum time that the training leaves for drawing."""
 _CALLS_WORTH_COMPILING = 100
 _SECONDS_TO_COMPILE = 110.0
-"""Time that must be left for a compilation to be earned back in drawing."""
+"""Time that must be left for a compilation to pay off in drawing."""
 _ENLARGED = 2
 
 
@@ -78,7 +78,7 @@ def train_published(session: Session) -> None:
 
 
 class LossTable:
-    """Mean losses since the last row, summed on the device, in losses.csv."""
+    """Writer of losses.csv: mean losses since the last row, summed on the device."""
 
     def __init__(self, session: Session) -> None:
         self._path = session.report.folder / "losses.csv"
@@ -87,17 +87,17 @@ class LossTable:
         self._num_steps = 0
         self._event: StepEvent | None = None
         self.last = float("nan")
-        """the mean loss of the last row"""
+        """mean loss of the last row"""
 
     def add(self, event: StepEvent) -> None:
-        """Take a step in, without waiting for it."""
+        """Add a step without waiting for it."""
         parts = (event.loss[None], event.gradient_norm[None], event.quartile_loss_sums, event.quartile_counts)
         self._sums += torch.cat(parts)
         self._num_steps += 1
         self._event = event
 
     def write(self) -> None:
-        """Add a row; nothing where no step came since the last."""
+        """Write a row, unless no step came since the last one."""
         if self._event is None or not self._num_steps:
             return
         loss, norm, *quartiles = self._sums.tolist()
@@ -114,7 +114,7 @@ class LossTable:
 
 
 def save_averaged(session: Session, state: TrainingState) -> None:
-    """Keep the averaged weights for drawing, and for later calls to bring back."""
+    """Keep the averaged weights for drawing and for later calls."""
     session.keep.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.ema.module.state_dict().items()}
     setting = {
@@ -128,7 +128,7 @@ def save_averaged(session: Session, state: TrainingState) -> None:
 
 
 def measure_validation_loss(session: Session) -> None:
-    """Note the mean loss of the averaged weights on the validation images, of one t and eps each, always the same."""
+    """Note the mean loss of the averaged weights on the validation images, with one fixed t and eps for each."""
     generator = torch.Generator().manual_seed(0)
     network, losses = load_averaged(session), []
     with drawing(network, "auto", session.device):
@@ -143,7 +143,7 @@ def measure_validation_loss(session: Session) -> None:
 
 
 def load_averaged(session: Session) -> UNet:
-    """Return the network with the weights that the training has kept."""
+    """Return the network with the weights that the training kept."""
     unet = UNet(session.size.unet).to(device=session.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     unet.load_state_dict(load_file(session.keep / AVERAGED))
     return unet.eval()  # type: ignore[no-any-return]
@@ -155,12 +155,12 @@ def draw_few_calls(session: Session) -> None:
 
 
 def draw_all_calls(session: Session) -> None:
-    """Draw the samples by DDPM with as many calls as there are time steps."""
+    """Draw the samples by DDPM with one call per time step."""
     draw_samples(session, "ddpm", session.size.num_timesteps)
 
 
 def draw_samples(session: Session, sampler: SamplerName, num_calls: int) -> None:
-    """Draw in parts, each of which is on disk before the next begins, and show the first of them in grids.png."""
+    """Draw in parts, write each before the next begins, and show the first images in grids.png."""
     size, file_name = session.size, SAMPLES[sampler]
     unet = load_averaged(session)
     compiles = num_calls > _CALLS_WORTH_COMPILING and session.deadline.left() > _SECONDS_TO_COMPILE
@@ -200,7 +200,7 @@ def draw_batch(session: Session, network: torch.nn.Module, sampler: SamplerName,
 
 
 def write_grids(session: Session) -> None:
-    """Write the first images of each set into grids.png, side by side, none chosen."""
+    """Write the first images of each set into grids.png, side by side, without selection."""
     grids = []
     for path in filter(Path.exists, (session.report.folder / name for name in SAMPLES.values())):
         with np.load(path) as arrays:

@@ -1,4 +1,4 @@
-"""The step compiled and recorded, while the GPU tests run in another process."""
+"""Compile and record the step while the GPU tests run in another process."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def record(session: Session) -> None:
 
 
 def take_first_steps(session: Session, ways: Sequence[Compilation]) -> list[dict[str, object]]:
-    """Take five steps in each of the ways until one works, and return what came of each that was tried.
+    """Take five steps in each mode until one works, and return the outcome of each attempt.
 
     Raises:
         Exception: none of them works; the last one's error.
@@ -81,7 +81,7 @@ def _take_five_steps(session: Session, way: Compilation) -> dict[str, object]:
 
 
 def choose_mode(results: dict[str, str]) -> Compilation:
-    """Return the best way of running of which no test has failed; tests of recorded steps rule out recording alone."""
+    """Return the fastest mode without a failed test; failed tests of recorded steps rule out only recording."""
     failed = [name for name, outcome in results.items() if outcome in ("FAILED", "ERROR")]
     if any("compiled" in name and "recorded" not in name for name in failed):
         return "off"

@@ -1,4 +1,4 @@
-"""Results that are on disk as soon as they are known."""
+"""Report whose results are on disk as soon as they are known."""
 
 import json
 import time
@@ -10,14 +10,14 @@ from ddpm.files import atomic_path
 
 SAMPLES = {"ddpm": "samples_ddpm.npz", "dpm_solver++": "samples_dpm_solver.npz"}
 FILES = ("report.json", "log.txt", "losses.csv", "kernels.txt", "grids.png", *SAMPLES.values())
-"""All that a call leaves in its folder."""
+"""Files that a call leaves in its folder."""
 
 OURS = "this project, recorded"
 PARTS_KEY = "a step's time with a part in its plain form, whole = 1"
 
 
 class Deadline:
-    """The end of the time that the command has.
+    """End of the command's time.
 
     Args:
         seconds: from now on.
@@ -37,7 +37,7 @@ class Deadline:
 
 
 class Report:
-    """report.json and log.txt in one folder; a folder with earlier results is renamed to NAME.1, NAME.2, …"""
+    """Writer of report.json and log.txt in one folder; a folder with earlier results is renamed to NAME.1, NAME.2, …"""
 
     def __init__(self, folder: Path, deadline: Deadline) -> None:
         if any((folder / name).exists() for name in FILES):  # of an earlier call; they would pass for this one's
@@ -49,13 +49,13 @@ class Report:
         self._log = (folder / "log.txt").open("w")
 
     def add(self, name: str, value: Any) -> None:
-        """Put a result into report.json, in the place of an earlier one of that name."""
+        """Put a result into report.json, replacing an earlier one of that name."""
         self.values[name] = value
         with atomic_path(self.folder / "report.json") as temporary:
             temporary.write_text(json.dumps(self.values, indent=1) + "\n")
 
     def say(self, text: str) -> None:
-        """Print a text, and put it into log.txt, with the seconds since the start."""
+        """Print a text and add it to log.txt, with the seconds since the start."""
         for line in text.splitlines():
             stamped = f"{self._deadline.spent():7.1f} s  {line}"
             print(stamped, flush=True)

@@ -1,4 +1,4 @@
-"""The parts that all phases share: the device, the size of the work, the images and the report."""
+"""Parts that all phases share: the device, the size of the work, the images and the report."""
 
 import subprocess
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from ddpm.config import Compilation
 
 @dataclass(frozen=True)
 class Size:
-    """How large the work is; the defaults are the published setting."""
+    """Size of the work; the defaults are the published setting."""
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     image_size: int = 64
@@ -48,7 +48,7 @@ TOY = Size(
     steps_a_turn=2,
     num_rounds=2,
 )
-"""A size at which every phase is over in seconds on a CPU."""
+"""Size at which every phase takes seconds on a CPU."""
 
 
 @dataclass
@@ -61,21 +61,21 @@ class Session:
     """uint8, shape (images, channels, height, width)"""
     valid_images: Tensor
     keep: Path
-    """where the weights stay for later calls"""
+    """folder of the weights for later calls"""
     deadline: Deadline
     report: Report
     mode: Compilation = "auto"
-    """how the published setting is trained; `record` lowers it where a test fails"""
+    """mode of training the published setting; `record` lowers it if a test fails"""
     children: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
     """processes that must not outlive this one"""
 
     @cached_property
     def diffusion(self) -> GaussianDiffusion:
-        """The published noise schedule, on the device."""
+        """Return the published noise schedule, on the device."""
         return GaussianDiffusion(linear_betas(self.size.num_timesteps)).to(self.device)
 
     def config(self, compilation: Compilation) -> TrainingConfig:
-        """Return the published way of training, compiled in another way."""
+        """Return the published training configuration with another compilation."""
         return TrainingConfig(num_steps=self.size.num_steps, compilation=compilation)
 
     def start(self, config: TrainingConfig) -> TrainingState:

@@ -1,4 +1,4 @@
-"""How fast a training step and a network call are, beside other arrangements of the same work and beside diffusers."""
+"""Measure training steps and network calls, beside other arrangements of the same work and beside diffusers."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from bench.networks import Setting, diffusers_loop, diffusers_pipeline, flops_pe
 
 _NUM_WARM_UP_STEPS = 5
 _SECONDS_TO_COMPILE = 80.0
-"""At the published size: what must be left for another compilation to begin."""
+"""Seconds that must be left at the published size for another compilation to begin."""
 
 
 def attend_by_torch(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -29,7 +29,7 @@ PARTS: dict[str, tuple[str, Callable[..., object]]] = {
     "torch's attention at 512 channels": ("ddpm.operations.attend_by_products", attend_by_torch),
     "separate products": ("ddpm.operations.apply_joined", lambda x, layers: tuple(layer(x) for layer in layers)),
 }
-"""Plain forms of the step's parts, by what takes their place; the part that is expected to save most comes first."""
+"""Plain forms of the step's parts, by their replacement; the largest expected saving comes first."""
 
 
 def time_training(session: Session) -> None:
@@ -55,7 +55,7 @@ def time_larger_batches(session: Session) -> None:
 
 
 def time_parts(session: Session) -> None:
-    """Time the step with one of its parts switched off at a time, as long as there is time to compile it anew."""
+    """Time the step with one part at a time in its plain form, while time is left to compile it again."""
     if session.mode != "auto":
         session.report.say("left out: parts are compared in recorded steps, which this card does not run")
         return
@@ -116,7 +116,7 @@ def report_steps(session: Session, batch_size: int, builders: Mapping[str, Calla
 
 
 def has_time_to_compile(session: Session, what: str) -> bool:
-    """Return whether another compilation may begin; where not, say what is left out."""
+    """Return whether another compilation may begin; if not, print what is left out."""
     if session.device.type != "cuda" or session.deadline.left() >= _SECONDS_TO_COMPILE:
         return True
     session.report.say(f"left out, for want of time: {what}")
@@ -124,7 +124,7 @@ def has_time_to_compile(session: Session, what: str) -> bool:
 
 
 def build_all(session: Session, builders: Mapping[str, Callable[[], Step]], num_warm_up_steps: int) -> dict[str, Step]:
-    """Return the steps, warm; what cannot be built or run here is left out, with a line that says why."""
+    """Return warm steps; those that cannot be built or run here are left out with a line that says why."""
     steps = {}
     for name, build in builders.items():
         try:
@@ -141,7 +141,7 @@ def build_all(session: Session, builders: Mapping[str, Callable[[], Step]], num_
 
 
 def with_default_convolutions(step: Step) -> Step:
-    """Return a peer's step that runs under torch's own choice of convolutions, which this process has changed."""
+    """Return a peer's step that runs under torch's default choice of convolutions, which this process changed."""
 
     def run() -> None:
         before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False

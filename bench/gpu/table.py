@@ -1,10 +1,10 @@
-"""The report as a table for people."""
+"""Print the report as a table for people."""
 
 from bench.gpu.report import OURS, PARTS_KEY, Report
 
 
 def write_table(report: Report) -> None:
-    """Print the figures, and which phases are missing; the end of the output is all that some callers see."""
+    """Print the figures and the missing phases last, because some callers see only the end of the output."""
     lines = []
     if rows := report.values.get("train"):
         ours = rows.get(OURS)

@@ -1,4 +1,4 @@
-"""Time by device events, of variants that take turns in one process."""
+"""Time variants by device events, in turn in one process."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ Step = Callable[[], object]
 
 
 class Stopwatch:
-    """Measures the device's own time between `start` and `stop`; on a CPU that of the clock."""
+    """Stopwatch of the device's own time between `start` and `stop`; on a CPU, of the clock."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -22,11 +22,11 @@ class Stopwatch:
         self._seconds = [0.0, 0.0]
 
     def start(self) -> None:
-        """Begin; nothing waits."""
+        """Begin, without waiting for the device."""
         self._mark(0)
 
     def stop(self) -> None:
-        """End; nothing waits."""
+        """End, without waiting for the device."""
         self._mark(1)
 
     def seconds(self) -> float:
@@ -47,7 +47,7 @@ class Stopwatch:
 def time_in_turn(
     steps: Mapping[str, Step], num_repeats: int, num_rounds: int, device: torch.device
 ) -> dict[str, float]:
-    """Return the median seconds of each step, warm already; in turn, so that a drift touches all alike."""
+    """Return the median seconds of each warm step, timed in turn so that a drift affects all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(num_rounds):
         for name, step in steps.items():

@@ -1,4 +1,4 @@
-"""The MLflow run of a training that happened elsewhere."""
+"""Record an MLflow run of a training on another machine."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ PROFILE = "flowers102"
 
 
 def require_setting(folders: Sequence[Path]) -> None:
-    """Make sure that params.yaml holds the setting of the training, whose parameters the run is given.
+    """Make sure that params.yaml, from which the run takes its parameters, holds the setting of the training.
 
     Raises:
         PartsError: it holds another experiment.

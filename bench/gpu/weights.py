@@ -1,4 +1,4 @@
-"""The averaged weights of another machine: in half precision, in parts small enough to be copied from there."""
+"""Transfer averaged weights from another machine: in half precision, in parts small enough to be copied."""
 
 import hashlib
 import json
@@ -24,11 +24,11 @@ _INDEX = "weights.json"
 
 
 class PartsError(Exception):
-    """Parts that do not make a whole; the message says which are missing or damaged."""
+    """Parts are missing or damaged; the message says which."""
 
 
 def write_parts(keep: Path, numbers: Sequence[int], folder: Path) -> list[Path]:
-    """Write some of the parts of the weights that a call has kept, and an index of all.
+    """Write some parts of the weights that a call kept, and an index of all.
 
     Raises:
         PartsError: nothing is kept there, or there is no part of that number.
@@ -56,7 +56,7 @@ def write_parts(keep: Path, numbers: Sequence[int], folder: Path) -> list[Path]:
 
 
 def assemble(folders: Sequence[Path], target: Path) -> None:
-    """Make a model folder of the parts in `folders`, as `ddpm.load` and the stages take it.
+    """Make a model folder, for `ddpm.load` and the stages, from the parts in `folders`.
 
     Args:
         folders: hold all parts together, and the index.
@@ -99,7 +99,7 @@ def list_files(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def read_index(files: Mapping[str, Path]) -> dict[str, Any]:
-    """Return what was written about all parts.
+    """Return the index of all parts.
 
     Raises:
         PartsError: it is not among the files.

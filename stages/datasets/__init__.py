@@ -1,9 +1,9 @@
-"""The datasets that the pipeline can start from."""
+"""Datasets that the pipeline can start from."""
 
 from stages.datasets.flowers102 import Flowers102
 from stages.datasets.folder import Folder
 from stages.datasets.source import Dataset, DatasetError, SourceImage
-from stages.datasets.synthetic_flowers import SyntheticFlowers
+from stages.datasets.synthetic.dataset import SyntheticFlowers
 
 DATASETS: dict[str, Dataset] = {
     "synthetic_flowers": SyntheticFlowers(),

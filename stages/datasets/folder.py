@@ -1,4 +1,4 @@
-"""Any directory of images; its sub-folders, where there are any, are the classes."""
+"""Any folder of images; its sub-folders, if there are any, are the classes."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,37 +11,39 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
 class Folder:
-    """A copy of the directory is the raw dataset, so that what was trained on can be had again."""
+    """The raw dataset is a copy of the folder, so that DVC can restore what a model was trained on."""
 
     is_immutable = False
 
-    def fetch(self, params: DownloadParams, folder: Path, previous: Path) -> None:  # noqa: ARG002 (always read anew)
-        assert params.source is not None  # params.py sees to it
+    def fetch(self, params: DownloadParams, folder: Path, previous: Path) -> None:  # noqa: ARG002 (always copied anew)
+        assert params.source is not None  # DownloadParams requires it
         source = Path(params.source).expanduser()
         if not source.is_dir():
-            raise DatasetError(f"download.source must be a directory of images, got {source.absolute()}, which is none")
-        paths = image_paths(source)
+            raise DatasetError(f"download.source must be a folder of images, got {source.absolute()}")
+        paths = list_images(source)
         if not paths:
-            raise DatasetError(f"{source} holds no image; looked for {', '.join(sorted(SUFFIXES))} in it and below it")
+            raise DatasetError(
+                f"{source} holds no images: no file in or below it ends in {', '.join(sorted(SUFFIXES))}"
+            )
         for path in paths:
             destination = folder / path.relative_to(source)
             destination.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, destination)
 
     def count(self, folder: Path) -> int:
-        return len(image_paths(folder))
+        return len(list_images(folder))
 
     def images(self, folder: Path) -> Iterator[SourceImage]:
-        paths = image_paths(folder)
-        class_names = sorted({_class_name(path, folder) for path in paths})
+        paths = list_images(folder)
+        class_names = sorted({_name_class(path, folder) for path in paths})
         for index, path in enumerate(paths):
-            name = _class_name(path, folder)
+            name = _name_class(path, folder)
             relative = path.relative_to(folder).as_posix()
             yield SourceImage(index + 1, relative, path.read_bytes(), class_names.index(name), name, None)
 
 
-def image_paths(folder: Path) -> list[Path]:
-    """The images in and below `folder`, in the order of their relative paths; hidden files and folders are left out."""
+def list_images(folder: Path) -> list[Path]:
+    """Return the images in and below `folder`, sorted by relative path, without hidden files and folders."""
     paths = [
         path
         for path in folder.rglob("*")
@@ -52,6 +54,5 @@ def image_paths(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def _class_name(path: Path, folder: Path) -> str:
-    parents = path.relative_to(folder).parts[:-1]
-    return "/".join(parents)
+def _name_class(path: Path, folder: Path) -> str:
+    return "/".join(path.relative_to(folder).parts[:-1])

@@ -1,4 +1,4 @@
-"""The classes of the prepared dataset, as a class-conditional network counts them."""
+"""Labels of the prepared images for a class-conditional network."""
 
 import hashlib
 
@@ -10,28 +10,27 @@ from ddpm.classes import NO_CLASS, ImageClass
 from stages.datasets.prepared import image_index
 
 
-def labelled(positions: Tensor) -> tuple[Tensor, tuple[ImageClass, ...]]:
-    """The label of each image of the prepared array, and the class that each label stands for.
+def label_images(positions: Tensor) -> tuple[Tensor, tuple[ImageClass, ...]]:
+    """Return the label of each image of the prepared array, and the class of each label.
 
-    The classes of the images at `positions` are counted in the order of their numbers, which need neither follow each
-    other nor start at 0; an image of a class that none of those has gets NO_CLASS.
+    Labels 0, 1, … follow the order of the class numbers, which may have gaps. An image of a class without training
+    images gets NO_CLASS.
 
     Args:
-        positions: of the images to train on, int64.
+        positions: positions of the training images, int64.
 
     Returns:
-        Labels, int64, of all images of the array; and the classes, by label.
+        Labels of all images of the array, int64; the classes, by label.
 
     Raises:
-        StageError: all images are of one class.
+        StageError: the training images have fewer than two classes.
     """
     index = image_index()
-    trained_on = index.iloc[positions.numpy()]
-    by_number = trained_on.drop_duplicates("class_number").sort_values("class_number")
+    by_number = index.iloc[positions.numpy()].drop_duplicates("class_number").sort_values("class_number")
     if len(by_number) < 2:
         raise StageError(
             f"train.class_conditional needs images of at least two classes, got {len(by_number)}; set it to false, or "
-            "sort the images into sub-folders, one a class"
+            "sort the images into one sub-folder per class"
         )
     classes = tuple(
         ImageClass(int(number), str(name))
@@ -42,8 +41,8 @@ def labelled(positions: Tensor) -> tuple[Tensor, tuple[ImageClass, ...]]:
     return torch.tensor(labels, dtype=torch.int64), classes
 
 
-def labels_digest(labels: Tensor | None, positions: Tensor) -> str:
-    """Of the classes that the images at `positions` are told to be of; empty, where none are told."""
+def digest_labels(labels: Tensor | None, positions: Tensor) -> str:
+    """Return a digest of the labels of the images at `positions`; empty without labels."""
     if labels is None:
         return ""
     return hashlib.md5(labels[positions].numpy().data, usedforsecurity=False).hexdigest()

@@ -18,48 +18,48 @@ from ddpm.files import file_digest
 
 
 def dataset_summary() -> dict[str, Any]:
-    """What preprocessing said of the dataset."""
+    """Return the summary that preprocessing wrote."""
     summary: dict[str, Any] = json.loads((DATASET / "dataset.json").read_text())
     return summary
 
 
 def dataset_digest() -> str:
-    """The md5 of the prepared pixels and of the table that says which image is in which split."""
+    """Return a digest of the prepared pixels and of the table that assigns images to splits."""
     digests = f"{dataset_summary()['images_md5']} {file_digest(DATASET / 'index.csv')}"
     return hashlib.md5(digests.encode(), usedforsecurity=False).hexdigest()
 
 
 def image_index() -> pd.DataFrame:
-    """A row for each image of the prepared array, in its order: number, class, split, size and digest of its source."""
-    # A class may be called "nan", or "01".
+    """Return a row per image of the prepared array: number, class, split, size and digest of its source."""
+    # A class may have the name "nan" or "01".
     return pd.read_csv(DATASET / "index.csv", keep_default_na=False, dtype={"class_name": str})
 
 
 def positions_of(splits: Sequence[str]) -> Tensor:
-    """Where the images of `splits` stand in the prepared array, int64, in the order of the index.
+    """Return the positions of the images of `splits` in the prepared array, int64, in the order of the index.
 
     Raises:
-        StageError: there are none.
+        StageError: there are no such images.
     """
     index = image_index()
     positions = np.flatnonzero(index["split"].isin(list(splits)).to_numpy())
     if len(positions) == 0:
         raise StageError(
-            f"no image in split {' or '.join(splits)}; the dataset has {dict(index['split'].value_counts())}"
+            f"no image in split {' or '.join(splits)}; images by split: {index['split'].value_counts().to_dict()}"
         )
     return torch.from_numpy(positions)
 
 
 def all_images() -> Tensor:
-    """The prepared array, uint8, shape (images, 3, height, width), mapped from its file."""
+    """Return the prepared array, uint8, shape (images, 3, height, width), mapped from its file."""
     return load_images(DATASET / "images.npy")
 
 
 def images_of(splits: Sequence[str]) -> Tensor:
-    """The images of `splits`, uint8, shape (images, 3, height, width), in the order of the index.
+    """Return a copy of the images of `splits`, uint8, shape (images, 3, height, width), in the order of the index.
 
     Raises:
-        StageError: there are none.
+        StageError: there are no such images.
     """
     return all_images()[positions_of(splits)]
 

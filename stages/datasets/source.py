@@ -1,4 +1,4 @@
-"""What a dataset gives to the stages: fetching its raw bytes, and reading images from them."""
+"""Interface between datasets and stages: fetching raw bytes and reading images from them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ SplitName = Literal["train", "valid", "test"]
 
 
 class DatasetError(StageError):
-    """A dataset cannot be fetched or read; the message says what was got, what is allowed and what to do."""
+    """A dataset cannot be fetched or read."""
 
 
 @dataclass(frozen=True)
 class SourceImage:
-    """One raw image and what is known of it."""
+    """One raw image."""
 
     number: int
     """1, 2, …, unique in the dataset"""
     name: str
-    """for messages: a path, or a number"""
+    """shown in messages: a path or a number"""
     content: bytes | NDArray[np.uint8]
     """an encoded file, or pixels of shape (height, width, 3)"""
     class_number: int
     class_name: str
     split: SplitName | None
-    """None where the dataset has no official splits"""
+    """None if the dataset has no official splits"""
 
 
 class Dataset(Protocol):
@@ -41,17 +41,22 @@ class Dataset(Protocol):
     """whether the same parameters must always give the same bytes"""
 
     def fetch(self, params: DownloadParams, folder: Path, previous: Path) -> None:
-        """Put the raw bytes into the empty `folder`; verified files in `previous` need not be fetched again.
+        """Put the raw bytes into the empty `folder`.
+
+        Args:
+            params: section `download` of the parameters.
+            folder: where to put the files.
+            previous: folder of the last download, which may be missing; files in it may be copied once verified.
 
         Raises:
-            DatasetError: they cannot be had, or are not what they should be.
+            DatasetError: the bytes are not available, or are not the expected ones.
         """
 
     def count(self, folder: Path) -> int:
-        """How many images `fetch` left in `folder`."""
+        """Return the number of images in a `folder` that `fetch` filled."""
 
     def images(self, folder: Path) -> Iterator[SourceImage]:
-        """The images in `folder`, one at a time, in a fixed order.
+        """Yield the images in `folder` one at a time, in a fixed order.
 
         Raises:
             DatasetError: the bytes cannot be read.

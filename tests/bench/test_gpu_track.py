@@ -1,4 +1,4 @@
-"""A training that happened on another machine gets an MLflow run here, which registration asks for."""
+"""A training on another machine gets an MLflow run here, which registration needs."""
 
 import json
 import shutil

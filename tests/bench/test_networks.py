@@ -1,4 +1,4 @@
-"""The networks that are measured do what their names say, and nothing that a machine cannot do well."""
+"""The measured networks do what their names say, and nothing that a machine only emulates."""
 
 from functools import partial
 
@@ -36,7 +36,7 @@ def test_bfloat16_is_not_emulated(build, without_bfloat16):
         build()
 
 
-def test_where_there_is_no_bfloat16_float32_is_the_default_and_no_row_of_its_own(without_bfloat16):
+def test_without_bfloat16_float32_is_the_default_and_has_no_own_row(without_bfloat16):
     choices = choices_by_name(CPU, is_compiled_on_cpu=False)
     assert not any(each.bfloat16 for each in choices.values())
     assert choices[ALL] == Choices(bfloat16=False) and "in float32" not in choices
@@ -44,7 +44,7 @@ def test_where_there_is_no_bfloat16_float32_is_the_default_and_no_row_of_its_own
 
 
 class OnlyAttention(torch.nn.Module):
-    """Stands for the network, whose checks of shapes in tests are none that can be compiled."""
+    """Stand-in for the network, whose shape checks in tests cannot be compiled."""
 
     def __init__(self, _):
         super().__init__()

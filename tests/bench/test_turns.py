@@ -1,4 +1,4 @@
-"""Variants take turns: on a CPU each in a process of its own that stays, on a GPU all in this one."""
+"""Variants take turns: on a CPU each in its own lasting process, on a GPU all in this one."""
 
 import importlib
 import os
@@ -34,7 +34,7 @@ def recorder(path):
 
 @pytest.fixture
 def pretended_gpu(monkeypatch):
-    """A GPU that is asked for nothing but its memory, which tells in turn what tensors take and the peaks."""
+    """Stand-in for a GPU, which returns these amounts of allocated memory and these peaks in turn."""
 
     def install(allocated=(), peaks=()):
         allocated, peaks = iter(allocated), iter(peaks)
@@ -46,7 +46,7 @@ def pretended_gpu(monkeypatch):
     return install
 
 
-def test_each_variant_has_a_process_that_stays_and_one_whose_package_is_missing_is_left_out(tmp_path, capsys):
+def test_each_variant_keeps_its_process_and_missing_packages_are_left_out(tmp_path, capsys):
     builders = {
         "one": recorder(tmp_path / "one"),
         "keras": partial(importlib.import_module, "no_such_keras"),
@@ -65,7 +65,7 @@ def test_each_variant_has_a_process_that_stays_and_one_whose_package_is_missing_
     assert "building 3 of 3: other" in printed and "round 2 of 2: other, 0.00 s" in printed
 
 
-def test_a_process_that_memory_has_no_room_for_is_made_anew_for_each_turn(tmp_path, monkeypatch, capsys):
+def test_with_too_little_memory_each_turn_has_a_new_process(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
     time_in_turn({"large": recorder(tmp_path / "pids")}, CPU, num_rounds=1)
     warm_up, *turn = (tmp_path / "pids").read_text().split()
@@ -114,7 +114,7 @@ def test_a_variant_on_a_gpu_does_not_profit_from_the_settings_of_another(pretend
     assert seen == [True, False, True, False]
 
 
-def test_no_round_begins_that_would_not_end_in_time(pretended_gpu, monkeypatch, capsys):
+def test_no_round_begins_that_would_end_too_late(pretended_gpu, monkeypatch, capsys):
     pretended_gpu()
     monkeypatch.setattr(turns, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     now = [0.0]

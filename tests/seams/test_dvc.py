@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
 from contract.params import activate
-from stages.download import folder_digest, inventory
+from stages.datasets.pin import digest_folder, list_files
 from tests.seams.checkout import STAGES, Checkout, stages_run
 
 pytestmark = pytest.mark.xdist_group("checkouts")  # one worker, which makes the experiment once
@@ -34,7 +34,7 @@ def pinned_digest(checkout):
 
 
 def digest_of_data(checkout):
-    return folder_digest(inventory(checkout.folder / "data"))
+    return digest_folder(list_files(checkout.folder / "data"))
 
 
 def test_a_fresh_checkout_runs_every_stage_and_is_then_clean(reproduced):

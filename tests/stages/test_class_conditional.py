@@ -8,7 +8,7 @@ import functools
 
 import pytest
 
-from bench.petals import CHANCE, asked_flowers, drawn_flowers, is_counted_right, trained_counter
+from bench.petals import CHANCE, draw_flowers, draw_requested, is_counted_right, train_counter
 from contract.params import compose
 from contract.paths import MODEL
 from ddpm.checkpoint import load_model
@@ -32,7 +32,7 @@ def model(tmp_path_factory, project):
 
 @pytest.fixture(scope="module")
 def counter():
-    return trained_counter(*drawn_flowers(5000, 24, variety=0.2, seed=1001))
+    return train_counter(*draw_flowers(5000, 24, variety=0.2, seed=1001))
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,14 @@ def share_right(model, counter):
 
     @functools.cache
     def share(guidance_scale):
-        flowers = asked_flowers(model, 250, guidance_scale, num_sampling_steps=20)
+        flowers = draw_requested(model, 250, guidance_scale, num_sampling_steps=20)
         return float(is_counted_right(counter, *flowers).float().mean())
 
     return share
 
 
 def test_the_judge_counts_the_petals_of_flowers_it_has_not_seen(counter):
-    held_out = drawn_flowers(1000, 24, variety=0.2, seed=1002)
+    held_out = draw_flowers(1000, 24, variety=0.2, seed=1002)
     assert float(is_counted_right(counter, *held_out).float().mean()) > 0.95
 
 

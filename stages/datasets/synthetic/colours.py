@@ -1,7 +1,6 @@
-"""Colours of synthetic flowers: families that look well together, and arithmetic that is exact on every machine.
+"""Colours of drawn flowers: families that match, and arithmetic that is exact on every machine.
 
-Colours are RGB in [0, 1] with a leading axis of 3; `stages.datasets.synthetic.flowers` says which operations are
-allowed.
+Colours are RGB in [0, 1] with a leading axis of 3; the module `flowers` says which operations are allowed.
 """
 
 from typing import Any
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Petal families: hue, saturation and value, each as (low, high); hues wrap around, and none is green like the leaves.
+# Petal families: hue, saturation and value, each as (low, high). Hues wrap around; none is the green of leaves.
 _PINK, _RED, _ORANGE, _YELLOW, _VIOLET, _BLUE, _WHITE = range(7)
 PETALS = np.array([
     [0.88, 0.96, 0.35, 0.65, 0.92, 1.00],
@@ -25,7 +24,7 @@ PETALS = np.array([
 # Disc families, HSV: yellow, orange, brown, plum, lime.
 DISCS = np.array([[0.13, 0.85, 0.97], [0.085, 0.90, 0.93], [0.06, 0.65, 0.36], [0.86, 0.55, 0.30], [0.20, 0.60, 0.80]])
 DISCS_OF = np.array([[0, 0, 3, 4], [0, 0, 2, 3], [0, 2, 2, 3], [1, 2, 2, 4], [0, 0, 1, 4], [0, 0, 1, 4], [0, 0, 1, 2]])
-# Backgrounds: RGB above, RGB below, and the families that stand out before them.
+# Backgrounds: RGB above and RGB below; FAMILIES_OF lists the petal families that contrast with each.
 BACKGROUNDS = np.array([
     [[0.44, 0.66, 0.90], [0.24, 0.46, 0.20]],  # meadow
     [[0.22, 0.42, 0.24], [0.05, 0.15, 0.08]],  # foliage
@@ -45,12 +44,12 @@ FAMILIES_OF = np.array([
 
 
 def mix(below: Array, above: Array, amount: Array) -> Array:
-    """above laid over below, opaque where amount is 1."""
+    """Lay `above` over `below`, opaque where `amount` is 1."""
     return below + amount * (above - below)
 
 
-def rgb(hue: Array, saturation: Array, value: Array) -> Array:
-    """RGB of HSV, piecewise linear: hue of any sign in turns, saturation and value in [0, 1]."""
+def to_rgb(hue: Array, saturation: Array, value: Array) -> Array:
+    """Convert HSV to RGB, piecewise linear: hue of any sign in turns, saturation and value in [0, 1]."""
     channels = []
     for offset in (5.0, 3.0, 1.0):
         k = offset + 6.0 * (hue - np.floor(hue))
@@ -60,6 +59,6 @@ def rgb(hue: Array, saturation: Array, value: Array) -> Array:
 
 
 def column(table: NDArray[Any], rows: NDArray[np.int64], number: int) -> Array:
-    """One column of a table for each image, shape (N, 1, 1)."""
+    """Return one entry of a table per image, shape (N, 1, 1)."""
     chosen: Array = table[rows, number][:, None, None]
     return chosen

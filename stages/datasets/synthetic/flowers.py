@@ -1,24 +1,35 @@
-"""Procedural flowers: a labelled image dataset of any size that needs no download.
+"""Draw flowers: a labelled image dataset of any size without a download.
 
-The bytes for a seed are the same on every machine and with every numpy version, so that a digest can pin the dataset.
-Two rules give this:
+A seed gives the same bytes on every machine and with every numpy version, so that a digest can pin the dataset. Two
+rules ensure this:
 
 - Random numbers are raw words of the Philox counter-based bit generator (Salmon et al. 2011), whose stream numpy
-  guarantees (NEP 19); the distributions of `Generator` carry no such promise. The top 53 bits of a word are a uniform.
+  guarantees (NEP 19); the distributions of `Generator` are not guaranteed. The top 53 bits of a word are a uniform.
 - Arithmetic is float64 and elementwise, with operations that IEEE 754 rounds exactly: + - * / sqrt, comparisons, floor,
   abs, min, max. Sines, exponentials and powers differ in the last bit between math libraries and SIMD paths; sums and
-  matrix products differ with the order of summation. Hence petals are found by projection on axes that one constant
+  matrix products differ with the order of summation. Therefore petals are found by projection on axes that one constant
   rotation generates, directions come from the rational parametrisation of the circle, and colours from piecewise linear
   HSV. Edges are anti-aliased by a first-order signed distance, F / |grad F|, of polynomial outlines F.
 
-Lengths are fractions of the image side, x to the right and y down. Fields have shape (N, S, S), numbers of an image
+Lengths are fractions of the image side, x to the right and y down. Fields have shape (N, S, S), one number per image
 (N, 1, 1), colours a leading axis of 3.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.datasets.synthetic.colours import BACKGROUNDS, DISCS, DISCS_OF, FAMILIES_OF, PETALS, Array, column, mix, rgb
+from stages.datasets.synthetic.colours import (
+    BACKGROUNDS,
+    DISCS,
+    DISCS_OF,
+    FAMILIES_OF,
+    PETALS,
+    Array,
+    column,
+    mix,
+    to_rgb,
+)
+from stages.datasets.synthetic.draws import PETAL_COUNTS, Draws, draw_labels
 from stages.datasets.synthetic.shapes import (
     MAX_PETALS,
     Pose,
@@ -31,66 +42,26 @@ from stages.datasets.synthetic.shapes import (
     smoothstep,
 )
 
-PETAL_COUNTS = (4, 5, 6, 7, 8)
-
 _MIN_IMAGE_SIZE, _MAX_IMAGE_SIZE = 16, 1024
 _NUM_SEEDS = 2**64
-_WORDS_PER_IMAGE = 96  # whole Philox blocks of 4 words, so that every image starts at a counter of its own
-_LABEL_COUNTER = 2**192  # far beyond the counters of any image
-_PIXELS_PER_CHUNK = 2**15  # a field of 256 KiB: temporaries stay in cache
-
-
-class _Draws:
-    """Uniform numbers of images first ... first + num_images - 1, handed out one column at a time."""
-
-    def __init__(self, seed: int, first: int, num_images: int, variety: float = 1.0) -> None:
-        self.variety = variety
-        bits = np.random.Philox(key=seed, counter=first * _WORDS_PER_IMAGE // 4)
-        words = bits.random_raw(num_images * _WORDS_PER_IMAGE).reshape(num_images, _WORDS_PER_IMAGE)
-        self._uniforms = (words >> np.uint64(11)).astype(np.float64) / 2.0**53
-        self._next = 0
-
-    def uniform(self, low: float | Array = 0.0, high: float | Array = 1.0) -> Array:
-        unit = self._uniforms[:, self._next, None, None]
-        self._next += 1
-        return low + (high - low) * unit
-
-    def varied(self, low: float, high: float) -> Array:
-        # Around the middle of the range, within the share of it that the variety leaves.
-        middle, reach = (low + high) / 2.0, (high - low) / 2.0 * self.variety
-        return self.uniform(middle - reach, middle + reach)
-
-    def chance(self, probability: float) -> Array:
-        return (self.uniform() < probability).astype(np.float64)
-
-    def index(self, length: int) -> NDArray[np.int64]:
-        # The first entries of a table, as many as the variety leaves, three at least.
-        kept = max(3, int(length * self.variety + 0.5))
-        entries: NDArray[np.int64] = np.floor(self.uniform() * kept).astype(np.int64)[:, 0, 0]
-        return entries
-
-    def direction(self) -> tuple[Array, Array]:
-        # Upwards, and up to a right angle to either side: a flower of four petals or more looks like any other turn.
-        t = self.varied(-1.0, 1.0)
-        return 2.0 * t / (1.0 + t * t), -(1.0 - t * t) / (1.0 + t * t)
+_PIXELS_PER_CHUNK = 2**15  # a field of 256 KiB stays in the cache
 
 
 def generate(
     num_images: int, image_size: int, seed: int, first: int = 0, variety: float = 1.0
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Flowers number first ... first + num_images - 1 of a seed, and their petal counts.
+    """Draw flowers number first … first + num_images - 1 of a seed, and return their petal counts with them.
 
-    Image i depends on (seed, i, image_size, variety) alone: any range can be drawn by itself, in batches or in
-    parallel. At another image_size it is the same flower. Each block of five images from a multiple of five has each
-    class once.
+    Image i depends only on (seed, i, image_size, variety): any range can be drawn alone, in batches or in parallel.
+    Another image_size shows the same flower. Each block of five images from a multiple of five has each class once.
 
     Args:
         num_images: N, at least 0.
         image_size: S, the side in pixels, 16 to 1024.
         seed: 0 to 2**64 - 1.
-        first: the number of the first image, at least 0.
-        variety: 0 to 1; with less of it flowers differ less in position, size, turn, tilt, leaves and petals' lengths,
-            and come in fewer colours: easier to learn.
+        first: number of the first image, at least 0.
+        variety: 0 to 1; less of it makes flowers differ less in position, size, turn, tilt, leaves, petal lengths and
+            colours, which is easier to learn.
 
     Returns:
         images: uint8 (N, S, S, 3), RGB in [0, 255].
@@ -106,11 +77,11 @@ def generate(
     if not 0.0 <= variety <= 1.0:
         raise ValueError(f"variety must be from 0 to 1, got {variety}")
     images = np.empty((num_images, image_size, image_size, 3), np.uint8)
-    labels = _draw_labels(seed, first, num_images)
+    labels = draw_labels(seed, first, num_images)
     chunk = max(1, _PIXELS_PER_CHUNK // (image_size * image_size))
     for start in range(0, num_images, chunk):
         petals = labels[start : start + chunk]
-        draws = _Draws(seed, first + start, len(petals), variety)
+        draws = Draws(seed, first + start, len(petals), variety)
         images[start : start + chunk] = _draw_images(petals, image_size, draws)
     return images, labels
 
@@ -121,37 +92,28 @@ def _check_range(name: str, value: int, low: int, high: int | None) -> None:
         raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
-def _draw_labels(seed: int, first: int, num_images: int) -> NDArray[np.int64]:
-    # Shuffled within blocks: were the class i % 5, taking every fifth image as a test set would take one class.
-    first_block = first // 5
-    num_blocks = (first + num_images + 4) // 5 - first_block
-    bits = np.random.Philox(key=seed, counter=_LABEL_COUNTER + 2 * first_block)
-    order = np.argsort(bits.random_raw(num_blocks * 8).reshape(num_blocks, 8)[:, :5], axis=1, kind="stable")
-    skipped = first - 5 * first_block
-    return np.array(PETAL_COUNTS, np.int64)[order].reshape(-1)[skipped : skipped + num_images]
-
-
-def _draw_images(petals: NDArray[np.int64], image_size: int, draws: _Draws) -> NDArray[np.uint8]:
+def _draw_images(petals: NDArray[np.int64], image_size: int, draws: Draws) -> NDArray[np.uint8]:
     pixel = 1.0 / image_size
     centres: Array = (np.arange(image_size, dtype=np.float64) + 0.5) * pixel
     x, y = centres[None, None, :], centres[None, :, None]
-    pose = _draw_pose(draws)
-    scene = draws.index(len(BACKGROUNDS))
-    family = FAMILIES_OF[scene, draws.index(FAMILIES_OF.shape[1])]
-    canvas = _background(draws, scene, x, y)
-    canvas = _greenery(draws, canvas, pose, x, y, pixel)
+    pose = draw_pose(draws)
+    scene = draws.choose(len(BACKGROUNDS))
+    family = FAMILIES_OF[scene, draws.choose(FAMILIES_OF.shape[1])]
+    canvas = _draw_background(draws, scene, x, y)
+    canvas = _draw_greenery(draws, canvas, pose, x, y, pixel)
     flower_x, flower_y = flower_coordinates(pose, x, y)
-    canvas = _petals(draws, canvas, petals, family, pose, flower_x, flower_y, pixel)
-    canvas = _disc(draws, canvas, family, pose, flower_x, flower_y, pixel)
+    canvas = _draw_petals(draws, canvas, petals, family, pose, flower_x, flower_y, pixel)
+    canvas = _draw_disc(draws, canvas, family, pose, flower_x, flower_y, pixel)
     return np.floor(np.clip(np.moveaxis(canvas, 0, -1), 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
-def _draw_pose(draws: _Draws) -> Pose:
-    x, y, radius = draws.varied(0.45, 0.55), draws.varied(0.43, 0.51), draws.varied(0.35, 0.44)
-    return Pose(x, y, radius, draws.direction(), draws.direction(), draws.varied(0.82, 1.0))
+def draw_pose(draws: Draws) -> Pose:
+    """Draw where each flower is and how it faces."""
+    x, y, radius = draws.vary(0.45, 0.55), draws.vary(0.43, 0.51), draws.vary(0.35, 0.44)
+    return Pose(x, y, radius, draws.direction(), draws.direction(), draws.vary(0.82, 1.0))
 
 
-def _background(draws: _Draws, scene: NDArray[np.int64], x: Array, y: Array) -> Array:
+def _draw_background(draws: Draws, scene: NDArray[np.int64], x: Array, y: Array) -> Array:
     light = draws.uniform(0.85, 1.1)
     above, below = (np.moveaxis(BACKGROUNDS[scene, end], -1, 0)[..., None, None] * light for end in (0, 1))
     tint = np.stack([draws.uniform(-0.04, 0.04) for _ in range(3)])
@@ -162,27 +124,27 @@ def _background(draws: _Draws, scene: NDArray[np.int64], x: Array, y: Array) -> 
     return mix(above, below, depth) + tint + glow
 
 
-def _greenery(draws: _Draws, canvas: Array, pose: Pose, x: Array, y: Array, pixel: float) -> Array:
-    green = rgb(draws.uniform(0.25, 0.36), draws.uniform(0.5, 0.75), draws.uniform(0.42, 0.66))
-    foot, present = draws.varied(0.35, 0.65), draws.chance(0.8)
+def _draw_greenery(draws: Draws, canvas: Array, pose: Pose, x: Array, y: Array, pixel: float) -> Array:
+    green = to_rgb(draws.uniform(0.25, 0.36), draws.uniform(0.5, 0.75), draws.uniform(0.42, 0.66))
+    foot, present = draws.vary(0.35, 0.65), draws.chance(0.8)
     fall = np.maximum(y - pose.centre_y, 0.0) / (1.0 - pose.centre_y)
     side = x - pose.centre_x - (foot - pose.centre_x) * fall * fall
     stem = coverage(draws.uniform(0.018, 0.028) - np.abs(side), pixel) * (y > pose.centre_y) * present
     canvas = mix(canvas, green * (0.85 - 6.0 * side), stem)
     for sign in (-1.0, 1.0):
-        rise, length = draws.varied(0.15, 0.9), draws.varied(0.34, 0.5)
+        rise, length = draws.vary(0.15, 0.9), draws.vary(0.34, 0.5)
         norm = np.sqrt(1.0 + rise * rise)
-        from_x, from_y = sign * (x - foot), draws.varied(0.95, 1.02) - y
+        from_x, from_y = sign * (x - foot), draws.vary(0.95, 1.02) - y
         along, across = (from_x + rise * from_y) / norm, (from_y - rise * from_x) / norm
-        width = length * draws.varied(0.18, 0.27)
+        width = length * draws.vary(0.18, 0.27)
         inside = coverage(petal_distance(along, across, length, width, 0.75, -0.1, 0.0), pixel)
         shade = 0.85 + 0.22 * np.clip(across / width, -1.0, 1.0) + 0.2 * smoothstep(1.0 - np.abs(across) / 0.025)
         canvas = mix(canvas, green * shade, inside * draws.chance(0.75) * present)
     return canvas
 
 
-def _petals(
-    draws: _Draws,
+def _draw_petals(
+    draws: Draws,
     canvas: Array,
     petals: NDArray[np.int64],
     family: NDArray[np.int64],
@@ -192,30 +154,30 @@ def _petals(
     pixel: float,
 ) -> Array:
     axes = petal_axes(petals, pose.turn)
-    along, across, vigour = nearest_petal(x, y, axes, [draws.varied(-1.0, 1.0) for _ in range(MAX_PETALS)])
-    spread = sector_slope(petals)  # half the width of a petal's sector, a unit from the centre
+    along, across, vigour = nearest_petal(x, y, axes, [draws.vary(-1.0, 1.0) for _ in range(MAX_PETALS)])
+    spread = sector_slope(petals)  # half the width of a petal's sector at distance 1 from the centre
     length = pose.radius * (1.0 + 0.04 * vigour)
-    width = pose.radius * np.minimum(spread * draws.varied(0.34, 0.45), draws.varied(0.3, 0.38))
-    point = draws.varied(0.0, 0.8)
+    width = pose.radius * np.minimum(spread * draws.vary(0.34, 0.45), draws.vary(0.3, 0.38))
+    point = draws.vary(0.0, 0.8)
     notch = draws.uniform(0.05, 0.13) * draws.chance(0.3) * (point < 0.4)
-    distance = petal_distance(along, across, length, width, point, draws.varied(0.0, 0.35), notch)
+    distance = petal_distance(along, across, length, width, point, draws.vary(0.0, 0.35), notch)
 
-    canvas = canvas * (1.0 - draws.uniform(0.25, 0.45) * _petal_shadow(along / length, across / width))
+    canvas = canvas * (1.0 - draws.uniform(0.25, 0.45) * _shade_around_petals(along / length, across / width))
     reach = np.clip(along / length, 0.0, 1.0)
     bend = np.clip(across / width, -1.0, 1.0)
     crease = np.abs(across) / (spread * np.maximum(along, pixel))
-    colour = _petal_colour(draws, family, reach) * _petal_light(draws, vigour, reach, bend, crease)
+    colour = _colour_petals(draws, family, reach) * _light_petals(draws, vigour, reach, bend, crease)
     return mix(canvas, colour, coverage(distance, pixel))
 
 
-def _petal_shadow(reach: Array, bend: Array) -> Array:
-    # An ellipse: first-order distances to the outline itself go wrong far away and would draw rays.
+def _shade_around_petals(reach: Array, bend: Array) -> Array:
+    # An ellipse: far from the outline its first-order distance is wrong and would draw rays.
     middle = 2.0 * reach - 1.0
     near = np.clip(2.4 - 1.4 * np.sqrt(middle * middle + bend * bend), 0.0, 1.0)
     return near * near
 
 
-def _petal_light(draws: _Draws, vigour: Array, reach: Array, bend: Array, crease: Array) -> Array:
+def _light_petals(draws: Draws, vigour: Array, reach: Array, bend: Array, crease: Array) -> Array:
     light = (0.72 + 0.3 * smoothstep(1.6 * reach)) * (1.0 - 0.3 * smoothstep(3.0 * crease - 2.0))
     light = light * (1.0 + 0.07 * vigour)
     light = light * (1.0 - draws.uniform(0.05, 0.25) * bend * bend + draws.uniform(-0.1, 0.1) * bend)
@@ -223,27 +185,27 @@ def _petal_light(draws: _Draws, vigour: Array, reach: Array, bend: Array, crease
     return light * (1.0 - draws.uniform(0.0, 0.3) * vein)
 
 
-def _petal_colour(draws: _Draws, family: NDArray[np.int64], reach: Array) -> Array:
+def _colour_petals(draws: Draws, family: NDArray[np.int64], reach: Array) -> Array:
     hue, saturation, value = (
         draws.uniform(column(PETALS, family, 2 * i), column(PETALS, family, 2 * i + 1)) for i in range(3)
     )
     shift, fade, shade = draws.uniform(-0.08, 0.05), draws.uniform(0.3, 1.0), draws.uniform(0.8, 1.0)
-    first, second = rgb(hue, saturation, value), rgb(hue + shift, saturation * fade, value * shade)
-    # The second colour at the tips, or around the disc as an eye; some flowers have one colour.
+    first, second = to_rgb(hue, saturation, value), to_rgb(hue + shift, saturation * fade, value * shade)
+    # The second colour lies at the tips or, as an eye, around the disc; some flowers have only one colour.
     eye = draws.chance(0.5)
     outer = smoothstep((reach - draws.uniform(0.35, 0.6)) / 0.4 + 0.25)
     return mix(first, second, draws.chance(0.65 * draws.variety) * (eye + (1.0 - 2.0 * eye) * outer))
 
 
-def _disc(
-    draws: _Draws, canvas: Array, family: NDArray[np.int64], pose: Pose, x: Array, y: Array, pixel: float
+def _draw_disc(
+    draws: Draws, canvas: Array, family: NDArray[np.int64], pose: Pose, x: Array, y: Array, pixel: float
 ) -> Array:
-    kind = DISCS_OF[family, draws.index(DISCS_OF.shape[1])]
-    colour = rgb(*(column(DISCS, kind, i) + draws.uniform(-0.03, 0.03) for i in range(3)))
+    kind = DISCS_OF[family, draws.choose(DISCS_OF.shape[1])]
+    colour = to_rgb(*(column(DISCS, kind, i) + draws.uniform(-0.03, 0.03) for i in range(3)))
     radius = pose.radius * draws.uniform(0.2, 0.3)
     from_centre = np.sqrt(x * x + y * y)
     reach = from_centre / radius
-    # Round like a button, lit from the upper left, its heart darker or lighter.
+    # Round like a button, lit from the upper left, darker or lighter in the middle.
     light = 1.08 - 0.4 * reach * reach - 0.25 * (x + y) / radius
     heart = smoothstep(2.0 - reach / draws.uniform(0.25, 0.4)) * draws.uniform(-0.4, 0.25)
     shadow = np.clip(1.0 - (from_centre - radius) / (0.35 * radius), 0.0, 1.0)

@@ -1,8 +1,8 @@
-"""Geometry of synthetic flowers, in float64 arithmetic that gives the same bits on every machine.
+"""Geometry of drawn flowers, in float64 arithmetic that gives the same bits on every machine.
 
-Everything here is elementwise and made of operations that IEEE 754 rounds exactly: + - * / sqrt, comparisons, floor,
-abs, min, max; `.flowers` says why. Arrays broadcast: fields of pixels (N, S, S), numbers of an image
-(N, 1, 1), colours with a leading axis of 3. Lengths are fractions of the image side.
+All operations are elementwise and rounded exactly by IEEE 754: + - * / sqrt, comparisons, floor, abs, min, max; the
+module `flowers` explains why. Arrays broadcast: fields of pixels (N, S, S), one number per image (N, 1, 1), colours
+with a leading axis of 3. Lengths are fractions of the image side.
 """
 
 from typing import NamedTuple
@@ -24,18 +24,18 @@ MAX_PETALS = 8
 
 
 class Pose(NamedTuple):
-    """Where a flower is and how it faces, numbers of shape (N, 1, 1)."""
+    """Position and direction of each flower, arrays of shape (N, 1, 1)."""
 
     centre_x: Array
     centre_y: Array
     radius: Array
-    turn: tuple[Array, Array]  # the direction of the first petal
+    turn: tuple[Array, Array]  # direction of the first petal
     tilt_axis: tuple[Array, Array]
-    tilt: Array  # the flower's extent along tilt_axis, 1 when it is seen from the front
+    tilt: Array  # extent of the flower along tilt_axis; 1 is seen from the front
 
 
 def flower_coordinates(pose: Pose, x: Array, y: Array) -> tuple[Array, Array]:
-    """(x, y) relative to the flower's centre, with its tilt undone."""
+    """Return (x, y) relative to the flower's centre, with its tilt undone."""
     x, y = x - pose.centre_x, y - pose.centre_y
     axis_x, axis_y = pose.tilt_axis
     stretch = (1.0 / pose.tilt - 1.0) * (x * axis_x + y * axis_y)
@@ -43,12 +43,12 @@ def flower_coordinates(pose: Pose, x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def sector_slope(petals: NDArray[np.int64]) -> Array:
-    """tan(pi / k), shape (N, 1, 1): half the width of a petal's sector at distance 1 from the centre."""
+    """Return tan(pi / k), shape (N, 1, 1): half the width of a petal's sector at distance 1 from the centre."""
     return np.array([_TURNS[k][2] for k in petals.tolist()])[:, None, None]
 
 
 def petal_axes(petals: NDArray[np.int64], turn: tuple[Array, Array]) -> list[tuple[Array, Array]]:
-    """MAX_PETALS unit vectors (x, y): the first is turn, each next one is 2 pi / k further; beyond petal k zero."""
+    """Return MAX_PETALS unit vectors (x, y): `turn`, then each turned by another 2 pi / k; zero beyond petal k."""
     cos, sin = (np.array([_TURNS[k][i] for k in petals.tolist()])[:, None, None] for i in (0, 1))
     axes = []
     x, y = turn
@@ -62,18 +62,18 @@ def petal_axes(petals: NDArray[np.int64], turn: tuple[Array, Array]) -> list[tup
 def nearest_petal(
     x: Array, y: Array, axes: list[tuple[Array, Array]], vigour: list[Array]
 ) -> tuple[Array, Array, Array]:
-    """Each pixel in the frame of the petal on whose axis it projects farthest.
+    """Return each pixel's coordinates in the frame of the petal on whose axis it projects farthest.
 
     Args:
         x: position relative to the flower's centre.
         y: likewise, downwards.
-        axes: the petals' directions, as of petal_axes.
-        vigour: any number of each petal, shape (N, 1, 1).
+        axes: directions of the petals, from `petal_axes`.
+        vigour: a number per petal, shape (N, 1, 1).
 
     Returns:
         along: position on the petal's axis, at least 0.
         across: position beside it, clockwise positive as y runs down.
-        vigour: that of the petal.
+        vigour: number of that petal.
     """
     along = np.full(np.broadcast_shapes(x.shape, y.shape), -1.0)
     across, chosen = np.zeros_like(along), np.zeros_like(along)
@@ -87,13 +87,13 @@ def nearest_petal(
 
 
 def smoothstep(t: Array) -> Array:
-    """0 for t <= 0, 1 for t >= 1, the cubic 3 t^2 - 2 t^3 between."""
+    """Return 0 for t <= 0, 1 for t >= 1, and the cubic 3 t^2 - 2 t^3 between."""
     t = np.clip(t, 0.0, 1.0)
     return t * t * (3.0 - 2.0 * t)
 
 
 def coverage(distance: Array, pixel: float) -> Array:
-    """How much of a pixel lies inside an outline, from the signed distance of its centre: an edge 1.5 pixels wide."""
+    """Return the share of a pixel inside an outline, from its centre's signed distance: an edge 1.5 pixels wide."""
     return smoothstep(distance / (1.5 * pixel) + 0.5)
 
 
@@ -106,7 +106,7 @@ def petal_distance(
     skew: Array | float,
     notch: Array | float,
 ) -> Array:
-    """Signed distance to a petal's outline, positive inside: F / |grad F| of F = width^2 g(s) - across^2.
+    """Return the signed distance to a petal's outline, positive inside: F / |grad F| of F = width^2 g(s) - across^2.
 
     g(s) = e (1 - point + point max(e, 0)) (1 + skew (2 s - 1))^2 with e = 4 s (1 - s) and s = along / length runs from
     an ellipse (point = 0) to a pointed lens (1); skew moves the widest place outwards; notch indents the tip.

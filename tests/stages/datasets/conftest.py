@@ -1,6 +1,5 @@
-"""A few photographs in the layout of Oxford Flowers 102."""
+"""Six photographs in the layout of Oxford Flowers 102, and servers to download them from."""
 
-import hashlib
 import io
 import tarfile
 from types import SimpleNamespace
@@ -10,31 +9,48 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from stages.datasets import flowers102, transfer
-from tests.stages.datasets.servers import Mirror, Proxy, serving
+from stages.datasets import DATASETS, flowers102, transfer
+from tests.stages.datasets.files import encode, md5
+from tests.stages.datasets.servers import Mirror, Proxy, serve
 
 # Not in the order of their numbers, as in the official archive.
 ARCHIVED = (3, 1, 6, 2, 5, 4)
 
 
-def jpeg(number):
-    buffer = io.BytesIO()
-    Image.new("RGB", (10 + number, 12), (40 * number, 0, 0)).save(buffer, format="JPEG")
-    return buffer.getvalue()
+@pytest.fixture
+def fetch(folder, tmp_path_factory, make_params):
+    """Fetches a dataset into a new folder."""
+
+    def fetch(dataset, changes=None):
+        target = tmp_path_factory.mktemp("incoming")
+        params = make_params({"download.dataset": dataset} | (changes or {}))
+        DATASETS[dataset].fetch(params.download, target, previous=folder / "data")
+        return target
+
+    return fetch
 
 
-def md5(content):
-    return hashlib.md5(content).hexdigest()
+@pytest.fixture
+def fetch_flowers102(fetch):
+    """Fetches Oxford Flowers 102 from a source into a new folder."""
+
+    def fetch_from(source, archive_md5=None):
+        return fetch("flowers102", {"download.source": source, "download.archive_md5": archive_md5})
+
+    return fetch_from
 
 
-def archive_bytes(numbers, salt=""):
+def make_archive(numbers, salt=""):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         directory = tarfile.TarInfo("jpg")
         directory.type = tarfile.DIRTYPE
         archive.addfile(directory)
-        images = {f"jpg/image_{number:05d}.jpg": jpeg(number) for number in numbers}
-        for name, content in {"jpg/about.txt": salt.encode(), **images}.items():
+        files = {"jpg/about.txt": salt.encode()}
+        for number in numbers:
+            photograph = Image.new("RGB", (10 + number, 12), (40 * number, 0, 0))
+            files[f"jpg/image_{number:05d}.jpg"] = encode(photograph, "JPEG")
+        for name, content in files.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
@@ -43,27 +59,27 @@ def archive_bytes(numbers, salt=""):
 
 @pytest.fixture
 def flowers(tmp_path, monkeypatch):
-    """A directory with the three files of a dataset of six photographs, whose digests are taken for the official ones.
+    """A folder with the three files of a dataset of six photographs, whose digests are taken for the official ones.
 
     Numbers 1 and 4 are of split train, 2 of valid, 3, 5 and 6 of test; the labels are 1, 77, 102, 2, 1, 51.
     """
     root = tmp_path / "mirror"
     root.mkdir(exist_ok=True)
-    (root / flowers102.ARCHIVE).write_bytes(archive_bytes(ARCHIVED))
+    (root / flowers102.ARCHIVE).write_bytes(make_archive(ARCHIVED))
     savemat(root / flowers102.LABELS, {"labels": np.array([[1, 77, 102, 2, 1, 51]], dtype=np.uint8)})
     splits = {"trnid": [[4, 1]], "valid": [[2]], "tstid": [[3, 6, 5]]}
     savemat(root / flowers102.SPLITS, {name: np.array(ids, dtype=np.uint16) for name, ids in splits.items()})
-    official = {path.name: md5(path.read_bytes()) for path in root.iterdir()}
-    monkeypatch.setattr(flowers102, "OFFICIAL_MD5", {name: official[name] for name in flowers102.OFFICIAL_MD5})
+    official = {name: md5((root / name).read_bytes()) for name in flowers102.OFFICIAL_MD5}
+    monkeypatch.setattr(flowers102, "OFFICIAL_MD5", official)
     return root
 
 
 @pytest.fixture
 def other_archive(flowers):
-    """Puts another archive of the same photographs into the mirror, and gives its digest."""
+    """Puts another archive into that folder and returns its digest."""
 
-    def put(salt="resized copies", numbers=ARCHIVED):
-        content = archive_bytes(numbers, salt)
+    def put(numbers=ARCHIVED):
+        content = make_archive(numbers, salt="resized copies")
         (flowers / flowers102.ARCHIVE).write_bytes(content)
         return md5(content)
 
@@ -72,33 +88,32 @@ def other_archive(flowers):
 
 @pytest.fixture
 def own_network(monkeypatch):
-    """No proxy and no certificates of the caller's."""
-    names = ["http_proxy", "https_proxy", "all_proxy", "no_proxy", "requests_ca_bundle", "curl_ca_bundle"]
-    for name in names:
+    """Neither proxies nor certificates of the caller."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "requests_ca_bundle", "curl_ca_bundle"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.fixture
 def mirror(tmp_path, own_network):
-    """A web server of the directory that `flowers` makes, if it does."""
+    """A web server of the folder `flowers`."""
     root = tmp_path / "mirror"
     root.mkdir(exist_ok=True)
-    with serving(Mirror(root)) as server:
+    with serve(Mirror(root)) as server:
         yield server
         server.end_of_silence.set()
 
 
 @pytest.fixture
 def proxy(own_network):
-    """A proxy on the way."""
-    with serving(Proxy()) as server:
+    """A proxy between here and the mirror."""
+    with serve(Proxy()) as server:
         yield server
 
 
 @pytest.fixture
 def waits(monkeypatch):
-    """The waits between attempts, which are noted and not waited."""
+    """Waits between attempts, which are noted instead of waited."""
     noted = []
     monkeypatch.setattr(transfer, "time", SimpleNamespace(sleep=noted.append))
     return noted

@@ -1,59 +1,43 @@
-"""A web server with troubles, and a proxy, for the tests of downloads."""
+"""A web server with faults, and a proxy, for the tests of downloads."""
 
-import hashlib
-import socket
 import threading
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import requests
 
 
-@dataclass(frozen=True)
-class Request:
-    name: str
-    range: str | None
-    if_range: str | None
-    encoding: str | None
-
-
 class Server(ThreadingHTTPServer):
     daemon_threads = True
 
+    def __init__(self, handler):
+        super().__init__(("127.0.0.1", 0), handler)
+        self.host = f"127.0.0.1:{self.server_port}"
+        self.address = f"http://{self.host}"
+        self.requests = []
+
     def handle_error(self, request, client_address):
-        pass  # clients leave, as they do
-
-    @property
-    def host(self):
-        return f"127.0.0.1:{self.server_port}"
-
-    @property
-    def address(self):
-        return f"http://{self.host}"
+        pass  # clients leave early
 
 
 class Mirror(Server):
-    """Serves a directory; `troubles` holds, for a name, what happens to its next requests."""
+    """Serves a folder; `faults` holds what happens to the next requests of a name."""
 
     def __init__(self, root):
-        super().__init__(("127.0.0.1", 0), MirrorHandler)
+        super().__init__(MirrorHandler)
         self.root = root
-        self.troubles = {}
-        self.requests = []
-        self.bytes_sent = 0
+        self.faults = {}
         self.knows_ranges = True
-        self.tags = True
         self.retry_after = None
         self.end_of_silence = threading.Event()
 
     @property
     def names(self):
-        return [request.name for request in self.requests]
+        return [name for name, _ in self.requests]
 
     @property
     def ranges(self):
-        return [request.range for request in self.requests]
+        return [headers["Range"] for _, headers in self.requests]
 
 
 class MirrorHandler(BaseHTTPRequestHandler):
@@ -61,22 +45,21 @@ class MirrorHandler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         folder, _, name = self.path.rpartition("/")
-        asked = [self.headers.get(field) for field in ("Range", "If-Range", "Accept-Encoding")]
-        self.server.requests.append(Request(name, *asked))
-        troubles = self.server.troubles.get(name, [])
-        trouble = troubles.pop(0) if troubles else None
+        self.server.requests.append((name, self.headers))
+        faults = self.server.faults.get(name, [])
+        fault = faults.pop(0) if faults else None
         path = self.server.root / name
         self.close_connection = True
-        if trouble == "hung up":
+        if fault == "hung up":
             return
-        if trouble == "silent":
-            self.server.end_of_silence.wait(10.0)
-        elif isinstance(trouble, int):
-            self.refuse(trouble)
+        if fault == "silent":
+            self.server.end_of_silence.wait(60.0)
+        elif isinstance(fault, int):
+            self.refuse(fault)
         elif folder not in {"", "/102"} or not path.is_file():
             self.refuse(404)
         else:
-            self.answer(path.read_bytes(), trouble)
+            self.answer(path.read_bytes(), fault)
 
     def refuse(self, status):
         self.send_response(status)
@@ -86,48 +69,34 @@ class MirrorHandler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
 
-    def answer(self, content, trouble):
-        tag = f'"{hashlib.md5(content).hexdigest()}"'
-        first = self.first_byte(tag)
+    def answer(self, content, fault):
+        requested = self.headers["Range"] if self.server.knows_ranges else None
+        first = int(requested.removeprefix("bytes=").removesuffix("-")) if requested else 0
         if first > len(content) - 1:
             self.refuse(416)
             return
-        body = bytes(len(content) - first) if trouble == "garbled" else content[first:]
+        body = bytes(len(content) - first) if fault == "garbled" else content[first:]
+        self.send_response(206 if first else 200)
         if first:
-            self.send_response(206)
-            stated = first + 1 if trouble == "other range" else first
+            stated = first + 1 if fault == "other range" else first
             self.send_header("Content-Range", f"bytes {stated}-{len(content) - 1}/{len(content)}")
-        else:
-            self.send_response(200)
-        if self.server.tags:
-            self.send_header("ETag", f"W/{tag}" if self.server.tags == "weak" else tag)
-        if trouble != "no length":
+        if fault != "no length":
             self.send_header("Content-Length", str(len(body)))
         self.send_header("Connection", "close")
         self.end_headers()
-        part = body[: len(body) // 2] if trouble in {"cut off", "stalled"} else body
-        self.server.bytes_sent += len(part)
-        self.wfile.write(part)
-        if trouble == "stalled":
-            self.server.end_of_silence.wait(10.0)
-
-    def first_byte(self, tag):
-        """Where the answer begins: not at 0 if a range is asked for, of this version if the request names one."""
-        asked = self.headers.get("Range")
-        if not asked or not self.server.knows_ranges or self.headers.get("If-Range", tag) != tag:
-            return 0
-        return int(asked.removeprefix("bytes=").removesuffix("-"))
+        self.wfile.write(body[: len(body) // 2] if fault in {"cut off", "stalled"} else body)
+        if fault == "stalled":
+            self.server.end_of_silence.wait(60.0)
 
     def log_message(self, *arguments):
         pass
 
 
 class Proxy(Server):
-    """Forwards, and notes what it was asked for."""
+    """Forwards requests and notes them."""
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), ProxyHandler)
-        self.requests = []
+        super().__init__(ProxyHandler)
 
 
 class ProxyHandler(BaseHTTPRequestHandler):
@@ -135,39 +104,20 @@ class ProxyHandler(BaseHTTPRequestHandler):
         self.server.requests.append(f"GET {self.path}")
         with requests.Session() as session:
             session.trust_env = False
-            answer = session.get(self.path, headers={"Range": self.headers.get("Range")}, timeout=10)
+            answer = session.get(self.path, headers={"Range": self.headers["Range"]}, timeout=60)
         self.send_response(answer.status_code)
-        for name in ("Content-Length", "Content-Range", "ETag"):
+        for name in ("Content-Length", "Content-Range"):
             if name in answer.headers:
                 self.send_header(name, answer.headers[name])
         self.end_headers()
         self.wfile.write(answer.content)
 
-    def do_CONNECT(self):
-        self.server.requests.append(f"CONNECT {self.path}")
-        host, _, port = self.path.partition(":")
-        with socket.create_connection((host, int(port)), timeout=10) as beyond:
-            self.send_response(200)
-            self.end_headers()
-            back = threading.Thread(target=pour, args=(beyond, self.connection), daemon=True)
-            back.start()
-            pour(self.connection, beyond)
-            back.join(10.0)
-
     def log_message(self, *arguments):
         pass
 
 
-def pour(source, target):
-    """All bytes of one connection into another, and its end."""
-    with suppress(OSError):  # either side may have left
-        while received := source.recv(2**16):
-            target.sendall(received)
-        target.shutdown(socket.SHUT_WR)
-
-
 @contextmanager
-def serving(server):
+def serve(server):
     """The server at work in the background."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

@@ -1,10 +1,7 @@
-"""Oxford Flowers 102: its three files from a directory, verified, and read as they are."""
+"""Oxford Flowers 102: its three files from a folder, verified, and read as they are."""
 
-import hashlib
-import shutil
 import tarfile
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,51 +10,28 @@ from torchvision.datasets import Flowers102 as Torchvision
 from contract.class_names import FLOWERS102_CLASSES
 from stages.datasets import DATASETS, DatasetError, flowers102
 from stages.datasets.flowers102 import ARCHIVE, LABELS, SPLITS
+from tests.stages.datasets.files import md5, read_files
 
 FLOWERS = DATASETS["flowers102"]
 REAL = Path(__file__).parents[3] / ".." / "shared" / "data" / "flowers-102"
 
 
-@pytest.fixture
-def fetch(tmp_path, make_params):
-    """Fetches from a source and gives the folder of the three files."""
-
-    def fetch(source, archive_md5=None, previous="data"):
-        target = tmp_path / "incoming"
-        target.mkdir()
-        changes = {"download.dataset": "flowers102", "download.source": source, "download.archive_md5": archive_md5}
-        FLOWERS.fetch(make_params(changes).download, target, previous=tmp_path / previous)
-        return target
-
-    return fetch
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_the_expected_digests_are_those_that_torchvision_knows():
+def test_digests_address_and_class_names_are_those_of_torchvision():
     assert dict(Torchvision._file_dict.values()) == flowers102.OFFICIAL_MD5
     assert Torchvision._download_url_prefix.rstrip("/") == flowers102.OFFICIAL_ADDRESS.rstrip("/")
+    assert list(FLOWERS102_CLASSES) == Torchvision.classes
 
 
-def test_a_directory_is_copied(flowers, fetch):
-    assert contents(fetch(str(flowers))) == contents(flowers)
+def test_a_folder_is_copied(flowers, fetch_flowers102, monkeypatch):
+    assert read_files(fetch_flowers102(str(flowers))) == read_files(flowers)
+    monkeypatch.setenv("HOME", str(flowers.parent))
+    assert read_files(fetch_flowers102(f"~/{flowers.name}")) == read_files(flowers)
 
 
 @pytest.mark.parametrize("source", ["nowhere", "ftp://mirror/102", "mirror/imagelabels.mat"])
-def test_a_source_that_is_neither_a_directory_nor_an_address_is_refused(flowers, fetch, monkeypatch, source):
-    monkeypatch.chdir(flowers.parent)
-    message = (
-        r"download\.source must be a directory that holds 102flowers\.tgz, .* or an http\(s\) address of them, got "
-    )
-    with pytest.raises(DatasetError, match=message):
-        fetch(source)
-
-
-def test_home_is_understood(flowers, fetch, monkeypatch):
-    monkeypatch.setenv("HOME", str(flowers.parent))
-    assert contents(fetch(f"~/{flowers.name}")) == contents(flowers)
+def test_a_source_that_is_neither_folder_nor_address_is_refused(flowers, fetch_flowers102, source):
+    with pytest.raises(DatasetError, match=r"download\.source must be a folder .*102flowers.* http\(s\) .* got "):
+        fetch_flowers102(source)
 
 
 def test_each_image_comes_with_its_label_and_official_split(flowers):
@@ -71,85 +45,51 @@ def test_each_image_comes_with_its_label_and_official_split(flowers):
         (4, 2, "train"),
     ]
     assert FLOWERS.count(flowers) == len(images)
-    assert images[0].name == "image_00003.jpg"
+    # From the dataset's own page.
+    assert [image.class_name for image in images[:4:3]] == ["blackberry lily", "passion flower"]
     with tarfile.open(flowers / ARCHIVE) as archive:
         for image in images:
             assert image.content == archive.extractfile(f"jpg/{image.name}").read()
 
 
-def test_labels_count_from_one_in_the_order_of_the_class_names(flowers):
-    names = {image.class_number: image.class_name for image in FLOWERS.images(flowers)}
-    # The two ends and one between, from the dataset's own page.
-    assert names[1] == "pink primrose" and names[77] == "passion flower" and names[102] == "blackberry lily"
-
-
-def test_the_class_names_are_those_that_torchvision_knows():
-    assert list(FLOWERS102_CLASSES) == Torchvision.classes and len(set(FLOWERS102_CLASSES)) == 102
-
-
 def test_an_image_without_label_is_an_error(flowers, other_archive):
     other_archive(numbers=(1, 7))
-    with pytest.raises(DatasetError, match=r"102flowers\.tgz holds image_00007\.jpg, of which imagelabels\.mat and"):
+    with pytest.raises(DatasetError, match=r"102flowers\.tgz holds image_00007\.jpg"):
         list(FLOWERS.images(flowers))
 
 
-def test_the_archive_is_read_as_a_stream(flowers, monkeypatch):
-    # One image at a time, with nothing unpacked and no way back: memory and disk stay as they are.
-    modes = []
-    opened = tarfile.open
-
-    def watched(*arguments, **options):
-        modes.append(options["mode"])
-        return opened(*arguments, **options)
-
-    monkeypatch.setattr(tarfile, "open", watched)
-    before = contents(flowers)
-    first = next(FLOWERS.images(flowers))
-    assert first.number == 3 and modes == ["r|gz"]
-    assert contents(flowers) == before
+def test_images_come_one_at_a_time_and_nothing_is_unpacked(flowers):
+    before = read_files(flowers)
+    assert next(FLOWERS.images(flowers)).number == 3
+    assert read_files(flowers) == before
 
 
-@pytest.mark.parametrize("missing", [ARCHIVE, LABELS, SPLITS])
-def test_a_file_that_a_directory_lacks_is_named(flowers, fetch, missing):
-    (flowers / missing).unlink()
-    with pytest.raises(DatasetError, match=rf"mirror/{missing} is missing; download\.source must hold 102flowers\.tgz"):
-        fetch(str(flowers))
+@pytest.mark.parametrize("name", [ARCHIVE, LABELS, SPLITS])
+def test_missing_and_wrong_files_are_named(flowers, fetch_flowers102, name):
+    (flowers / name).write_bytes(b"other")
+    expected = flowers102.OFFICIAL_MD5[name]
+    with pytest.raises(DatasetError, match=rf"mirror/{name} .* should be {expected}, got {md5(b'other')}"):
+        fetch_flowers102(str(flowers))
+    (flowers / name).unlink()
+    with pytest.raises(DatasetError, match=rf"mirror/{name} is missing"):
+        fetch_flowers102(str(flowers))
 
 
-@pytest.mark.parametrize("changed", [ARCHIVE, LABELS, SPLITS])
-def test_other_bytes_are_refused_with_both_digests(flowers, fetch, changed):
-    expected = flowers102.OFFICIAL_MD5[changed]
-    (flowers / changed).write_bytes(b"other")
-    found = hashlib.md5(b"other").hexdigest()
-    message = rf"mirror/{changed} is not the expected file: its md5 should be {expected}, got {found}"
-    with pytest.raises(DatasetError, match=message):
-        fetch(str(flowers))
-
-
-def test_another_archive_is_taken_by_its_stated_digest(flowers, fetch, other_archive):
+def test_another_archive_is_taken_by_its_stated_digest(flowers, fetch_flowers102, other_archive):
+    with pytest.raises(DatasetError, match="should be 00000000"):
+        fetch_flowers102(str(flowers), archive_md5="0" * 32)  # the official archive is not taken for another
     digest = other_archive()
-    with pytest.raises(DatasetError, match=r"state their md5 as download\.archive_md5"):
-        fetch(str(flowers))
-    shutil.rmtree(flowers.parent / "incoming")
-    assert contents(fetch(str(flowers), archive_md5=digest)) == contents(flowers)
-
-
-def test_a_stated_digest_does_not_let_the_official_archive_through(flowers, fetch):
-    with pytest.raises(DatasetError, match=f"its md5 should be {'0' * 32}"):
-        fetch(str(flowers), archive_md5="0" * 32)
-
-
-def test_a_stated_digest_excuses_no_other_file(flowers, fetch, other_archive):
-    digest = other_archive()
+    with pytest.raises(DatasetError, match=r"set download\.archive_md5"):
+        fetch_flowers102(str(flowers))
+    assert read_files(fetch_flowers102(str(flowers), archive_md5=digest)) == read_files(flowers)
     (flowers / LABELS).write_bytes(b"other")
-    with pytest.raises(DatasetError, match=LABELS):
-        fetch(str(flowers), archive_md5=digest)
+    with pytest.raises(DatasetError, match="Only the archive may have other bytes"):
+        fetch_flowers102(str(flowers), archive_md5=digest)
 
 
-def test_verified_files_are_not_fetched_again(flowers, fetch):
+def test_verified_files_of_the_last_download_are_used_again(flowers, fetch_flowers102):
     flowers.rename(flowers.parent / "data")
-    source = str(flowers)  # gone
-    assert contents(fetch(source)) == contents(flowers.parent / "data")
+    assert read_files(fetch_flowers102(str(flowers))) == read_files(flowers.parent / "data")
 
 
 def test_a_damaged_archive_is_an_error_that_names_it(flowers):
@@ -163,9 +103,8 @@ def test_a_damaged_archive_is_an_error_that_names_it(flowers):
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no copies of the real images at {REAL}")
 def test_the_real_dataset_is_read():
     assert FLOWERS.count(REAL) == 8189
-    images = {image.number: image for image in islice(FLOWERS.images(REAL), 8189)}
+    images = {image.number: image for image in FLOWERS.images(REAL)}
     assert Counter(image.split for image in images.values()) == {"train": 1020, "valid": 1020, "test": 6149}
     assert len({image.class_name for image in images.values()}) == 102
-    # Of the dataset's own listing: the first images are passion flowers.
-    assert images[1].class_number == 77 and images[1].class_name == "passion flower"
-    assert images[1].content[:3] == b"\xff\xd8\xff"
+    # From the dataset's own listing: the first images are passion flowers.
+    assert images[1].class_number == 77 and images[1].content[:3] == b"\xff\xd8\xff"

@@ -1,4 +1,4 @@
-"""Flowers drawn by the project itself; the class is the number of petals."""
+"""Dataset of drawn flowers; the class is the number of petals."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,20 +14,19 @@ _CHUNK = 500
 
 
 class SyntheticFlowers:
-    """Raw arrays: compressed images would differ between versions of the compressor."""
+    """Drawn flowers, stored as raw arrays: compressed images would differ between versions of the compressor."""
 
     is_immutable = True
 
     def fetch(self, params: DownloadParams, folder: Path, previous: Path) -> None:  # noqa: ARG002 (drawing is quick)
-        """Draw them."""
-        wanted = params.synthetic
-        shape = (wanted.num_images, wanted.image_size, wanted.image_size, 3)
+        drawing = params.synthetic
+        shape = (drawing.num_images, drawing.image_size, drawing.image_size, 3)
         images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-        petals = np.empty(wanted.num_images, dtype=np.int64)
-        for first in range(0, wanted.num_images, _CHUNK):
-            stop = min(first + _CHUNK, wanted.num_images)
-            images[first:stop], petals[first:stop] = generate(
-                stop - first, wanted.image_size, wanted.seed, first, wanted.variety
+        petals = np.empty(drawing.num_images, dtype=np.int64)
+        for first in range(0, drawing.num_images, _CHUNK):
+            part = slice(first, min(first + _CHUNK, drawing.num_images))
+            images[part], petals[part] = generate(
+                part.stop - first, drawing.image_size, drawing.seed, first, drawing.variety
             )
         images.flush()
         np.save(folder / "petals.npy", petals)

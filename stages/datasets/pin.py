@@ -1,0 +1,136 @@
+"""Record which bytes were downloaded: data.dvc pins them for DVC, a receipt names them for the later stages."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from ruamel.yaml import YAML
+
+from contract.errors import StageError
+from contract.paths import DATA, DATA_PIN, RECEIPT
+from contract.sections import DownloadParams, as_plain
+from ddpm.files import atomic_path, file_digest
+from stages.runtime.reporting import warn
+
+_NUM_NAMES_SHOWN = 3
+
+
+class FileRecord(TypedDict):
+    """One file of a folder."""
+
+    path: str
+    """relative to the folder"""
+    size: int
+    md5: str
+
+
+class Receipt(TypedDict):
+    """Content of the receipt."""
+
+    dataset: str
+    digest: str
+    """as in data.dvc"""
+    files: list[FileRecord]
+
+
+def list_files(folder: Path) -> list[FileRecord]:
+    """Return a record of every file below `folder`, sorted by path."""
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return [
+        {"path": name, "size": paths[name].stat().st_size, "md5": file_digest(paths[name])} for name in sorted(paths)
+    ]
+
+
+def digest_folder(files: Sequence[FileRecord]) -> str:
+    """Return the digest that DVC gives to a folder of these files: the md5 of a JSON list, with the suffix ".dir"."""
+    entries = [{"md5": file["md5"], "relpath": file["path"]} for file in sorted(files, key=lambda file: file["path"])]
+    return hashlib.md5(json.dumps(entries).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def compare_with_pin(params: DownloadParams, files: Sequence[FileRecord], *, is_immutable: bool) -> None:
+    """Compare new files with data.dvc, if data.dvc was made with the same parameters.
+
+    Args:
+        params: parameters that the files were downloaded with.
+        files: the downloaded files.
+        is_immutable: whether other bytes are an error; otherwise they get a warning.
+
+    Raises:
+        StageError: the bytes of an immutable dataset differ.
+    """
+    pin = read_pin()
+    if pin is None or pin.get("meta", {}).get("download") != as_plain(params):
+        return
+    pinned, found = pin["outs"][0]["md5"], digest_folder(files)
+    if pinned == found:
+        return
+    if is_immutable:
+        raise StageError(
+            f"the downloaded {params.dataset} differs from the bytes that {DATA_PIN} pins for the same parameters: got "
+            f"{found}, expected {pinned}. If the new bytes are correct, delete {DATA_PIN} and run again"
+        )
+    warn("download", f"the source has changed since it was pinned; {DATA_PIN} now pins {found}")
+
+
+def read_pin() -> dict[str, Any] | None:
+    """Return the content of data.dvc, or None if there is no such file."""
+    if not DATA_PIN.is_file():
+        return None
+    pin: dict[str, Any] = YAML(typ="safe").load(DATA_PIN)
+    return pin
+
+
+def write_pin(params: DownloadParams) -> None:
+    """Let DVC pin data/ in data.dvc, and note there the parameters of the download.
+
+    Raises:
+        StageError: DVC failed.
+    """
+    command = [sys.executable, "-m", "dvc", "add", str(DATA)]  # --quiet would hide its errors
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise StageError(f"`dvc add {DATA}` failed: {result.stderr.strip() or result.stdout.strip()}")
+    pin = read_pin()
+    assert pin is not None
+    pin["meta"] = {"download": as_plain(params)}
+    with atomic_path(DATA_PIN) as temporary:
+        YAML().dump(pin, temporary)
+
+
+def write_receipt(dataset: str, files: list[FileRecord]) -> None:
+    """Write the receipt, which is the same whenever the files are."""
+    receipt: Receipt = {"dataset": dataset, "digest": digest_folder(files), "files": files}
+    with atomic_path(RECEIPT) as temporary:
+        temporary.write_text(json.dumps(receipt, indent=1) + "\n")
+
+
+def read_receipt() -> Receipt:
+    """Return the receipt after comparing data/ with it.
+
+    Raises:
+        StageError: a file of data/ is missing, has other bytes, or was not downloaded.
+    """
+    receipt: Receipt = json.loads(RECEIPT.read_text())
+    known = {file["path"] for file in receipt["files"]}
+    if unknown := [name for name in _list_visible(DATA) if name not in known]:
+        more = f" and {len(unknown) - _NUM_NAMES_SHOWN} more" if len(unknown) > _NUM_NAMES_SHOWN else ""
+        raise StageError(
+            f"{DATA} holds files that were not downloaded: {', '.join(unknown[:_NUM_NAMES_SHOWN])}{more}. Move them "
+            "away (into the folder of download.source, to use them), then run `dvc repro --force download`"
+        )
+    for file in receipt["files"]:
+        path = DATA / file["path"]
+        if not path.is_file() or file_digest(path) != file["md5"]:
+            problem = "has other bytes than the downloaded file" if path.is_file() else "is missing"
+            raise StageError(f"{path} {problem}; run `dvc repro --force download` to restore it")
+    return receipt
+
+
+def _list_visible(folder: Path) -> list[str]:
+    # No dataset reads hidden files, such as those of a desktop.
+    names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))

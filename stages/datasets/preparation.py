@@ -1,0 +1,120 @@
+"""Turn the images of a dataset into one uint8 array on disk and a row of the index for each.
+
+Images stream from the dataset to the array; only their rows stay in memory.
+"""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import StageError
+from contract.sections import PreprocessParams
+from ddpm.files import atomic_path
+from stages.datasets.decoding import DamagedImageError, crop_centre, decode
+from stages.datasets.source import SourceImage
+from stages.runtime.progress import progress_bar
+
+Row = dict[str, Any]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """A row of the array and its row of the index."""
+
+    pixels: NDArray[np.uint8]
+    """shape (size, size, 3)"""
+    row: Row
+
+
+def prepare(image: SourceImage, size: int) -> PreparedImage | DamagedImageError:
+    """Decode and crop an image; return the error if it is damaged, so that the other images still come."""
+    try:
+        picture = decode(image, size)
+    except DamagedImageError as error:
+        return error
+    row = describe_source(image) | {"original_width": picture.width, "original_height": picture.height}
+    return PreparedImage(crop_centre(picture, size), row)
+
+
+def describe_source(image: SourceImage) -> Row:
+    """Return the columns of the index that are known without decoding the image."""
+    content = image.content if isinstance(image.content, bytes) else image.content.tobytes()
+    return {
+        "number": image.number,
+        "name": image.name,
+        "class_number": image.class_number,
+        "class_name": image.class_name,
+        "split": image.split,
+        "source_md5": hashlib.md5(content, usedforsecurity=False).hexdigest(),
+    }
+
+
+def prepare_all(images: Iterable[SourceImage], size: int) -> Iterator[PreparedImage | DamagedImageError]:
+    """Prepare images on all cores, in their order."""
+    return parallel_map(partial(prepare, size=size), images)
+
+
+def write_images(
+    path: Path, images: Iterable[SourceImage], count: int, params: PreprocessParams
+) -> tuple[list[Row], list[Row]]:
+    """Write the array of about `count` images as a .npy file.
+
+    Returns:
+        Rows of the images in the array, and rows of the damaged images that were skipped.
+
+    Raises:
+        DamagedImageError: an image cannot be decoded and `params.skip_damaged` is false.
+        StageError: no image can be decoded.
+    """
+    rows: list[Row] = []
+    skipped: list[Row] = []
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        _write_header(file, count, params.image_size)
+        with progress_bar("preprocess", count, "images") as bar:
+            for prepared in prepare_all(images, params.image_size):
+                if isinstance(prepared, PreparedImage):
+                    file.write(prepared.pixels.tobytes())
+                    rows.append(prepared.row)
+                elif params.skip_damaged:
+                    skipped.append(describe_source(prepared.image) | {"reason": prepared.reason})
+                else:
+                    raise prepared
+                bar.update()
+        if skipped and not rows:
+            raise StageError(f"none of the {len(skipped)} images can be decoded; the first: {skipped[0]['reason']}")
+        _write_header(file, len(rows), params.image_size)
+    return rows, skipped
+
+
+def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield results in order, computed on all cores that this process may use; only a few items wait in memory.
+
+    Threads are enough: Pillow decodes and resizes without Python's lock.
+    """
+    cores = len(os.sched_getaffinity(0))
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(cores) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 4 * cores:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _write_header(file: BinaryIO, count: int, size: int) -> None:
+    # numpy pads the header, so that it can be written again with another count.
+    file.seek(0)
+    shape = (count, size, size, 3)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})

@@ -1,0 +1,200 @@
+"""Images decoded upright as RGB, large JPEGs at a reduced scale, and cropped to a square."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench.preprocess import jpeg, photograph
+from stages.datasets import DATASETS, SourceImage, decoding
+from stages.datasets.decoding import DamagedImageError, Picture, crop_centre, decode
+from stages.datasets.preparation import prepare
+from tests.stages.datasets.files import encode
+
+REAL = Path(__file__).parents[3] / ".." / "shared" / "data" / "flowers-102"
+ORIENTATION = 0x0112
+
+
+def make_source(content):
+    return SourceImage(1, "a picture", content, 0, "", None)
+
+
+def decode_whole(image, kind="PNG", **options):
+    return np.asarray(decode(make_source(encode(image, kind, **options)), size=10_000).pixels)
+
+
+def encode_jpeg(pixels, mode="RGB", orientation=None, kind="JPEG", **options):
+    exif = Image.Exif()
+    if orientation:
+        exif[ORIENTATION] = orientation
+    return encode(Image.fromarray(pixels).convert(mode), kind, exif=exif, **options)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "box"),
+    [(20, 20, (0, 0, 20, 20)), (30, 20, (5, 0, 25, 20)), (20, 31, (0, 5, 20, 25)), (21, 20, (0, 0, 20, 20))],
+)
+@pytest.mark.parametrize("size", [8, 20, 40])
+def test_the_central_square_is_resized_as_pillow_does(width, height, box, size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    expected = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(crop_centre(Picture(image, width, height, 1.0), size), np.asarray(expected))
+
+
+def test_shrinking_averages_over_all_pixels():
+    # A chequerboard becomes grey; without antialiasing it would become black or white.
+    board = np.indices((64, 64)).sum(axis=0) % 2 * 255
+    picture = Picture(Image.fromarray(board.astype(np.uint8)).convert("RGB"), 64, 64, 1.0)
+    assert np.abs(crop_centre(picture, 8).astype(int) - 127).max() <= 2
+
+
+def test_a_photograph_is_turned_upright():
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[0, 0] = 255
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # the camera was turned: rotate by 90° clockwise to show it
+    upright = decode_whole(Image.fromarray(pixels), exif=exif)
+    assert upright.shape == (6, 4, 3)
+    assert upright[0, 3].tolist() == [255, 255, 255] and upright.sum() == 3 * 255
+
+
+def make_palette_image():
+    image = Image.new("P", (3, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.putdata([0, 1, 2])
+    return image
+
+
+GREY = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
+SHADES = (np.arange(24, dtype=np.uint16) * 2730).reshape(4, 6)
+CLEAR = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 51]]], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "expected"),
+    [
+        (Image.fromarray(GREY), {}, np.repeat(GREY[..., None], 3, axis=2)),
+        (Image.fromarray(SHADES), {}, np.repeat((SHADES // 256).astype(np.uint8)[..., None], 3, axis=2)),
+        (Image.fromarray(CLEAR), {}, [[[255, 0, 0], [255, 255, 255], [204, 204, 204]]]),
+        (Image.fromarray(np.array([[[100, 255], [100, 0]]], np.uint8), "LA"), {}, [[[100] * 3, [255] * 3]]),
+        (make_palette_image(), {}, [[[10, 20, 30], [40, 50, 60], [70, 80, 90]]]),
+        (make_palette_image(), {"transparency": 1}, [[[10, 20, 30], [255] * 3, [70, 80, 90]]]),
+    ],
+    ids=["grey", "grey of 16 bits", "transparent", "transparent grey", "palette", "transparent palette"],
+)
+def test_every_mode_becomes_rgb_on_white(image, options, expected):
+    np.testing.assert_array_equal(decode_whole(image, **options), expected)
+
+
+def test_printing_colours_become_screen_colours():
+    pixels = np.zeros((16, 16, 4), np.uint8)
+    pixels[..., 0] = 255  # all cyan ink
+    red, green, blue = decode_whole(Image.fromarray(pixels, "CMYK"), "JPEG", quality=95).mean(axis=(0, 1))
+    assert red < 5 and green > 250 and blue > 250
+
+
+def test_damaged_metadata_does_no_harm():
+    pixels = jpeg(photograph(32, 32, 0))
+    metadata = b"Exif\0\0II*\0"  # an offset should follow
+    segment = b"\xff\xe1" + (len(metadata) + 2).to_bytes(2, "big") + metadata
+    one, other = (decode(make_source(content), 16).pixels for content in (pixels, pixels[:2] + segment + pixels[2:]))
+    assert one.tobytes() == other.tobytes()
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """Encoded, 500 wide and 650 high."""
+    return [jpeg(photograph(500, 650, seed)) for seed in range(2)]
+
+
+@pytest.fixture
+def prepare_both(monkeypatch):
+    """Prepares from the reduced and from the whole picture; returns the pixels of both, and the reduction."""
+
+    def prepare_both(content, size):
+        reduction = decode(make_source(content), size).reduction
+        reduced = prepare(make_source(content), size)
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "MARGIN", 10**6)
+            whole = prepare(make_source(content), size)
+        assert reduced.row == whole.row
+        return reduced.pixels.astype(int), whole.pixels.astype(int), reduction
+
+    return prepare_both
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size", "reduction"),
+    [
+        (500, 650, 64, 2), (650, 500, 64, 2), (500, 650, 62, 4), (500, 650, 32, 4), (500, 650, 24, 8), (500, 650, 8, 8),
+        (256, 300, 64, 2), (255, 300, 64, 1), (300, 255, 64, 1), (64, 64, 64, 1), (64, 64, 16, 2), (40, 40, 64, 1),
+    ],
+)  # fmt: skip
+def test_twice_the_requested_size_remains(width, height, size, reduction):
+    picture = decode(make_source(encode_jpeg(np.zeros((height, width, 3), np.uint8))), size)
+    assert picture.reduction == reduction and (picture.width, picture.height) == (width, height)
+    assert picture.pixels.size == (-(-width // reduction), -(-height // reduction))
+    assert reduction == 1 or min(picture.pixels.size) >= 2 * size
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_other_formats_are_decoded_whole(kind):
+    assert decode(make_source(encode_jpeg(np.zeros((650, 500, 3), np.uint8), kind=kind)), 64).reduction == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "reduction", "mean", "most"),
+    [(64, 2, 0.4, 16), (125, 2, 0.7, 24), (62, 4, 0.8, 24), (31, 8, 1.1, 24)],  # but for the first, just twice the size
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_photographs_come_out_nearly_the_same(prepare_both, photographs, seed, size, reduction, mean, most):
+    reduced, whole, found = prepare_both(photographs[seed], size)
+    assert found == reduction
+    difference = reduced - whole
+    assert np.abs(difference).mean() < mean and np.abs(difference).max() <= most
+    assert np.abs(difference.mean()) < 0.1  # no lighter and no darker
+
+
+def make_waves(width, height):
+    """Smooth enough that scaling hardly changes it, steep enough that a shift by half a pixel does."""
+    y, x = np.mgrid[:height, :width]
+    channels = [np.sin(x / 6.0), np.sin(y / 6.0), np.sin((x + y) / 9.0)]
+    return (128 + 100 * np.stack(channels, axis=2)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize(("width", "height"), [(328, 264), (323, 262), (257, 319)])
+def test_crop_and_size_are_those_of_the_whole_picture(prepare_both, width, height, orientation):
+    content = encode_jpeg(make_waves(width, height), orientation=orientation, quality=98, subsampling="4:4:4")
+    reduced, whole, reduction = prepare_both(content, 64)
+    # A picture to be turned is decoded whole if a remainder at its edge would shift it.
+    assert reduction == (1 if orientation not in {None, 1} and (width % 8 or height % 8) else 2)
+    assert np.abs(reduced - whole).max() <= 4
+    row = prepare(make_source(content), 64).row
+    size = (height, width) if orientation and orientation >= 5 else (width, height)
+    assert (row["original_width"], row["original_height"]) == size
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_printed_photographs_are_reduced_too(prepare_both, photographs, mode):
+    pixels = np.asarray(Image.open(io.BytesIO(photographs[0])))
+    reduced, whole, reduction = prepare_both(encode_jpeg(pixels, mode), 64)
+    assert reduction == 2 and np.abs(reduced - whole).mean() < 1.0
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.98])
+def test_a_cut_off_file_is_damaged_at_a_reduced_scale_too(photographs, progressive, kept):
+    content = encode_jpeg(np.asarray(Image.open(io.BytesIO(photographs[0]))), progressive=progressive)
+    with pytest.raises(DamagedImageError, match="a picture cannot be decoded as an image"):
+        decode(make_source(content[: int(len(content) * kept)]), 64)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no copies of the real images at {REAL}")
+def test_real_images_of_the_requested_size_stay_as_they_are():
+    images = DATASETS["flowers102"].images(REAL)
+    for image, _ in zip(images, range(200), strict=False):
+        by_pillow = np.asarray(Image.open(io.BytesIO(image.content)).convert("RGB"))
+        np.testing.assert_array_equal(prepare(image, 64).pixels, by_pillow)
