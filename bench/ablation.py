@@ -16,11 +16,11 @@ from torch import Tensor
 
 from bench.machine import described
 from bench.quality import drawn, features_of
-from ddpm.checkpoint import DiffusionConfig, PublishedModel
 from ddpm.data import TrainingImages
 from ddpm.devices import prepare_best_device
 from ddpm.features import build_extractor
 from ddpm.metrics import frechet_distance, kernel_distance
+from ddpm.published import DiffusionConfig, PublishedModel
 from ddpm.training import train
 from ddpm.training_state import TrainingConfig, TrainingState
 from ddpm.unet import UNet, UNetConfig

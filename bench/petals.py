@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.machine import described
-from ddpm.checkpoint import PublishedModel, load_model
 from ddpm.devices import arithmetic, prepare_best_device
 from ddpm.images import to_model_range, to_pixels
+from ddpm.published import PublishedModel, load_model
 from ddpm.samplers import ImageNoise, sample
 from stages.datasets.synthetic.flowers import PETAL_COUNTS, generate
 
@@ -90,7 +90,7 @@ def asked_flowers(
     parts = []
     for start in range(0, num_images, BATCH_SIZE):
         numbers = range(start, min(start + BATCH_SIZE, num_images))
-        predict = model.asked(None, numbers, guidance_scale)
+        predict = model.bind_classes(None, numbers, guidance_scale)
         noise = ImageNoise(0, numbers, shape, device)
         with arithmetic("auto", torch.device(device)):
             parts.append(to_pixels(sample("ddim", predict, model.diffusion, noise, num_sampling_steps)).cpu())

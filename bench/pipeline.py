@@ -10,14 +10,14 @@ import os
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from contract.params import read_params
 from ddpm.training import train
-from stages.train import Experiment, learn, prepare
+from stages.training.experiment import Experiment, prepare_experiment
+from stages.training.loop import learn
 from tracking.runs import opened_run
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4, help="blocks of each kind (default 4)")
     arguments = parser.parse_args()
     params = read_params(Path("profiles/quickstart.yaml"))
-    experiment = prepare(params.train)
+    experiment = prepare_experiment(params.train)
     num_steps = params.train.sample_every
     _bare(experiment, 10)
     times: dict[str, list[float]] = {"bare loop": [], "train stage": []}
@@ -51,8 +51,8 @@ def main() -> None:
 
 
 def _until(experiment: Experiment, num_steps: int) -> None:
-    experiment.config = replace(
-        experiment.config, num_steps=experiment.state.step + num_steps, rate_schedule="constant", warmup_steps=0
+    experiment.params = experiment.params.model_copy(
+        update={"num_steps": experiment.state.step + num_steps, "rate_schedule": "constant", "warmup_steps": 0}
     )
 
 

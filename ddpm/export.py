@@ -17,9 +17,10 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from ddpm.checkpoint import CheckpointError, PublishedModel
+from ddpm.checkpoint import CheckpointError
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.loading import load
+from ddpm.published import PublishedModel
 from ddpm.unet import UNetConfig
 
 _NETWORK = Path(__file__).with_name("diffusers_unet.py")

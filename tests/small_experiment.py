@@ -14,9 +14,9 @@ from ruamel.yaml import YAML
 
 from contract.params import Params
 from ddpm import TrainingConfig, TrainingState, UNet, UNetConfig, distributed
-from ddpm.checkpoint import DiffusionConfig, publish_model
 from ddpm.classes import ImageClass
 from ddpm.features import FeatureExtractor
+from ddpm.published import DiffusionConfig, publish_model
 from stages.evaluation import extraction
 from stages.training import evaluation as training_evaluation
 from tracking.runs import NoTracker

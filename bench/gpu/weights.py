@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 
 from bench.gpu.published import AVERAGED
-from ddpm.checkpoint import DiffusionConfig, publish_weights
 from ddpm.files import atomic_path
+from ddpm.published import DiffusionConfig, publish_weights
 from ddpm.unet import UNet, UNetConfig
 
 PART_BYTES = 15_900_000

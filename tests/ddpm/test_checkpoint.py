@@ -10,16 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ddpm.checkpoint import (
-    CheckpointError,
-    DiffusionConfig,
-    fingerprint_of,
-    list_checkpoints,
-    load_checkpoint,
-    publish_model,
-    save_checkpoint,
-    step_of,
-)
+from ddpm.checkpoint import CheckpointError, fingerprint_of, list_checkpoints, load_checkpoint, save_checkpoint, step_of
+from ddpm.published import DiffusionConfig, publish_model
 from tests.ddpm.small_training import EXTRA, assert_same_weights
 
 EXPERIMENT = {"params": {"widths": [8, 16], "learning_rate": 0.01}, "code": "a1b2"}
@@ -122,7 +114,7 @@ def test_another_experiments_checkpoint_is_refused_and_changes_nothing(tmp_path,
 
 
 def test_a_checkpoint_of_a_network_that_computed_something_else_is_refused(tmp_path, trained, fresh, monkeypatch):
-    monkeypatch.setattr("ddpm.checkpoint._FORMAT", 1)
+    monkeypatch.setattr("ddpm.checkpoint.FORMAT", 1)
     path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
     monkeypatch.undo()
     loaded = fresh(1)

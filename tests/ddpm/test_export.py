@@ -13,9 +13,9 @@ from diffusers.utils import dynamic_modules_utils
 
 import ddpm
 from ddpm import ImageNoise, UNet, UNetConfig, sampler_steps
-from ddpm.checkpoint import DiffusionConfig, PublishedModel, publish_model
 from ddpm.classes import ImageClass
 from ddpm.export import ExportError, names_in_diffusers, to_diffusers
+from ddpm.published import DiffusionConfig, PublishedModel, publish_model
 from ddpm.seeds import stream_seed
 
 # Sizes that tell apart what could be confused: more sinusoids than channels, fewer, as many; one block a level, two.

@@ -9,9 +9,10 @@ import torch
 
 import ddpm
 from ddpm import ImageNoise, loading, sample
-from ddpm.checkpoint import CheckpointError, DiffusionConfig, load_model, publish_model
+from ddpm.checkpoint import CheckpointError
 from ddpm.devices import arithmetic
 from ddpm.images import to_pixels
+from ddpm.published import DiffusionConfig, load_model, publish_model
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_the_only_weights_are_taken(folder):
 def test_the_device_is_the_best_there_is_or_the_one_named(folder, monkeypatch):
     asked = []
     monkeypatch.setattr("ddpm.devices.best_device", lambda: torch.device("cuda", 1))  # which need not be there
-    monkeypatch.setattr("ddpm.checkpoint.load_model", lambda *given: asked.append(given[2]) or load_model(*given[:2]))
+    monkeypatch.setattr("ddpm.published.load_model", lambda *given: asked.append(given[2]) or load_model(*given[:2]))
     ddpm.load(folder)
     ddpm.load(folder, device="cpu")
     assert asked == [torch.device("cuda", 1), "cpu"]
@@ -53,7 +54,7 @@ def test_the_callers_process_is_left_as_it_is(folder, monkeypatch):
     before = torch.backends.cudnn.benchmark
     ddpm.load(folder).draw(1, steps=1)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("ddpm.checkpoint.load_model", lambda *_: None)
+    monkeypatch.setattr("ddpm.published.load_model", lambda *_: None)
     ddpm.load(folder)
     assert touched == [] and torch.backends.cudnn.benchmark == before
 

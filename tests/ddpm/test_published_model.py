@@ -13,13 +13,9 @@ from ddpm import (
     guided,
     linear_betas,
 )
-from ddpm.checkpoint import (
-    CheckpointError,
-    DiffusionConfig,
-    load_model,
-    publish_model,
-)
+from ddpm.checkpoint import CheckpointError
 from ddpm.classes import ImageClass
+from ddpm.published import DiffusionConfig, load_model, publish_model
 from tests.ddpm.small_training import SHORT
 
 
@@ -117,10 +113,10 @@ def test_classes_are_published_by_name_and_number(tmp_path, conditional, trained
 def test_guidance_needs_a_model_that_learnt_images_without_a_class(tmp_path, conditional):
     publish_model(tmp_path, conditional, DiffusionConfig(num_timesteps=10), 8, CLASSES)
     model = load_model(tmp_path)
-    model.asked(None, [0, 1])
+    model.bind_classes(None, [0, 1])
     for scale in (0.0, 2.0):
         with pytest.raises(ValueError, match=rf"without label dropout .* must be 1, got {scale}"):
-            model.asked(None, [0, 1], guidance_scale=scale)
+            model.bind_classes(None, [0, 1], guidance_scale=scale)
 
 
 def test_a_published_model_is_asked_by_name(tmp_path, conditional):
@@ -129,24 +125,24 @@ def test_a_published_model_is_asked_by_name(tmp_path, conditional):
     x_t, t = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 5, 9])
     cases = [(None, [0, 1, 0]), (["passion flower"], [1, 1, 1]), ([77, "Sunflower"], [1, 0, 1])]
     for classes, labels in cases:
-        asked = model.asked(classes, [2, 3, 4], guidance_scale=2.5)
+        asked = model.bind_classes(classes, [2, 3, 4], guidance_scale=2.5)
         expected = guided(model.unet, torch.tensor(labels), 2.5)(x_t, t)
         torch.testing.assert_close(asked(x_t, t), expected, rtol=0, atol=0)
     calls = []
     other = torch.nn.Identity()
     other.forward = lambda x_t, _, labels: calls.append(labels.tolist()) or x_t
-    model.asked(None, [1, 2, 3], network=other)(x_t, t)
+    model.bind_classes(None, [1, 2, 3], network=other)(x_t, t)
     assert calls == [[1, 0, 1]]
 
 
 def test_a_model_without_classes_is_asked_for_none(tmp_path, trained):
     publish_model(tmp_path, trained, DiffusionConfig(num_timesteps=10), image_size=8)
     model = load_model(tmp_path)
-    assert model.asked(None, [0, 1]) is model.unet
+    assert model.bind_classes(None, [0, 1]) is model.unet
     with pytest.raises(ValueError, match="the model knows no classes, got"):
-        model.asked(["sunflower"], [0, 1])
+        model.bind_classes(["sunflower"], [0, 1])
     with pytest.raises(ValueError, match=r"knows no classes, so guidance_scale must be 1, got 2\.0"):
-        model.asked(None, [0, 1], guidance_scale=2.0)
+        model.bind_classes(None, [0, 1], guidance_scale=2.0)
 
 
 def test_another_number_of_classes_than_the_network_knows_is_refused(tmp_path, conditional, trained):

@@ -11,7 +11,7 @@ import pytest
 from bench.petals import CHANCE, asked_flowers, drawn_flowers, is_counted_right, trained_counter
 from contract.params import read_params
 from contract.paths import MODEL
-from ddpm.checkpoint import load_model
+from ddpm.published import load_model
 from stages import download, preprocess, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

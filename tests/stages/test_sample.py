@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.checkpoint import CheckpointError, load_model
+from ddpm.checkpoint import CheckpointError
 from ddpm.images import grid
+from ddpm.published import load_model
 from stages import sample as module
 from stages.sample import draw, frame_steps
 from tracking.runs import _closing

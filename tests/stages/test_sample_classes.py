@@ -11,8 +11,8 @@ from PIL import Image
 
 from contract.errors import StageError
 from ddpm import ImageNoise, guided, sample
-from ddpm.checkpoint import load_model
 from ddpm.images import class_grid, grid, to_pixels
+from ddpm.published import load_model
 from stages import sample as module
 from stages.sample import draw
 from tracking.runs import _closing

@@ -14,8 +14,8 @@ import torch
 
 import stages.train as module
 from ddpm import training, training_state
-from ddpm.checkpoint import load_model
 from ddpm.diffusion import GaussianDiffusion
+from ddpm.published import load_model
 from ddpm.training import draw_batch
 from stages.runtime.runner import EXIT_ERROR, EXIT_INTERRUPTED, run_stage
 from tracking.runs import _closing

@@ -11,10 +11,10 @@ import torch
 
 import stages.train as module
 from contract.errors import StageError
-from ddpm.checkpoint import load_model
 from ddpm.classes import labels_in_turn
 from ddpm.guidance import guided
 from ddpm.images import class_grid, to_pixels
+from ddpm.published import load_model
 from ddpm.samplers import ImageNoise, sample
 from tests.small_experiment import CLASSES
 

@@ -15,8 +15,8 @@ import ddpm.features
 import ddpm.metrics
 import stages.train as train_stage
 from contract.errors import StageError
-from ddpm.checkpoint import load_model
 from ddpm.metrics import KernelDistance, kernel_distance
+from ddpm.published import load_model
 from stages.runtime.runner import run_stage
 from stages.training import evaluation as module
 from tracking.runs import _closing
