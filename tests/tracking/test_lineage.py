@@ -1,8 +1,6 @@
 """What traces an MLflow run back to code, data and flow."""
 
 import subprocess
-import sys
-from types import ModuleType
 
 import pytest
 from ruamel.yaml import YAML
