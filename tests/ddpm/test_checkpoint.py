@@ -105,7 +105,7 @@ def test_another_experiments_checkpoint_is_refused_and_changes_nothing(tmp_path,
     assert_untouched(loaded, fresh)
 
 
-def test_a_checkpoint_of_a_network_that_computed_something_else_is_refused(tmp_path, trained, fresh, monkeypatch):
+def test_a_checkpoint_of_another_version_of_the_network_is_refused(tmp_path, trained, fresh, monkeypatch):
     monkeypatch.setattr("ddpm.checkpoint.FORMAT", 1)
     path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
     monkeypatch.undo()
@@ -205,7 +205,7 @@ def test_the_newest_are_kept(tmp_path, fresh):
     ]
 
 
-def test_the_one_just_written_is_kept_beside_newer_ones_of_another_experiment(tmp_path, fresh):
+def test_the_one_just_written_is_kept_beside_newer_ones(tmp_path, fresh):
     save_steps(tmp_path, fresh(0), [1000, 1001], keep=2)
     save_steps(tmp_path, fresh(0), [5], keep=1)
     assert (tmp_path / "step_000000005.safetensors").exists()
