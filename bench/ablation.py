@@ -16,13 +16,13 @@ from torch import Tensor
 
 from bench.machine import describe
 from bench.quality import draw, features_of
-from ddpm.checkpoint import PublishedModel
 from ddpm.config import DiffusionConfig, TrainingConfig, UNetConfig
 from ddpm.data import TrainingImages
 from ddpm.devices import prepare_best_device
 from ddpm.diffusion import build_diffusion
 from ddpm.features import build_extractor
 from ddpm.metrics import frechet_distance, kernel_distance
+from ddpm.published import PublishedModel
 from ddpm.training import train
 from ddpm.training_state import TrainingState
 from ddpm.unet import UNet

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.machine import describe
-from ddpm.checkpoint import PublishedModel, load_model
 from ddpm.devices import arithmetic, prepare_best_device
 from ddpm.images import to_model_range, to_pixels
+from ddpm.published import PublishedModel, load_model
 from ddpm.samplers import ImageNoise, sample
 from stages.datasets.synthetic.draws import PETAL_COUNTS
 from stages.datasets.synthetic.flowers import generate
@@ -91,7 +91,7 @@ def draw_requested(
     parts = []
     for start in range(0, num_images, BATCH_SIZE):
         numbers = range(start, min(start + BATCH_SIZE, num_images))
-        predict = model.asked(None, numbers, guidance_scale)
+        predict = model.bind_classes(None, numbers, guidance_scale)
         noise = ImageNoise(0, numbers, shape, device)
         with arithmetic("auto", torch.device(device)):
             parts.append(to_pixels(sample("ddim", predict, model.diffusion, noise, num_sampling_steps)).cpu())

@@ -6,11 +6,11 @@ is the median of the blocks' ratios. It trains on the prepared dataset, so `make
 """
 
 import argparse
+import dataclasses
 import os
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,8 @@ import torch
 from contract.params import compose
 from ddpm.diffusion import build_diffusion
 from ddpm.training import train
-from stages.train import Experiment, learn, prepare
+from stages.training.experiment import Experiment, prepare_experiment
+from stages.training.loop import learn
 from tracking.runs import opened_run
 
 
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4, help="blocks of each kind (default 4)")
     arguments = parser.parse_args()
     params = compose("quickstart", {})
-    experiment = prepare(params.train)
+    experiment = prepare_experiment(params.train)
     num_steps = params.train.sample_every
     _bare(experiment, 10)
     times: dict[str, list[float]] = {"bare loop": [], "train stage": []}
@@ -52,15 +53,16 @@ def main() -> None:
 
 
 def _until(experiment: Experiment, num_steps: int) -> None:
-    experiment.config = replace(
-        experiment.config, num_steps=experiment.state.step + num_steps, rate_schedule="constant", warmup_steps=0
+    experiment.params = dataclasses.replace(
+        experiment.params, num_steps=experiment.state.step + num_steps, rate_schedule="constant", warmup_steps=0
     )
 
 
 def _bare(experiment: Experiment, num_steps: int) -> float:
     _until(experiment, num_steps)
     started = time.perf_counter()
-    for _ in train(experiment.state, experiment.images, build_diffusion(experiment.diffusion), experiment.config):
+    diffusion = build_diffusion(experiment.params.diffusion)
+    for _ in train(experiment.state, experiment.images, diffusion, experiment.params):
         pass
     return time.perf_counter() - started
 

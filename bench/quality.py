@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from bench.machine import describe
-from ddpm.checkpoint import PublishedModel, load_model
 from ddpm.config import SamplerName
 from ddpm.data import load_images
 from ddpm.devices import drawing, prepare_best_device
 from ddpm.features import FeatureExtractor, build_extractor, extract_features
 from ddpm.images import to_pixels
 from ddpm.metrics import frechet_distance, kernel_distance
+from ddpm.published import PublishedModel, load_model
 from ddpm.samplers import ImageNoise, sample
 
 BATCH_SIZE = 64

@@ -8,6 +8,7 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from contract.environment import EVENTS
@@ -75,7 +76,7 @@ def emit(event: Event) -> None:
     if path := os.environ.get(EVENTS):
         line = json.dumps({"kind": type(event).__name__} | asdict(event)) + "\n"
         # One write call in append mode: lines of several processes do not mix. The reader may have died.
-        with suppress(OSError), open(path, "ab", buffering=0) as file:
+        with suppress(OSError), Path(path).open("ab", buffering=0) as file:
             file.write(line.encode())
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are written beside the training, which stands still for a copy of its state alone."""
+"""Writes checkpoints in the background; the training stands still only while its state is copied."""
 
 import warnings
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ from ddpm.training_state import TrainingState
 class CheckpointWriter:
     """Writes the checkpoints of one training in a thread, one after the other.
 
-    Leaving it as a context waits for the checkpoint under way. Where the block has raised, its own error gets out, and
-    a failure to write is a warning. The arguments are those of `ddpm.checkpoint.save_checkpoint`.
+    The end of its context waits for the checkpoint under way. If the block has raised an error, that error is passed
+    on, and a failure to write becomes a warning. The arguments are those of `ddpm.checkpoint.save_checkpoint`.
     """
 
     def __init__(self, folder: Path, experiment: Mapping[str, Any], keep: int, keep_every: int | None = None) -> None:
@@ -46,47 +46,47 @@ class CheckpointWriter:
                 warnings.warn(f"the last checkpoint could not be written: {failure!r}", RuntimeWarning, stacklevel=2)
 
     def save(self, state: TrainingState, notes: Mapping[str, Any]) -> None:
-        """Copy `state`, once the checkpoint before is written, and have the copy written.
+        """Wait for the previous checkpoint, copy `state`, and start to write the copy.
 
         Raises:
-            Exception: the checkpoint before could not be written; see `wait`.
+            Exception: the previous checkpoint could not be written; see `wait`.
         """
         self.wait()
-        snapshot = Snapshot.take(state, self._experiment, notes)
+        snapshot = Snapshot.capture(state, self._experiment, notes)
         device = next(iter(snapshot.tensors.values())).device
-        snapshot = replace(snapshot, tensors=_copies(snapshot.tensors, device))
+        snapshot = replace(snapshot, tensors=_copy(snapshot.tensors, device))
         if device.type == "cuda":
-            # It goes on when the copies are done, and the training's own stream waits for nothing.
+            # The thread's stream waits for the copies; the training's own stream waits for nothing.
             self._stream = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream(device))
         self._under_way = self._thread.submit(self._write, snapshot)
 
     def wait(self) -> None:
-        """Wait until the checkpoint under way, if there is one, has its name.
+        """Wait until the checkpoint under way, if there is one, is complete.
 
         Raises:
-            Exception: what `ddpm.checkpoint.save_checkpoint` would have raised, such as OSError where the disk is full.
+            Exception: any error of `ddpm.checkpoint.save_checkpoint`, such as OSError for a full disk.
         """
         if self._under_way is None:
             return
         failure = self._under_way.exception()
-        self._under_way = None  # only now: interrupted, one can wait again
+        self._under_way = None  # only now, so that an interrupted wait can be repeated
         if failure is not None:
             raise failure
 
     def _write(self, snapshot: Snapshot) -> None:
         with torch.cuda.stream(self._stream):
-            # One by one out of the copies: the GPU's memory is free again before anything is written.
+            # Taken out of the copies one by one, so that the GPU's memory is free before anything is written.
             tensors = {name: snapshot.tensors.pop(name).cpu() for name in list(snapshot.tensors)}
         replace(snapshot, tensors=tensors).write(self._folder, *self._kept)
 
 
-def _copies(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Copies that no training changes: on the device, where the next step leaves room for them, or else on the CPU."""
+def _copy(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Copy tensors: on the device if the next step leaves room for them, otherwise to the CPU."""
     if fits_on(device, sum(tensor.nbytes for tensor in tensors.values())):
         try:
             return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         except torch.OutOfMemoryError:
-            pass  # what has been copied is free again when this block is left
-    # In the same order of memory first: a change of it on the GPU would take memory there.
+            pass  # the copies made so far are freed when this block is left
+    # Copied in the same order of memory first: changing the order on the GPU would take memory there.
     return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}

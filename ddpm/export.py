@@ -17,10 +17,11 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from ddpm.checkpoint import CheckpointError, PublishedModel
+from ddpm.checkpoint import CheckpointError
 from ddpm.config import UNetConfig
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.loading import load
+from ddpm.published import PublishedModel
 
 _NETWORK = Path(__file__).with_name("diffusers_unet.py")
 _NETWORK_CLASS = "FlowersUNet"

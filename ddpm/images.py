@@ -1,4 +1,7 @@
-"""The only conversion between bytes in [0, 255] and the model's [-1, 1]; grids and animations of images."""
+"""The only conversion between bytes in [0, 255] and the model's [-1, 1]; grids, PNG files and animations of images.
+
+A picture is a numpy array, uint8, of shape (height, width, 3).
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,51 +14,53 @@ from torch import Tensor
 from ddpm.shapes import Float, UInt8
 
 Pixels = UInt8[Tensor, "batch channels height width"]
+Picture = UInt8[np.ndarray, "_height _width 3"]
 
 _GAP = 2
-_SHOWN_PIXELS = 96
+_MIN_SHOWN_PIXELS = 96
 _FONT_SIZE = 16
 
 
 def to_model_range(pixels: Pixels) -> Float[Tensor, "batch channels height width"]:
-    """Bytes 0 … 255 to float32 -1 … 1."""
+    """Map bytes 0 … 255 to float32 -1 … 1."""
     return pixels.to(torch.float32).div(127.5).sub(1.0)
 
 
 def to_pixels(x: Float[Tensor, "batch channels height width"]) -> Pixels:
-    """-1 … 1 to bytes 0 … 255, rounded; what lies outside is clipped."""
+    """Map -1 … 1 to bytes 0 … 255: rounded, and clipped beyond that range."""
     return x.float().add(1.0).mul(127.5).round().clamp(0.0, 255.0).to(torch.uint8)
 
 
-def grid(pixels: Pixels, columns: int | None = None) -> UInt8[Tensor, "grid_height grid_width 3"]:
-    """Images side by side, row by row, two pixels apart, in colour.
+def grid(pixels: Pixels, columns: int | None = None) -> Picture:
+    """Lay images out row by row, two pixels apart, in colour.
 
     Args:
         pixels: at least one image.
-        columns: of the grid; left out, as square as the number allows.
+        columns: number of columns; None makes the grid as square as the number of images allows.
 
     Raises:
         ValueError: there are no images.
     """
     if len(pixels) == 0:
         raise ValueError("a grid needs at least one image")
-    columns = min(columns or math.ceil(math.sqrt(len(pixels))), len(pixels))
-    height, width = (size + _GAP for size in pixels.shape[2:])
-    drawn = pixels.new_full((math.ceil(len(pixels) / columns) * height + _GAP, columns * width + _GAP, 3), 255)
-    for number, image in enumerate(pixels):
+    images = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    height, width = (size + _GAP for size in images.shape[1:3])
+    picture = np.full((math.ceil(len(images) / columns) * height + _GAP, columns * width + _GAP, 3), 255, np.uint8)
+    for number, image in enumerate(images):
         top, left = number // columns * height + _GAP, number % columns * width + _GAP
-        drawn[top : top + height - _GAP, left : left + width - _GAP] = image.permute(1, 2, 0)
-    return drawn
+        picture[top : top + height - _GAP, left : left + width - _GAP] = image
+    return picture
 
 
-def class_grid(pixels: Pixels, names: Sequence[str], scale: int = 1) -> UInt8[Tensor, "grid_height grid_width 3"]:
-    """Images whose classes come in turn, a row for each class, with its name to the left.
+def class_grid(pixels: Pixels, names: Sequence[str], scale: int = 1) -> Picture:
+    """Lay images whose classes come in turn out in one row per class, with the name of the class to the left.
 
-    Rows are equally long, so that the last images may be left out. Many short rows stand in blocks side by side.
+    All rows have the same length, so the last images may be left out. Many short rows stand in blocks side by side.
 
     Args:
-        pixels: at least one; image i is of class i mod len(names).
-        names: of the classes.
+        pixels: at least one image; image i is of class i mod len(names).
+        names: names of the classes.
         scale: each pixel is enlarged to `scale` x `scale`.
 
     Raises:
@@ -65,44 +70,45 @@ def class_grid(pixels: Pixels, names: Sequence[str], scale: int = 1) -> UInt8[Te
         raise ValueError(f"a grid by class needs images and names, got {len(pixels)} and {len(names)}")
     num_rows = min(len(names), len(pixels))
     rows = [pixels[row :: len(names)][: len(pixels) // num_rows] for row in range(num_rows)]
-    drawn = [_enlarged(grid(row, columns=len(row)), scale) for row in rows]
-    captions = _captions(names[:num_rows], drawn[0].shape[0])
-    lines = [np.concatenate(pair, axis=1) for pair in zip(captions, drawn, strict=True)]
+    grids = [enlarge(grid(row, columns=len(row)), scale) for row in rows]
+    captions = _draw_captions(names[:num_rows], grids[0].shape[0])
+    lines = [np.concatenate(pair, axis=1) for pair in zip(captions, grids, strict=True)]
     num_blocks = max(1, round(math.sqrt(num_rows * lines[0].shape[0] / lines[0].shape[1])))
     height = math.ceil(num_rows / num_blocks)
     blank = np.full_like(lines[0], 255)
     lines += [blank] * (-num_rows % height)
     blocks = [np.concatenate(lines[start : start + height]) for start in range(0, len(lines), height)]
-    return torch.from_numpy(np.concatenate(blocks, axis=1))
+    return np.concatenate(blocks, axis=1)
 
 
 def enlargement(image_size: int) -> int:
-    """The scale at which small images are shown, for the eye: at least 96 pixels."""
-    return max(1, -(-_SHOWN_PIXELS // image_size))
+    """Return the scale that shows small images with at least 96 pixels a side."""
+    return max(1, -(-_MIN_SHOWN_PIXELS // image_size))
 
 
-def save_png(image: UInt8[Tensor, "height width channels"], path: Path, scale: int = 1) -> None:
-    """Write an image as PNG, each pixel enlarged to `scale` x `scale`."""
-    # Pillow is needed for files, not to train or sample: importing it here keeps the library usable without.
+def enlarge(picture: Picture, scale: int) -> Picture:
+    """Repeat each pixel `scale` x `scale` times."""
+    return picture.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def save_png(picture: Picture, path: Path, scale: int = 1) -> None:
+    """Write a picture as PNG, each pixel enlarged to `scale` x `scale`."""
+    # Pillow is needed for files, not to train or sample: importing it here keeps the library usable without it.
     from PIL import Image
 
-    Image.fromarray(_enlarged(image, scale)).save(path, format="PNG", optimize=True)
+    Image.fromarray(enlarge(picture, scale)).save(path, format="PNG", optimize=True)
 
 
 def save_animation(
-    frames: Sequence[UInt8[Tensor, "height width channels"]],
-    path: Path,
-    seconds: float = 4.0,
-    hold_seconds: float = 1.5,
-    scale: int = 1,
+    frames: Sequence[Picture], path: Path, seconds: float = 4.0, hold_seconds: float = 1.5, scale: int = 1
 ) -> None:
-    """Write frames as an animated WebP that repeats for ever and holds its last frame.
+    """Write pictures as an animated WebP that repeats for ever and holds its last frame.
 
     Args:
-        frames: at least one, all of one shape.
-        path: of the file.
-        seconds: of all frames together.
-        hold_seconds: of the last frame beyond its share.
+        frames: at least one picture, all of one shape.
+        path: file to write.
+        seconds: duration of all frames together.
+        hold_seconds: additional duration of the last frame.
         scale: each pixel is enlarged to `scale` x `scale`.
 
     Raises:
@@ -114,12 +120,12 @@ def save_animation(
         raise ValueError("an animation needs at least one frame")
     milliseconds = [max(20, round(1000 * seconds / len(frames)))] * len(frames)
     milliseconds[-1] += round(1000 * hold_seconds)
-    first, *rest = [Image.fromarray(_enlarged(frame, scale)) for frame in frames]
+    first, *rest = [Image.fromarray(enlarge(frame, scale)) for frame in frames]
     first.save(path, format="WEBP", save_all=True, append_images=rest, duration=milliseconds, loop=0, quality=85)
 
 
-def _captions(names: Sequence[str], height: int) -> list[np.ndarray]:
-    """Pictures of the names, in black on white, all of one width and of this height, shape (height, width, 3)."""
+def _draw_captions(names: Sequence[str], height: int) -> list[np.ndarray]:
+    """Draw the names in black on white, as pictures of this height and of one width."""
     from PIL import Image, ImageDraw, ImageFont  # here, as in `save_png`
 
     font = ImageFont.load_default(size=min(_FONT_SIZE, height))
@@ -130,8 +136,3 @@ def _captions(names: Sequence[str], height: int) -> list[np.ndarray]:
         ImageDraw.Draw(picture).text((_FONT_SIZE // 2, height // 2), name, "black", font, anchor="lm")
         captions.append(np.asarray(picture))
     return captions
-
-
-def _enlarged(image: UInt8[Tensor, "height width channels"], scale: int) -> np.ndarray:
-    array: np.ndarray = image.cpu().numpy().repeat(scale, axis=0).repeat(scale, axis=1)
-    return array.squeeze(2) if array.shape[2] == 1 else array

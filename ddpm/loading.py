@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    import ddpm.checkpoint
+    import ddpm.published
 
 STORES = "ddpm.model_stores"
 """Entry point group for model stores. An entry point is named by the scheme of its addresses, such as "models" for
@@ -24,20 +24,20 @@ _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/")
 
 def load(
     source: Path | str, weights: str | None = None, device: torch.device | str | None = None
-) -> "ddpm.checkpoint.PublishedModel":
+) -> "ddpm.published.PublishedModel":
     """Load a model to draw from: `load("build/model").draw(4, seed=0)`. Nothing is unpickled.
 
     Args:
         source: a folder, such as build/model, or an address, such as models:/flowers-ddpm@champion.
-        weights: see `ddpm.checkpoint.load_model`; None takes the averaged ones, or the only ones.
+        weights: see `ddpm.published.load_model`; None takes the averaged ones, or the only ones.
         device: device of the network; None takes the GPU, or the CPU if there is none.
 
     Raises:
         ddpm.checkpoint.CheckpointError: the model is missing or damaged, or no installed store opens such addresses.
     """
     # safetensors is needed to load, not to train: importing it here keeps the library usable with torch alone.
-    from ddpm.checkpoint import load_model
     from ddpm.devices import best_device
+    from ddpm.published import load_model
 
     device = best_device() if device is None else device
     address = _ADDRESS.match(source) if isinstance(source, str) else None

@@ -8,8 +8,8 @@ from pathlib import Path
 import ddpm
 from contract.params import Params
 from contract.paths import METRICS, MODEL
+from contract.results import read_run_id
 from ddpm.files import file_digest
-from stages.datasets.prepared import recorded_run_id
 from stages.runtime.runner import run_stage
 from tracking.lineage import lineage_tags, model_digest
 from tracking.promotion import PROMOTION_TAG, Champion, Figures, Verdict, judged
@@ -27,7 +27,7 @@ def main(params: Params) -> None:
         return
     # The stage holds no slot of the GPUs, so torch is to find none: the trial of the model is drawn on the CPU.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    with reopened_run(params, "register", recorded_run_id(METRICS)) as tracker:
+    with reopened_run(params, "register", read_run_id(METRICS)) as tracker:
         if not tracker.run_id:
             print("register: nothing is registered, since tracking is off", flush=True)
             return

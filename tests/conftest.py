@@ -71,8 +71,8 @@ def slow_disk(monkeypatch):
         assert awaited.wait(60.0), "nobody waits for the checkpoint"
         save_file(*arguments)
 
-    awaited, taken, waited = threading.Event(), Snapshot.take, CheckpointWriter.wait
-    monkeypatch.setattr(Snapshot, "take", take)
+    awaited, taken, waited = threading.Event(), Snapshot.capture, CheckpointWriter.wait
+    monkeypatch.setattr(Snapshot, "capture", take)
     monkeypatch.setattr(CheckpointWriter, "wait", wait)
     monkeypatch.setattr("ddpm.checkpoint.save_file", write)
 

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from ruamel.yaml import YAML
 from contract.params import compose, validate_params
 from contract.sections import as_plain
 from ddpm import TrainingConfig, TrainingState, UNet, distributed
-from ddpm.checkpoint import publish_model
 from ddpm.classes import ImageClass
 from ddpm.features import FeatureExtractor
+from ddpm.published import publish_model
 from stages.evaluation import extraction
 from stages.training import evaluation as training_evaluation
 from tracking.runs import NoTracker
@@ -317,6 +318,27 @@ class Notes(NoTracker):
 def notes():
     """A tracker that keeps what it is told."""
     return Notes()
+
+
+@pytest.fixture
+def recording_run(notes, monkeypatch):
+    """Makes stages record in `notes`; gives the stage and the earlier run's id of each run that they open."""
+    opened = []
+
+    @contextmanager
+    def record(stage, run_id=None):
+        opened.append((stage, run_id))
+        status = "KILLED"
+        try:
+            yield notes
+            status = "FINISHED"
+        finally:
+            notes.close(status)
+
+    monkeypatch.setattr("stages.train.opened_run", lambda _, *earlier: record("train", *earlier))
+    for stage in ("sample", "evaluate"):
+        monkeypatch.setattr(f"stages.{stage}.reopened_run", lambda _, *given: record(*given))
+    return opened
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,7 @@
 """What an MLflow run must name so that its images can be traced: code, data, and who ran it."""
 
-import hashlib
 import os
 import subprocess
-import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +36,6 @@ def flow_run_name() -> str | None:
 def model_digest() -> str:
     """What DVC knows build/model by; empty where it has not recorded one."""
     return _output_digest(_yaml(Path("dvc.lock")), "train", "build/model")
-
-
-def code_digest(*stage_sources: Path, without: Collection[str] = ()) -> str:
-    """The digest of these files and of the modules of ddpm that this process has imported, but for those `without`."""
-    digest = hashlib.sha256()
-    for path in stage_sources:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for name, module in sorted(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if name.partition(".")[0] == "ddpm" and file and name not in without:
-            digest.update(name.encode() + b"\0" + Path(file).read_bytes())
-    return digest.hexdigest()
 
 
 def _output_digest(lock: dict[str, Any], stage: str, path: str) -> str:

@@ -126,7 +126,7 @@ class FlowerSampler(PythonModel):
 
 
 def understood(rows: list[dict[str, Any]], model: Any, limits: Mapping[str, int]) -> list[dict[str, Any]]:
-    """What `ddpm.checkpoint.PublishedModel.draw` is to be asked for each row.
+    """What `ddpm.published.PublishedModel.draw` is to be asked for each row.
 
     Raises:
         RefusedRequest: a row asks for what is unknown, or for too much.
@@ -176,7 +176,7 @@ def _understood_row(row: Mapping[str, Any], model: Any, limits: Mapping[str, int
         "classes": _classes(given.get("class")),
         "guidance": _number("guidance", given.get("guidance", 1.0), _MAX_GUIDANCE),
     }
-    model.asked(asked["classes"], [0], asked["guidance"])  # refuses what this model cannot be asked for
+    model.bind_classes(asked["classes"], [0], asked["guidance"])  # refuses what this model cannot be asked for
     return asked
 
 

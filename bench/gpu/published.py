@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -205,8 +204,9 @@ def write_grids(session: Session) -> None:
     for path in filter(Path.exists, (session.report.folder / name for name in SAMPLES.values())):
         with np.load(path) as arrays:
             images = torch.from_numpy(arrays["images"][: session.size.num_grid_images]).permute(0, 3, 1, 2)
-        grids.append(F.pad(grid(images), (0, 0, 0, 8), value=255))
-    height = max(len(each) for each in grids)
-    picture = torch.cat([F.pad(each, (0, 0, 0, 0, 0, height - len(each)), value=255) for each in grids], dim=1)
+        grids.append(np.pad(grid(images), ((0, 0), (0, 8), (0, 0)), constant_values=255))
+    height = max(map(len, grids))
+    padded = [np.pad(each, ((0, height - len(each)), (0, 0), (0, 0)), constant_values=255) for each in grids]
+    picture = np.concatenate(padded, axis=1)
     with atomic_path(session.report.folder / "grids.png") as temporary:
         save_png(picture, temporary, _ENLARGED)

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 
 from bench.gpu.published import AVERAGED
-from ddpm.checkpoint import publish_weights
 from ddpm.config import DiffusionConfig, UNetConfig
 from ddpm.files import atomic_path
+from ddpm.published import publish_weights
 from ddpm.unet import UNet
 
 PART_BYTES = 15_900_000

@@ -1,9 +1,8 @@
-"""Reading what earlier stages made: the prepared dataset, and the MLflow run of a result."""
+"""Reads the prepared dataset."""
 
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,8 +61,3 @@ def images_of(splits: Sequence[str]) -> Tensor:
         StageError: there are no such images.
     """
     return all_images()[positions_of(splits)]
-
-
-def recorded_run_id(path: Path) -> str:
-    """The MLflow run that an earlier stage noted in its result; empty where it was not tracked."""
-    return str(json.loads(path.read_text())["mlflow_run_id"])

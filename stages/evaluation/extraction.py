@@ -1,4 +1,4 @@
-"""Extracting features in a stage: by the extractor that the parameters name, each process its share."""
+"""Extraction of features in a stage: by the extractor that the parameters name, shared among the processes."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -14,24 +14,24 @@ from ddpm.distributed import collected, share
 from ddpm.features import FeatureExtractor, build_extractor, extract_features
 
 
-def wanted_extractor(wanted: ReferenceParams, device: torch.device) -> FeatureExtractor:
-    """The extractor of the parameters, on `device`.
+def load_extractor(params: ReferenceParams, device: torch.device) -> FeatureExtractor:
+    """Load the extractor that the parameters name.
 
     Raises:
-        StageError: its weights cannot be had.
+        StageError: its weights cannot be loaded.
     """
-    weights = Path(wanted.inception_weights).expanduser() if wanted.inception_weights else None
+    weights = Path(params.inception_weights).expanduser() if params.inception_weights else None
     try:
-        return build_extractor(wanted.extractor, device, weights)
+        return build_extractor(params.extractor, device, weights)
     except OSError as error:
         raise StageError(
-            f"the weights of {wanted.extractor} cannot be had: {error}; name their file by "
+            f"the weights of {params.extractor} cannot be loaded: {error}; name their file by "
             "reference.inception_weights, or set reference.extractor to efficientnet_lite0, which needs none"
         ) from error
 
 
-def described(extractor: FeatureExtractor) -> dict[str, Any]:
-    """What must stand beside figures that come from these features."""
+def describe_extractor(extractor: FeatureExtractor) -> dict[str, Any]:
+    """Return the facts about an extractor without which its figures cannot be compared."""
     return {
         "extractor": extractor.name,
         "resize": extractor.resize,
@@ -40,7 +40,7 @@ def described(extractor: FeatureExtractor) -> dict[str, Any]:
     }
 
 
-def features_of(
+def extract_together(
     extractor: FeatureExtractor,
     images: Tensor,
     positions: Tensor,
@@ -48,7 +48,11 @@ def features_of(
     device: torch.device,
     bar: "tqdm[Any] | None" = None,
 ) -> Tensor:
-    """The features of the images at `positions`, float32 on the CPU; each process extracts its share, and gets all."""
+    """Extract the features of the images at `positions`; each process extracts its share, and returns all.
+
+    Returns:
+        Features, float32, on the CPU, in the order of the positions.
+    """
     batches = [torch.empty(0, extractor.num_features)]
     for part in torch.split(positions[share(len(positions))], batch_size):
         if len(part):
@@ -58,7 +62,7 @@ def features_of(
     return collected(torch.cat(batches))
 
 
-def at_random(positions: Tensor, count: int | None, seed: int) -> Tensor:
-    """At most `count` of the positions, in random order: datasets come ordered by class."""
+def choose_at_random(positions: Tensor, count: int | None, seed: int) -> Tensor:
+    """Return at most `count` positions in random order, since datasets are ordered by class; None takes all."""
     order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
     return positions[order[:count]]

@@ -1,4 +1,4 @@
-"""Features of real images, as the reference stage writes them and evaluate reads them."""
+"""Features of real images on disk: written by the reference stage, read by evaluate."""
 
 import json
 from dataclasses import dataclass
@@ -18,32 +18,29 @@ _IMAGES = "images.csv"
 
 @dataclass(frozen=True)
 class RealFeatures:
-    """Features of real images, with what they are features of.
-
-    Attributes:
-        features: of each split, float32, shape (images, features); the images stand in random order.
-        images: a row an image in the order of the features, one split after the other: its split, its position in the
-            prepared array and its number in the dataset.
-        record: the dataset's digest, the extractor, its weights and versions, and the counts.
-    """
+    """Features of real images, and a table of those images."""
 
     features: dict[str, Tensor]
+    """features by split, float32, shape (images, features); the images are in random order"""
     images: pd.DataFrame
+    """one row per image in the order of the features, split after split: its split, its position in the prepared array
+    and its number in the dataset"""
     record: dict[str, Any]
+    """the dataset's digest, the extractor, its weights and versions, and the counts"""
 
-    def of(self, splits: list[str]) -> Tensor:
-        """The features of several splits, one after the other."""
+    def select(self, splits: list[str]) -> Tensor:
+        """Return the features of several splits, one after the other."""
         return torch.cat([self.features[split] for split in splits])
 
-    def images_of(self, splits: list[str]) -> pd.DataFrame:
-        """The rows of `images` that belong to the rows of `of`."""
+    def select_images(self, splits: list[str]) -> pd.DataFrame:
+        """Return the rows of `images` that belong to the rows of `select`."""
         return pd.concat([self.images[self.images["split"] == split] for split in splits], ignore_index=True)
 
 
 def write_real_features(folder: Path, real: RealFeatures) -> None:
-    """SPLIT.npy, SPLIT_statistics.npz, images.csv, and at last reference.json.
+    """Write SPLIT.npy, SPLIT_statistics.npz, images.csv and, last, reference.json.
 
-    The statistics are `mu` and `sigma`, mean and covariance in float64, as other programs take them.
+    The statistics are `mu` and `sigma`, mean and covariance in float64, the form that other programs read.
     """
     for split, features in real.features.items():
         array = features.numpy()
@@ -59,19 +56,19 @@ def write_real_features(folder: Path, real: RealFeatures) -> None:
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """reference.json."""
+    """Write reference.json."""
     with atomic_path(folder / _RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What `write_record` wrote."""
+    """Read reference.json."""
     record: dict[str, Any] = json.loads((folder / _RECORD).read_text())
     return record
 
 
 def read_real_features(folder: Path) -> RealFeatures:
-    """What `write_real_features` wrote."""
+    """Read the files that `write_real_features` wrote."""
     record = read_record(folder)
     features = {split: torch.from_numpy(np.load(folder / f"{split}.npy")) for split in record["num_images"]}
     return RealFeatures(features, pd.read_csv(folder / _IMAGES, keep_default_na=False), record)

@@ -1,47 +1,43 @@
-"""Samples drawn during a training, as files beside DVC's outputs: what the run page shows meanwhile."""
+"""Pictures of samples during training, in MLflow and as files that DVC does not track."""
 
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from contract.paths import PREVIEWS
+from contract.events import PictureWritten, emit
 from ddpm.distributed import is_first
 from ddpm.files import atomic_path
-from stages.runtime.progress import print_beside_bar
+from ddpm.images import Picture, enlarge
+from stages.runtime.reporting import say
 from tracking.runs import Tracker
 
 NUM_KEPT = 3
-"""The newest; who was told of one may read it a little later."""
+"""Number of pictures that stay; a reader may open one a little after it was announced."""
 
-_LEAST_SIDE, _LARGEST_SIDE = 400, 1000
+_MIN_SIDE, _MAX_SIDE = 400, 1000
 
 
-def show_samples(tracker: Tracker, picture: NDArray[np.uint8], step: int, folder: Path = PREVIEWS) -> None:
-    """To MLflow, and as a file whose place is told, by the first of several processes."""
+def show_samples(tracker: Tracker, picture: Picture, step: int, folder: Path) -> None:
+    """Record a picture in MLflow; the first process also writes and announces a file."""
     tracker.record_image("samples", picture, step)
     if is_first():
-        print_beside_bar(f"train: samples of step {step} in {leave_preview(picture, step, folder)}")
+        path = write_preview(picture, step, folder)
+        say("train", f"samples of step {step} in {path}")
+        emit(PictureWritten(str(path), step))
 
 
-def leave_preview(picture: NDArray[np.uint8], step: int, folder: Path = PREVIEWS) -> Path:
-    """Write a picture, shape (height, width, 3), for the eye: small ones enlarged, large ones reduced.
+def write_preview(picture: Picture, step: int, folder: Path) -> Path:
+    """Write a picture, enlarged or reduced to a size for the screen, and remove old ones.
 
     Returns:
-        The file; older ones are removed.
+        The path of the file.
     """
     path = folder / f"step_{step:09d}.png"
+    image = Image.fromarray(enlarge(picture, max(1, _MIN_SIDE // max(picture.shape[:2]))))
+    image.thumbnail((_MAX_SIDE, _MAX_SIDE))
     with atomic_path(path) as temporary:
-        _for_the_eye(Image.fromarray(picture)).save(temporary, format="PNG")
+        image.save(temporary, format="PNG")
     by_age = sorted(folder.glob("step_*.png"), key=lambda preview: (preview.stat().st_mtime_ns, preview.name))
     for older in by_age[:-NUM_KEPT]:
         older.unlink()
     return path
-
-
-def _for_the_eye(image: Image.Image) -> Image.Image:
-    scale = max(1, _LEAST_SIDE // max(image.size))
-    shown = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    shown.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
-    return shown

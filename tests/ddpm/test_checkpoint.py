@@ -1,4 +1,4 @@
-"""Checkpoints and published models: exact, whole, and never another experiment's."""
+"""Checkpoints: exact, whole, and never another experiment's."""
 
 import itertools
 import json
@@ -10,16 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ddpm.checkpoint import (
-    CheckpointError,
-    fingerprint_of,
-    list_checkpoints,
-    load_checkpoint,
-    publish_model,
-    save_checkpoint,
-    step_of,
-)
-from ddpm.config import DiffusionConfig
+from ddpm.checkpoint import CheckpointError, fingerprint_of, list_checkpoints, load_checkpoint, save_checkpoint, step_of
+from ddpm.published import DiffusionConfig, publish_model
 from tests.ddpm.small_training import EXTRA, assert_same_weights
 
 EXPERIMENT = {"params": {"widths": [8, 16], "learning_rate": 0.01}, "code": "a1b2"}
@@ -76,39 +68,31 @@ def test_a_state_before_its_first_step_comes_back(tmp_path, fresh):
     assert not loaded.optimizer.state_dict()["state"]
 
 
-def test_a_file_is_a_safetensors_file_and_holds_no_pickle(tmp_path, trained):
-    save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
+def test_a_file_holds_no_pickle(tmp_path, trained):
+    path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
     publish_model(tmp_path, trained, DiffusionConfig(num_timesteps=10), image_size=8)
-    files = sorted(tmp_path.glob("*.safetensors"))
-    assert [path.name for path in files] == ["averaged.safetensors", "raw.safetensors", "step_000000003.safetensors"]
-    for path in files:
-        data = path.read_bytes()
+    for file in (path, tmp_path / "averaged.safetensors", tmp_path / "raw.safetensors"):
+        data = file.read_bytes()
         (header_size,) = struct.unpack("<Q", data[:8])
         header = json.loads(data[8 : 8 + header_size])
-        metadata = header.pop("__metadata__", {})
+        header.pop("__metadata__", {})
         # Nothing but plain numbers from the end of the header to the end of the file.
         assert {entry["dtype"] for entry in header.values()} == {"F32"}
         ends = sorted(tuple(entry["data_offsets"]) for entry in header.values())
         assert ends[0][0] == 0 and all(one[1] == other[0] for one, other in itertools.pairwise(ends))
         assert 8 + header_size + ends[-1][1] == len(data)
-    assert json.loads(metadata["notes"]) == NOTES
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"code": "c3d4"}, 'code was "a1b2" and is "c3d4"'),
-        # Of parameters, only those that differ; each by its whole name.
-        (
-            {"params": {"widths": [8, 32], "learning_rate": 0.01}},
-            "params.widths was [8, 16] and is [8, 32]",
-        ),
+        # Only parameters that differ, each by its whole name.
         (
             {"params": {"widths": [8, 16], "learning_rate": 0.02, "dropout": 0.5}},
             "params.dropout was null and is 0.5; params.learning_rate was 0.01 and is 0.02",
         ),
         ({"params": None}, 'params was {"widths": [8, 16], "learning_rate": 0.0… and is null'),
-        ({"params": {"widths": [8, 16]}}, "params.learning_rate was 0.01 and is null"),
         ({"code": "c" * 50}, f'code was "a1b2" and is "{"c" * 39}…'),
     ],
 )
@@ -117,16 +101,16 @@ def test_another_experiments_checkpoint_is_refused_and_changes_nothing(tmp_path,
     loaded = fresh(1)
     with pytest.raises(CheckpointError) as refused:
         load_checkpoint(path, loaded, EXPERIMENT | changes)
-    assert str(refused.value) == f"{path} belongs to another experiment: {named}"
+    assert str(path) in str(refused.value) and str(refused.value).endswith(f"another experiment: {named}")
     assert_untouched(loaded, fresh)
 
 
-def test_a_checkpoint_of_a_network_that_computed_something_else_is_refused(tmp_path, trained, fresh, monkeypatch):
-    monkeypatch.setattr("ddpm.checkpoint._FORMAT", 1)
+def test_a_checkpoint_of_another_version_of_the_network_is_refused(tmp_path, trained, fresh, monkeypatch):
+    monkeypatch.setattr("ddpm.checkpoint.FORMAT", 1)
     path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
     monkeypatch.undo()
     loaded = fresh(1)
-    with pytest.raises(CheckpointError, match="was written by another version, whose network computes something else"):
+    with pytest.raises(CheckpointError, match="was written by another version"):
         load_checkpoint(path, loaded, EXPERIMENT)
     assert_untouched(loaded, fresh)
 
@@ -143,26 +127,25 @@ def test_a_fingerprint_is_of_the_content_alone():
     assert len(fingerprint_of({})) == 64
 
 
-@pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.999])
-def test_a_truncated_checkpoint_is_refused_and_changes_nothing(tmp_path, trained, fresh, part):
+def truncate(data, part):
+    return data[: int(part * len(data))]
+
+
+def flip_a_bit(data, part):
+    data, (header_size,) = bytearray(data), struct.unpack("<Q", data[:8])
+    data[8 + header_size + int(part * (len(data) - 9 - header_size))] ^= 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "part"),
+    [*((truncate, part) for part in (0.0, 0.001, 0.5, 0.999)), *((flip_a_bit, part) for part in (0.0, 0.3, 0.7, 1.0))],
+)
+def test_a_damaged_checkpoint_is_refused_and_changes_nothing(tmp_path, trained, fresh, damage, part):
     path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(part * len(data))])
+    path.write_bytes(damage(path.read_bytes(), part))
     loaded = fresh(1)
     with pytest.raises(CheckpointError, match=r"is damaged: .+"):
-        load_checkpoint(path, loaded, EXPERIMENT)
-    assert_untouched(loaded, fresh)
-
-
-@pytest.mark.parametrize("part", [0.0, 0.3, 0.7, 1.0])
-def test_a_flipped_bit_is_found_and_changes_nothing(tmp_path, trained, fresh, part):
-    path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
-    data = bytearray(path.read_bytes())
-    (header_size,) = struct.unpack("<Q", data[:8])
-    data[8 + header_size + int(part * (len(data) - 9 - header_size))] ^= 1
-    path.write_bytes(data)
-    loaded = fresh(1)
-    with pytest.raises(CheckpointError, match="is damaged: its bytes have not the digest"):
         load_checkpoint(path, loaded, EXPERIMENT)
     assert_untouched(loaded, fresh)
 
@@ -176,26 +159,19 @@ def rewrite(path, change):
 
 
 @pytest.mark.parametrize("name", ["experiment", "step", "num_ema_updates", "notes", "sha256"])
-@pytest.mark.parametrize("change", ["missing", "altered"])
+@pytest.mark.parametrize("change", ["missing", "altered", "all missing"])
 def test_metadata_that_are_not_those_written_are_found(tmp_path, trained, fresh, name, change):
     path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
 
     def changed(metadata):
         value = metadata.pop(name)
-        return metadata if change == "missing" else metadata | {name: value + " "}
+        return {"missing": metadata, "altered": metadata | {name: value + " "}, "all missing": None}[change]
 
     rewrite(path, changed)
     loaded = fresh(1)
     with pytest.raises(CheckpointError, match="is damaged"):
         load_checkpoint(path, loaded, EXPERIMENT)
     assert_untouched(loaded, fresh)
-
-
-def test_safetensors_without_metadata_are_refused(tmp_path, trained, fresh):
-    path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
-    rewrite(path, lambda _: None)
-    with pytest.raises(CheckpointError, match="is damaged"):
-        load_checkpoint(path, fresh(1), EXPERIMENT)
 
 
 def test_all_moving_averages_come_back_exactly(tmp_path, trained_with_extra_averages, fresh):
@@ -210,17 +186,13 @@ def test_all_moving_averages_come_back_exactly(tmp_path, trained_with_extra_aver
     assert (trained.extra_emas[0].module.first_conv.weight - trained.extra_emas[1].module.first_conv.weight).any()
 
 
-@pytest.mark.parametrize("garbage", [b"\x80\x04\x95" + bytes(1000), b"{" * 1000])
-def test_a_file_of_something_else_is_refused(tmp_path, fresh, garbage):
+@pytest.mark.parametrize("content", [None, b"\x80\x04\x95" + bytes(1000), b"{" * 1000])
+def test_a_missing_file_or_one_of_something_else_is_refused(tmp_path, fresh, content):
     path = tmp_path / "step_000000001.safetensors"
-    path.write_bytes(garbage)
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(CheckpointError, match="is damaged"):
         load_checkpoint(path, fresh(1), EXPERIMENT)
-
-
-def test_a_missing_checkpoint_is_refused(tmp_path, fresh):
-    with pytest.raises(CheckpointError):
-        load_checkpoint(tmp_path / "step_000000001.safetensors", fresh(1), EXPERIMENT)
 
 
 def test_the_newest_are_kept(tmp_path, fresh):
@@ -233,25 +205,18 @@ def test_the_newest_are_kept(tmp_path, fresh):
     ]
 
 
-def test_the_one_just_written_is_kept_beside_newer_ones_of_another_experiment(tmp_path, fresh):
+def test_the_one_just_written_is_kept_beside_newer_ones(tmp_path, fresh):
     save_steps(tmp_path, fresh(0), [1000, 1001], keep=2)
     save_steps(tmp_path, fresh(0), [5], keep=1)
     assert (tmp_path / "step_000000005.safetensors").exists()
 
 
-def test_milestones_are_kept_beside_the_newest(tmp_path, fresh):
-    save_steps(tmp_path, fresh(0), range(1, 12), keep=2, keep_every=4)
-    assert [step_of(path) for path in list_checkpoints(tmp_path)] == [4, 8, 10, 11]
-
-
-def test_without_milestones_only_the_newest_are_kept(tmp_path, fresh):
-    save_steps(tmp_path, fresh(0), range(1, 12), keep=2)
-    assert [step_of(path) for path in list_checkpoints(tmp_path)] == [10, 11]
-
-
-def test_a_checkpoints_name_tells_its_step(tmp_path, trained):
-    assert step_of(save_checkpoint(tmp_path, trained, EXPERIMENT, {}, keep=1)) == trained.step == 3
-    assert step_of(tmp_path / "step_000120000.safetensors") == 120_000
+@pytest.mark.parametrize(("keep_every", "kept"), [(4, [4, 8, 10, 11]), (None, [10, 11])])
+def test_milestones_are_kept_beside_the_newest(tmp_path, fresh, keep_every, kept):
+    (tmp_path / "averaged.safetensors").write_text("")
+    save_steps(tmp_path, fresh(0), range(1, 12), keep=2, keep_every=keep_every)
+    assert [step_of(path) for path in list_checkpoints(tmp_path)] == kept
+    assert (tmp_path / "averaged.safetensors").exists()
 
 
 def test_saving_a_step_again_replaces_it(tmp_path, trained, fresh):
@@ -263,7 +228,7 @@ def test_saving_a_step_again_replaces_it(tmp_path, trained, fresh):
 
 def test_only_checkpoints_are_listed(tmp_path, trained):
     path = save_checkpoint(tmp_path, trained, EXPERIMENT, {}, keep=2)
-    # What an end in the midst of writing leaves behind, and neighbours that are none of ours.
+    # Left behind by an end in the midst of writing, or neighbours of another kind.
     for name in (
         f".{path.stem}.4711.tmp.safetensors",
         "step_000000009.safetensors.tmp",
@@ -272,17 +237,7 @@ def test_only_checkpoints_are_listed(tmp_path, trained):
         "notes.txt",
     ):
         shutil.copy(path, tmp_path / name)
-    assert list_checkpoints(tmp_path) == [path]
-
-
-def test_neighbours_that_are_no_checkpoints_are_never_removed(tmp_path, fresh):
-    (tmp_path / "averaged.safetensors").write_text("")
-    save_steps(tmp_path, fresh(0), [1, 2, 3], keep=1)
-    assert (tmp_path / "averaged.safetensors").exists()
-
-
-def test_a_missing_folder_has_no_checkpoints(tmp_path):
-    assert list_checkpoints(tmp_path / "nowhere") == []
+    assert list_checkpoints(tmp_path) == [path] and list_checkpoints(tmp_path / "nowhere") == []
 
 
 def test_a_failure_while_saving_keeps_the_checkpoints_before(tmp_path, trained, monkeypatch):

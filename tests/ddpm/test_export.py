@@ -13,11 +13,11 @@ from diffusers.utils import dynamic_modules_utils
 
 import ddpm
 from ddpm import ImageNoise, UNet, UNetConfig, sampler_steps
-from ddpm.checkpoint import PublishedModel, publish_model
 from ddpm.classes import ImageClass
 from ddpm.config import DiffusionConfig
 from ddpm.diffusion import build_diffusion
 from ddpm.export import ExportError, to_diffusers
+from ddpm.published import PublishedModel, publish_model
 from ddpm.seeds import stream_seed
 from tests.ddpm.small_networks import awake, noise
 

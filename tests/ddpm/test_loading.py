@@ -9,10 +9,11 @@ import torch
 
 import ddpm
 from ddpm import ImageNoise, loading, sample
-from ddpm.checkpoint import CheckpointError, load_model, publish_model
+from ddpm.checkpoint import CheckpointError
 from ddpm.config import DiffusionConfig
 from ddpm.devices import arithmetic
 from ddpm.images import to_pixels
+from ddpm.published import load_model, publish_model
 from tests.ddpm.small_networks import SAMPLERS
 
 

@@ -82,5 +82,5 @@ def test_a_label_out_of_range_is_an_error(unet, label):
 
 
 def test_a_network_of_no_classes_is_an_error(tiny_config):
-    with pytest.raises(ValueError, match="num_classes must be at least 1.*got 0"):
+    with pytest.raises(ValueError, match="num_classes must be at least 1"):
         dataclasses.replace(tiny_config, num_classes=0)

@@ -11,7 +11,7 @@ import pytest
 from bench.petals import CHANCE, draw_flowers, draw_requested, is_counted_right, train_counter
 from contract.params import compose
 from contract.paths import MODEL
-from ddpm.checkpoint import load_model
+from ddpm.published import load_model
 from stages import download, preprocess, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

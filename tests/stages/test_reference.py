@@ -1,4 +1,4 @@
-"""Features of real images: of which, by what, and nothing where no figures are wanted."""
+"""The reference stage: features of real images, their record, and nothing if evaluation is off."""
 
 import json
 from importlib.metadata import version
@@ -40,15 +40,11 @@ def test_each_split_has_the_features_of_its_images_in_random_order(referenced, m
     assert real.features["train"].dtype == torch.float32
 
 
-def test_without_a_bound_all_images_are_taken(referenced):
-    real = referenced({"reference.max_images_per_split": None})
-    assert {split: len(features) for split, features in real.features.items()} == {"train": 20, "valid": 12, "test": 3}
-    assert sorted(real.images["position"]) == list(range(35))
-
-
-def test_the_seed_chooses_the_images(referenced):
+def test_bound_and_seed_choose_the_images(referenced):
     first, again, other = referenced(), referenced(), referenced({"reference.seed": 1})
     assert first.images.equals(again.images) and not first.images.equals(other.images)
+    everything = referenced({"reference.max_images_per_split": None})
+    assert sorted(everything.images["position"]) == list(range(35))
 
 
 def test_the_record_names_dataset_extractor_weights_versions_and_counts(referenced, mean_colours):
@@ -76,8 +72,7 @@ def test_features_are_extracted_in_batches_without_changing_them(referenced, mea
     assert all(torch.equal(real.features[split], together.features[split]) for split in real.features)
 
 
-def test_switched_off_nothing_is_extracted(folder, make_params, monkeypatch, capsys):
-    monkeypatch.setattr(module, "wanted_extractor", lambda *_: pytest.fail("no features are wanted"))
+def test_switched_off_nothing_is_extracted(folder, make_params, mean_colours, capsys):
     module.main(make_params({"evaluate.enabled": False}))
     assert json.loads((REFERENCE / "reference.json").read_text()) == {"extracted": False}
-    assert "switched off by evaluate.enabled" in capsys.readouterr().out
+    assert "switched off by evaluate.enabled" in capsys.readouterr().out and mean_colours.batches == []

@@ -1,263 +1,68 @@
-"""Drawn images: a function of the model, the seed and their number."""
+"""The sample stage: arrays, pictures, classes, and a record of what they were made from."""
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from ddpm.checkpoint import CheckpointError, load_model
-from ddpm.images import grid
-from stages import sample as module
-from stages.sample import draw, frame_steps
-from tracking.runs import _closing
+from contract.errors import StageError
+from ddpm.checkpoint import CheckpointError
+from ddpm.images import class_grid, grid
+from ddpm.published import load_model
+from stages.sample import main
+from stages.sampling.drawing import draw_samples
+from stages.sampling.pictures import draw_grid, write_grid
 
 SAMPLES = Path("build/samples")
 CPU = torch.device("cpu")
+# A dataset whose classes are not known beforehand.
+CONDITIONAL = {"train.class_conditional": True, "download.dataset": "folder", "download.source": "flowers"}
 
 
-@pytest.fixture
-def drawn(published, make_params):
-    """Draws with the tiny model."""
-
-    def run(changes=None):
-        wanted = make_params(changes).sample
-        return draw(load_model(published, wanted.weights), wanted, CPU)
-
-    return run
+def read_picture(name, scale=1):
+    """Read a picture whose pixels are enlarged by `scale`."""
+    with Image.open(SAMPLES / name) as picture:
+        return np.array(picture)[::scale, ::scale]
 
 
-@pytest.fixture(scope="module")
-def images(published, make_params):
-    """What the small experiment draws."""
-    pixels, frames = draw(load_model(published), make_params().sample, CPU)
-    return pixels, frames
+def read_samples():
+    return torch.from_numpy(np.load(SAMPLES / "samples.npy")).permute(0, 3, 1, 2)
 
 
-def differ_by_rounding_alone(one, other):
+def differ_by_rounding(one, other):
     # Networks compute other numbers of images by other sums.
-    distance = (one.int() - other.int()).abs()
-    return bool(distance.max() <= 1 and (distance > 0).float().mean() < 0.01)
+    distance = np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int))
+    return distance.max() <= 1 and (distance > 0).mean() < 0.01
 
 
-@pytest.mark.parametrize(
-    ("sampler", "batch_size"),
-    [
-        ({}, 12),
-        ({}, 100),
-        ({}, None),
-        ({"sample.sampler": "ddpm"}, 4),
-        ({"sample.sampler": "dpm_solver++"}, 4),
-        ({"sample.eta": 1.0}, 4),
-        ({"sample.eta": 1.0}, 1),
-    ],
-)
-def test_the_images_do_not_depend_on_the_batch_size(drawn, sampler, batch_size):
-    pixels, frames = drawn(sampler)
-    other_pixels, other_frames = drawn(sampler | {"sample.batch_size": batch_size})
-    assert differ_by_rounding_alone(pixels, other_pixels)
-    assert all(map(differ_by_rounding_alone, frames, other_frames))
-
-
-def test_a_batch_size_that_is_left_open_is_a_known_one_on_a_cpu(drawn, monkeypatch):
-    batches = []
-    steps_of = module.steps_of
-    monkeypatch.setattr(module, "steps_of", lambda *given: batches.append(given[2]) or steps_of(*given))
-    assert len(drawn({"sample.batch_size": None, "sample.num_images": 33})[0]) == 33
-    assert batches == [range(32), range(32, 33)]
-
-
-@pytest.mark.parametrize(("num_images", "tried"), [(5000, [1024, 512, 256, 128, 64]), (150, [150, 75]), (0, [1])])
-def test_a_batch_size_that_is_left_open_is_what_the_memory_of_a_gpu_holds(published, make_params, num_images, tried):
-    # A device without memory of its own stands in for the GPU.
-    def unet(x, t):
-        assert x.shape == (len(t), 3, 16, 16)
-        sizes.append(len(x))
-        if len(x) > 100:
-            raise torch.OutOfMemoryError
-
-    sizes, model = [], dataclasses.replace(load_model(published))
-    unet.config = model.unet.config
-    object.__setattr__(model, "unet", unet)  # the checks of types know networks alone
-    assert module.fitting_batch_size(model, make_params().sample, num_images, torch.device("meta")) == tried[-1]
-    assert sizes == tried
-
-
-class CompiledStandIn(torch.nn.Module):
-    """Another object than the network, as torch.compile returns, which notes the sizes that it would compile for."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-        self.sizes = []
-
-    def forward(self, x_t, *others):
-        self.sizes.append(len(x_t))
-        return self.network(x_t, *others)
-
-
-@pytest.fixture
-def compiled_networks(monkeypatch):
-    """The networks of each drawing from now on, which count as compiled."""
-    networks = []
-    monkeypatch.setattr(
-        module, "compiled", lambda network, *_: networks.append(CompiledStandIn(network)) or networks[-1]
-    )
-    return networks
-
-
-@pytest.mark.parametrize(
-    ("num_images", "batch_size", "size", "num_batches"), [(12, 5, 4, 3), (10, 4, 4, 3), (9, 8, 5, 2), (5, 32, 5, 1)]
-)
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
-def test_a_compiled_network_draws_batches_of_one_size(
-    drawn, compiled_networks, num_images, batch_size, size, num_batches, sampler
-):
-    # Nine images in the grid: more than one batch holds, and at times all there are.
-    changes = {"sample.sampler": sampler, "sample.num_grid_images": min(9, num_images), "evaluate.enabled": False}
-    pixels, frames = drawn(changes | {"sample.num_images": num_images, "sample.batch_size": batch_size})
-    assert compiled_networks.pop().sizes == [size] * num_batches * 6
-    # The same without filling up: whole batches of as many images.
-    expected, expected_frames = drawn(changes | {"sample.num_images": size * num_batches, "sample.batch_size": size})
-    assert torch.equal(pixels, expected[:num_images])
-    assert len(frames) == len(expected_frames) == 3
-    assert all(map(torch.equal, frames, expected_frames))
-
-
-@pytest.mark.parametrize("num_images", [12, 4])
-def test_compiled_networks_of_several_processes_draw_their_shares_alone(
-    drawn, compiled_networks, in_each_process, num_images
-):
-    # Of four images, five processes: the one without any calls its network not at all.
-    changes = {"sample.num_images": num_images, "sample.batch_size": 2, "evaluate.enabled": False}
-    changes |= {"sample.num_grid_images": min(9, num_images)}
-    pixels, frames = drawn(changes)
-    compiled_networks.clear()
-    shares = in_each_process(module, 5, lambda: drawn(changes))
-    assert differ_by_rounding_alone(torch.cat([share for share, _ in shares]), pixels)
-    for number, frame in enumerate(frames):
-        assert differ_by_rounding_alone(torch.cat([shown[number] for _, shown in shares]), frame)
-    assert all(len(set(network.sizes)) <= 1 for network in compiled_networks) and len(compiled_networks) == 5
-
-
-def test_without_compilation_nothing_is_drawn_but_what_is_asked_for(drawn, monkeypatch):
-    sizes = []
-    steps_of = module.steps_of
-    monkeypatch.setattr(module, "steps_of", lambda *given: sizes.append(len(given[2])) or steps_of(*given))
-    drawn({"sample.num_images": 12, "sample.batch_size": 5})
-    assert sizes == [5, 5, 2]
-
-
-@pytest.mark.parametrize("num_processes", [2, 3, 5])
-@pytest.mark.parametrize("num_images", [12, 4])
-def test_processes_that_draw_a_share_each_have_together_what_one_has(drawn, in_each_process, num_processes, num_images):
-    # With four images, five processes: one of them has nothing to draw.
-    changes = {"sample.num_images": num_images, "evaluate.enabled": False}  # four would be too few to evaluate
-    pixels, frames = drawn(changes)
-    shares = in_each_process(module, num_processes, lambda: drawn(changes))
-    assert differ_by_rounding_alone(torch.cat([share for share, _ in shares]), pixels)
-    for number, frame in enumerate(frames):
-        assert differ_by_rounding_alone(torch.cat([shown[number] for _, shown in shares]), frame)
-
-
-def test_more_images_begin_with_the_same(drawn, images):
-    pixels, frames = drawn({"sample.num_images": 15})
-    assert differ_by_rounding_alone(pixels[:12], images[0])
-    assert all(map(differ_by_rounding_alone, frames, images[1]))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"sample.seed": 1},
-        {"sample.sampler": "ddpm"},
-        {"sample.sampler": "dpm_solver++"},
-        {"sample.num_sampling_steps": 5},
-        {"sample.eta": 1.0},
-        {"sample.weights": "raw"},
-        {"sample.weights": "averaged_0.5", "train.extra_ema_decays": [0.5]},
-    ],
-)
-def test_what_shapes_the_images_changes_them(drawn, images, changes):
-    assert not differ_by_rounding_alone(drawn(changes)[0], images[0])
-
-
-def test_weights_could_be_trained_only_while_images_are_drawn(published, make_params):
-    wanted = make_params({"sample.precision": "bfloat16", "sample.num_interpolation_images": 3}).sample
-    model, flags = load_model(published), []
-    model.unet.register_forward_pre_hook(lambda unet, _: flags.append([p.requires_grad for p in unet.parameters()]))
-    for drawing in (draw, module.interpolate):
-        drawing(model, wanted, CPU)
-        assert flags and all(map(all, flags)), "autocast keeps the casts of trainable weights alone"
-        assert not any(parameter.requires_grad for parameter in model.unet.parameters())
-        flags.clear()
-
-
-def test_each_image_differs(images):
-    assert len({image.numpy().tobytes() for image in images[0]}) == 12
-
-
-def test_shapes_and_counts(images):
-    pixels, frames = images
-    assert pixels.shape == (12, 3, 16, 16) and pixels.dtype == torch.uint8
-    assert [frame.shape for frame in frames] == [(4, 3, 16, 16)] * 3
-
-
-def test_the_last_frame_holds_the_finished_images(images):
-    pixels, frames = images
-    assert torch.equal(frames[-1], pixels[:4])
-    assert not differ_by_rounding_alone(frames[0], frames[-1])
-
-
-def test_frames_are_kept_of_the_shown_images_alone(make_params, published, monkeypatch):
-    # Ten thousand images on their way would not fit into memory.
-    converted = []
-    to_pixels = module.to_pixels
-    monkeypatch.setattr(module, "to_pixels", lambda x: converted.append(len(x)) or to_pixels(x))
-    wanted = make_params({"sample.batch_size": 2}).sample
-    draw(load_model(published), wanted, CPU)
-    # Two batches of shown images at three frames, and the end of each of the six batches.
-    assert sum(converted) == 2 * 2 * 3 + 12
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 50, 250, 1000])
-def test_shown_steps_are_distinct_and_end_with_the_last(num_steps):
-    for num_frames in {2, 3, 10, 25, num_steps // 2, num_steps - 1, num_steps} & set(range(2, num_steps + 1)):
-        shown = frame_steps(num_steps, num_frames)
-        gaps = np.diff(shown)
-        assert len(shown) == num_frames and shown[0] == 1 and shown[-1] == num_steps
-        assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
-
-
-def test_shown_steps_by_hand():
-    assert frame_steps(6, 3) == [1, 4, 6]
-    assert frame_steps(4, 4) == [1, 2, 3, 4]
-
-
-def test_the_stage_writes_arrays_grid_animation_and_source(model, make_params, images):
-    module.main(make_params())
-    assert sorted(path.name for path in SAMPLES.iterdir()) == [
-        "grid.png", "reverse_process.png", "reverse_process.webp", "samples.json", "samples.npy",
-    ]  # fmt: skip
-    pixels = np.load(SAMPLES / "samples.npy")
-    assert pixels.dtype == np.uint8 and pixels.shape == (12, 16, 16, 3)
-    np.testing.assert_array_equal(pixels, images[0].permute(0, 2, 3, 1))
+def test_the_stage_writes_arrays_grid_animation_and_record(model, make_params):
+    params = make_params({"sample.batch_size": None})
+    main(params)
+    names = ["grid.png", "reverse_process.png", "reverse_process.webp", "samples.json", "samples.npy"]
+    first = {path.name: path.read_bytes() for path in SAMPLES.iterdir()}
+    assert sorted(first) == names
+    pixels, _ = draw_samples(load_model(model), params.sample, CPU)
+    samples = np.load(SAMPLES / "samples.npy")
+    assert samples.dtype == np.uint8 and samples.shape == (12, 16, 16, 3)
+    np.testing.assert_array_equal(samples, pixels.permute(0, 2, 3, 1))
     # 16 pixels are enlarged sixfold, for the eye.
-    shown = np.asarray(Image.open(SAMPLES / "grid.png"))
-    np.testing.assert_array_equal(shown[::6, ::6], grid(images[0][:4]))
+    np.testing.assert_array_equal(read_picture("grid.png", 6), grid(pixels[:4]))
     animation = Image.open(SAMPLES / "reverse_process.webp")
-    assert animation.n_frames == 3 and animation.size == (shown.shape[1], shown.shape[0])
+    assert animation.n_frames == 3 and animation.size == (6 * 38, 6 * 38)
+    main(params)
+    assert {path.name: path.read_bytes() for path in SAMPLES.iterdir()} == first
 
 
 def test_the_strip_shows_images_on_their_way_a_row_each(model, make_params):
     params = make_params({"sample.num_sampling_steps": 16, "sample.num_frames": 16, "sample.num_grid_images": 7})
-    module.main(params)
-    pixels, frames = draw(load_model(model), params.sample, CPU)
-    strip = np.asarray(Image.open(SAMPLES / "reverse_process.png"))[::6, ::6]
+    main(params)
+    pixels, frames = draw_samples(load_model(model), params.sample, CPU)
+    strip = read_picture("reverse_process.png", 6)
     # Five rows of twelve images of 16 pixels, from the first shown step to the finished image.
     assert strip.shape == (2 + 5 * 18, 2 + 12 * 18, 3)
     for row in range(5):
@@ -268,56 +73,96 @@ def test_the_strip_shows_images_on_their_way_a_row_each(model, make_params):
 
 @pytest.mark.parametrize("changes", [{}, {"sample.batch_size": None}, {"sample.sampler": "ddpm"}])
 def test_an_interpolation_goes_from_one_image_to_another(model, make_params, changes):
-    params = make_params({"sample.num_interpolation_images": 7, "sample.interpolation_ends": [5, 2]} | changes)
-    module.main(params)
-    strip = torch.from_numpy(np.array(Image.open(SAMPLES / "interpolation.png"))[::6, ::6])
+    main(make_params({"sample.num_interpolation_images": 7, "sample.interpolation_ends": [5, 2]} | changes))
+    strip, samples = read_picture("interpolation.png", 6), np.load(SAMPLES / "samples.npy")
     assert strip.shape == (20, 2 + 7 * 18, 3)
-    row = torch.stack([strip[2:18, 2 + i * 18 : 18 + i * 18] for i in range(7)])
-    pixels = torch.from_numpy(np.load(SAMPLES / "samples.npy"))
-    assert differ_by_rounding_alone(row[0], pixels[5]) and differ_by_rounding_alone(row[-1], pixels[2])
-    assert not any(differ_by_rounding_alone(one, other) for one, other in zip(row[1:], row[:-1], strict=True))
+    row = [strip[2:18, 2 + i * 18 : 18 + i * 18] for i in range(7)]
+    assert differ_by_rounding(row[0], samples[5]) and differ_by_rounding(row[-1], samples[2])
+    assert not any(differ_by_rounding(one, other) for one, other in zip(row[1:], row[:-1], strict=True))
 
 
-def test_large_images_are_not_enlarged(folder, make_params):
-    pixels = torch.zeros(4, 3, 100, 100, dtype=torch.uint8)
-    Path("build/model").mkdir(parents=True)
-    Path("build/model/averaged.safetensors").write_bytes(b"")
-    module.write(pixels, [pixels], [], make_params().sample)
-    assert Image.open(SAMPLES / "grid.png").size == (206, 206)
+def test_large_images_are_not_enlarged(folder):
+    write_grid(draw_grid(torch.zeros(4, 3, 100, 100, dtype=torch.uint8), []), 100, [], SAMPLES / "grid.png")
+    assert read_picture("grid.png").shape == (206, 206, 3)
 
 
 @pytest.mark.parametrize("weights", ["averaged", "raw", "averaged_0.5"])
-def test_the_images_name_the_weights_and_the_parameters_they_came_from(model, make_params, weights):
+def test_the_record_names_the_weights_and_the_parameters(model, make_params, weights):
     params = make_params({"sample.weights": weights, "train.extra_ema_decays": [0.5]})
-    module.main(params)
-    source = json.loads((SAMPLES / "samples.json").read_text())
+    main(params)
+    record = json.loads((SAMPLES / "samples.json").read_text())
     digest = hashlib.sha256((model / f"{weights}.safetensors").read_bytes()).hexdigest()
-    assert source == {"model_sha256": digest, "mlflow_run_id": "", "train_splits": ["train"]} | params.section("sample")
+    assert record == {"model_sha256": digest, "mlflow_run_id": "", "train_splits": ["train"]} | params.section("sample")
 
 
-def test_the_same_model_gives_the_same_files(model, make_params):
-    module.main(make_params())
-    first = {path.name: path.read_bytes() for path in SAMPLES.iterdir()}
-    module.main(make_params())
-    assert {path.name: path.read_bytes() for path in SAMPLES.iterdir()} == first
-
-
-def test_grid_and_files_go_to_the_run_of_the_model(model, make_params, notes, monkeypatch):
+def test_grid_and_files_go_to_the_run_of_the_model(model, make_params, notes, recording_run):
     (model / "run.json").write_text('{"mlflow_run_id": "the trained"}')
-    asked = []
-    monkeypatch.setattr(module, "reopened_run", lambda *arguments: asked.append(arguments) or _closing(notes))
-    params = make_params()
-    module.main(params)
-    assert asked == [(params, "sample", "the trained")] and notes.ended == ["FINISHED"]
+    main(make_params())
+    assert recording_run == [("sample", "the trained")] and notes.ended == ["FINISHED"]
     ((key, step, image),) = notes.images
     assert (key, step) == ("final_samples", 0) and image.shape == (38, 38, 3)
-    assert notes.files == [
-        ("build/samples/grid.png", "samples"),
-        ("build/samples/reverse_process.webp", "samples"),
-        ("build/samples/reverse_process.png", "samples"),
-    ]
+    names = ("grid.png", "reverse_process.webp", "reverse_process.png")
+    assert notes.files == [(f"build/samples/{name}", "samples") for name in names]
+
+
+def test_the_grid_has_a_row_for_each_class_with_its_name(conditional_model, make_params):
+    main(make_params(CONDITIONAL | {"sample.num_grid_images": 8, "sample.classes": ["rose", 3]}))
+    pixels, picture = read_samples(), read_picture("grid.png")
+    np.testing.assert_array_equal(picture, class_grid(pixels[:8], ["rose", "01"], scale=6))
+    rows = picture[:, -6 * (2 + 4 * 18) :][::6, ::6]
+    np.testing.assert_array_equal(rows, np.concatenate([grid(pixels[start:8:2], columns=4) for start in (0, 1)]))
+
+
+def test_the_class_of_each_image_is_written_beside_it(conditional_model, make_params):
+    main(make_params(CONDITIONAL | {"sample.classes": ["Rose", 3]}))
+    table = pd.read_csv(SAMPLES / "classes.csv", dtype={"class_name": str}, keep_default_na=False)
+    assert list(table.columns) == ["image", "class_number", "class_name"]
+    assert list(table["image"]) == list(range(12))
+    assert list(table["class_number"]) == [8, 3] * 6 and list(table["class_name"]) == ["rose", "01"] * 6
+    record = json.loads((SAMPLES / "samples.json").read_text())
+    assert record["classes"] == ["Rose", 3] and record["guidance_scale"] == 1.0
+
+
+def test_strip_interpolation_and_run_show_the_classes(conditional_model, make_params, notes, recording_run):
+    (conditional_model / "run.json").write_text('{"mlflow_run_id": "the trained"}')
+    changes = {"sample.num_interpolation_images": 5, "sample.interpolation_ends": [2, 5], "sample.guidance_scale": 2.0}
+    params = make_params(CONDITIONAL | changes)
+    main(params)
+    pixels, frames = draw_samples(load_model(conditional_model), params.sample, CPU)
+    in_turn = torch.cat([frame[:4] for frame in frames])
+    strip = class_grid(in_turn, ["01", "nan", "rose", "01"], scale=6)
+    np.testing.assert_array_equal(read_picture("reverse_process.png"), strip)
+    # Images 2 and 5 are of the third class, and so are those between them.
+    row, width = read_picture("interpolation.png"), 6 * (2 + 5 * 18)
+    ends = row[:, -width:][::6, ::6][2:18][:, [*range(2, 18), *range(74, 90)]]
+    assert differ_by_rounding(ends, torch.cat([pixels[2], pixels[5]], dim=2).permute(1, 2, 0))
+    caption = class_grid(pixels[:1], ["rose"], scale=6)[:, : -6 * 20]
+    np.testing.assert_array_equal(row[:, :-width], caption)
+    ((_, _, image),) = notes.images
+    np.testing.assert_array_equal(image, read_picture("grid.png"))
+    assert [Path(path).name for path, _ in notes.files][3:] == ["classes.csv", "interpolation.png"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["ross"], r"build/model .* unknown class 'ross'; did you mean rose \(8\)"),
+        ([4], r"unknown class 4; .*01 \(3\)"),
+    ],
+)
+def test_an_unknown_class_is_refused_before_drawing(conditional_model, make_params, classes, message):
+    with pytest.raises(StageError, match=message):
+        main(make_params(CONDITIONAL | {"sample.classes": classes}))
+    assert not SAMPLES.exists()
+
+
+@pytest.mark.parametrize("changes", [{"sample.classes": ["rose"]}, {"sample.guidance_scale": 2.0}])
+def test_a_model_without_classes_refuses_them(model, make_params, changes):
+    # As if parameters had changed, and the stage were run without the training before it.
+    with pytest.raises(StageError, match=r"build/model .* the model knows no classes"):
+        main(make_params(CONDITIONAL | changes))
 
 
 def test_a_missing_model_is_one_clear_error(folder, make_params):
     with pytest.raises(CheckpointError, match="build/model holds no usable model"):
-        module.main(make_params())
+        main(make_params())

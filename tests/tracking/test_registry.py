@@ -14,7 +14,8 @@ import pytest
 import ddpm
 from contract.errors import StageError
 from ddpm import loading
-from ddpm.checkpoint import CheckpointError, load_model
+from ddpm.checkpoint import CheckpointError
+from ddpm.published import load_model
 from tracking.registry import CONTENTS_TAG, Registry, _evaluated_weights, open_model
 from tracking.runs import TrackingError, opened_run
 

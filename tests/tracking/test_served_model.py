@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from ddpm import ImageNoise, guided, sample
-from ddpm.checkpoint import load_model
 from ddpm.devices import arithmetic
 from ddpm.images import to_pixels
+from ddpm.published import load_model
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from stages.datasets.synthetic.colours import (
     mix,
     to_rgb,
 )
-from stages.datasets.synthetic.draws import PETAL_COUNTS, Draws, draw_labels
+from stages.datasets.synthetic.draws import Draws, draw_labels
 from stages.datasets.synthetic.shapes import (
     MAX_PETALS,
     Pose,

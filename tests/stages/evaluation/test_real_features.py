@@ -43,5 +43,5 @@ def test_the_statistics_are_those_of_the_features(real):
 
 def test_rows_of_several_splits_stand_as_their_features_do(real):
     for splits, numbers in ((["train", "test"], [*range(100, 106), 110]), (["test", "valid"], [110, *range(106, 110)])):
-        assert real.images_of(splits)["number"].tolist() == numbers
-        assert torch.equal(real.of(splits), torch.cat([real.features[split] for split in splits]))
+        assert real.select_images(splits)["number"].tolist() == numbers
+        assert torch.equal(real.select(splits), torch.cat([real.features[split] for split in splits]))

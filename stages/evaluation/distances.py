@@ -1,0 +1,63 @@
+"""Distances of samples and of other real images from a reference set: figures for metrics.json."""
+
+from importlib.metadata import version
+from typing import Any
+
+from torch import Tensor
+
+from contract.errors import StageError
+from contract.sections import MIN_COMPARED_IMAGES, EvaluateParams
+from ddpm.metrics import NEIGHBOURHOOD, frechet_distance, kernel_distance, precision_recall
+from stages.evaluation.real_features import RealFeatures
+from stages.runtime.reporting import say
+
+
+def choose_sets(real: RealFeatures, samples: Tensor, params: EvaluateParams) -> dict[str, Tensor]:
+    """Return the features of the reference, of the samples, and of the other splits, named floor_SPLIT.
+
+    A floor has at most as many images as there are samples; a split too small for a distance is left out.
+
+    Raises:
+        StageError: the reference or the samples are too few.
+    """
+    sets = {"reference": real.features.get(params.reference_split, samples[:0]), "samples": samples}
+    for name, features in sets.items():
+        if len(features) < MIN_COMPARED_IMAGES:
+            of_split = f" (split {params.reference_split})" if name == "reference" else ""
+            raise StageError(
+                f"{name}{of_split} holds {len(features)} images, and a distance needs {MIN_COMPARED_IMAGES}: "
+                "sample more, prepare more, or set evaluate.enabled to false"
+            )
+    for split, features in real.features.items():
+        if split == params.reference_split:
+            continue
+        if len(features) < MIN_COMPARED_IMAGES:
+            say("evaluate", f"no floor of split {split}, since it holds {len(features)} images")
+            continue
+        sets[f"floor_{split}"] = features[: len(samples)]  # the images are in random order
+    return sets
+
+
+def measure_distances(sets: dict[str, Tensor], params: EvaluateParams, suffix: str) -> dict[str, Any]:
+    """Return the figures of each set against the reference, kernel distance first, and all needed to repeat them."""
+    reference = sets["reference"]
+    metrics: dict[str, Any] = {}
+    for name, features in sets.items():
+        if name == "reference":
+            continue
+        ending = "" if name == "samples" else f"_{name}"
+        kernel = kernel_distance(reference, features, params.kernel_subsets, params.kernel_subset_size, params.seed)
+        shares = precision_recall(reference, features)
+        kid = f"kid_{suffix}{ending}"
+        metrics |= {kid: kernel.mean, f"{kid}_low": kernel.low, f"{kid}_high": kernel.high, f"{kid}_std": kernel.std}
+        metrics[f"fd_{suffix}{ending}"] = frechet_distance(reference, features)
+        metrics |= {f"precision_{suffix}{ending}": shares.precision, f"recall_{suffix}{ending}": shares.recall}
+        metrics[f"kernel_subset_size{ending}"] = min(params.kernel_subset_size, len(reference), len(features))
+    return metrics | {
+        **{f"num_{name}": len(features) for name, features in sets.items()},
+        "reference_split": params.reference_split,
+        "kernel_subsets": params.kernel_subsets,
+        "kernel_interval": "95 %: jackknife over images, and the subsets' standard error",
+        "precision_recall_neighbourhood": NEIGHBOURHOOD,
+        "library": ", ".join(f"{name} {version(name)}" for name in ("torchmetrics", "torch-fidelity")),
+    }

@@ -1,0 +1,66 @@
+"""The identity of an experiment: the parameters, data and code that shape what is learnt."""
+
+import hashlib
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contract.sections import TrainParams, as_plain
+
+_WATCHING = frozenset({
+    "log_every", "sample_every", "num_grid_images", "grid_sampling_steps", "checkpoint_every",
+    "keep_checkpoints", "keep_checkpoints_every", "evaluate_every", "evaluate_num_images", "evaluate_split",
+    "num_processes",
+})  # fmt: skip
+"""Parameters that change how a training is watched, not what it learns."""
+
+_WATCHING_MODULES = frozenset({"ddpm.features", "ddpm.metrics"})
+"""Modules that evaluate what is learnt."""
+
+_LEARNING_MODULES = (
+    "stages.datasets.prepared", "stages.training.experiment", "stages.training.loop", "stages.training.losses",
+)  # fmt: skip
+"""Modules of the stage that shape what is learnt and what a checkpoint contains."""
+
+_IMAGES_PER_PART = 4096
+
+
+def identify(params: TrainParams, images_md5: str, labels_md5: str) -> dict[str, Any]:
+    """Return all that two trainings must share for one to go on from the other's checkpoint.
+
+    A constant learning rate does not depend on the number of steps, so a finished training can be carried further.
+    """
+    parameters = {name: value for name, value in as_plain(params).items() if name not in _WATCHING}
+    if params.rate_schedule == "constant":
+        del parameters["num_steps"]
+    if not params.class_conditional:  # there are no labels to drop
+        del parameters["label_dropout"]
+    return parameters | {"images_md5": images_md5, "labels_md5": labels_md5, "code": digest_code()}
+
+
+def digest_images(images: Tensor, positions: Tensor) -> str:
+    """Return the md5 of the pixels that are trained on: the same array may be split in other ways."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for part in torch.split(positions, _IMAGES_PER_PART):  # all of them may be more than the memory holds
+        digest.update(images[part].contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def digest_code(learning: Collection[str] = _LEARNING_MODULES, watching: Collection[str] = _WATCHING_MODULES) -> str:
+    """Return the digest of the code that shapes what is learnt.
+
+    Args:
+        learning: modules of the stage.
+        watching: modules of ddpm that do not count; all others that this process has imported do.
+    """
+    digest = hashlib.sha256()
+    for name, module in sorted(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        is_library = name.partition(".")[0] == "ddpm" and name not in watching
+        if file and (is_library or name in learning):
+            digest.update(name.encode() + b"\0" + Path(file).read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,169 @@
+"""A training that goes on where it was stopped equals one that was not, and is never confused with another."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+CHECKPOINTS, MODEL, LOSSES = Path("build/checkpoints"), Path("build/model"), Path("build/losses.csv")
+CONSTANT = {"train.rate_schedule": "constant"}
+CLASSES = {"train.class_conditional": True, "train.label_dropout": 0.3}
+AVERAGES = {"train.extra_ema_decays": [0.5, 0.99], "train.ema_warmup": False}
+
+
+def without_losses(results):
+    return results | {"losses.csv": b""}
+
+
+@pytest.mark.parametrize("stops", [[3], [1, 2, 5]])
+def test_a_resumed_training_equals_an_uninterrupted_one(interrupt, train, uninterrupted, stops):
+    # Stops between two logged steps, between two checkpoints, and at both; the network has dropout.
+    for step in stops:
+        interrupt(step)
+    assert train() == uninterrupted
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        (CLASSES, ["averaged", "raw"]),
+        (AVERAGES, ["averaged", "averaged_0.5", "averaged_0.99", "raw"]),
+    ],
+)
+def test_labels_and_further_averages_are_resumed_too(interrupt, train, changes, names):
+    interrupt(3, changes)
+    resumed = train(changes)
+    assert set(resumed) == {*(f"{name}.safetensors" for name in names), "losses.csv"}
+    assert len(set(resumed.values())) == len(resumed)
+    shutil.rmtree(CHECKPOINTS)
+    assert train(changes) == resumed
+
+
+def test_a_finished_training_is_published_again_without_a_step(train, capsys):
+    # As when DVC has deleted the outputs of a stage that failed after its training.
+    before = train({"train.log_every": 4})
+    for path in [*MODEL.iterdir(), LOSSES]:
+        path.unlink()
+    assert train({"train.log_every": 4}) == before
+    assert "nothing is left to train" in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(interrupt, train, uninterrupted, steps_kept, capsys):
+    interrupt(5)
+    assert steps_kept() == [4, 5]
+    *_, newest = sorted(CHECKPOINTS.glob("*/step_*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert train() == uninterrupted
+    printed = capsys.readouterr().out
+    assert f"{newest} is damaged" in printed
+    assert "step_000000004.safetensors" in printed.split("going on from")[1]
+
+
+def test_without_a_usable_checkpoint_it_starts_anew(interrupt, train, uninterrupted, capsys):
+    interrupt(5)
+    for path in CHECKPOINTS.glob("*/step_*.safetensors"):
+        path.write_bytes(b"")
+    assert train() == uninterrupted
+    assert "going on from" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("watching", [1, 100])
+def test_watching_more_or_less_closely_gives_the_same_weights(train, uninterrupted, watching):
+    names = ("log_every", "sample_every", "checkpoint_every")
+    watched = train({f"train.{name}": watching for name in names} | {"train.num_grid_images": 9})
+    assert without_losses(watched) == without_losses(uninterrupted)
+
+
+def test_a_resumed_training_may_be_watched_otherwise(interrupt, train, uninterrupted):
+    interrupt(3)
+    watched = train({"train.log_every": 1, "train.checkpoint_every": 5, "train.keep_checkpoints": 1})
+    assert without_losses(watched) == without_losses(uninterrupted)
+    assert list(pd.read_csv(LOSSES)["step"]) == [2, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [({"keep_checkpoints": 3}, [4, 5, 6]), ({"keep_checkpoints": 1, "keep_checkpoints_every": 2}, [2, 4, 6])],
+)
+def test_the_newest_checkpoints_and_milestones_are_kept(train, steps_kept, keep, expected):
+    train({"train.checkpoint_every": 1} | {f"train.{name}": value for name, value in keep.items()})
+    assert steps_kept() == expected
+
+
+@pytest.mark.parametrize(("num_steps", "log_every"), [(4, 2), (5, 3), (3, 10)])
+def test_with_a_constant_rate_a_finished_training_goes_further(train, capsys, num_steps, log_every):
+    # If the first end lies between two logged steps, its table ends with a row that the longer training does not have.
+    changes = CONSTANT | {"train.log_every": log_every}
+    short = train(changes | {"train.num_steps": num_steps})
+    assert list(pd.read_csv(LOSSES)["step"])[-1] == num_steps
+    capsys.readouterr()
+    longer = train(changes | {"train.num_steps": 8})
+    assert f"step_{num_steps:09d}.safetensors" in capsys.readouterr().out.split("going on from")[1]
+    assert len(list(CHECKPOINTS.iterdir())) == 1
+    shutil.rmtree(CHECKPOINTS)
+    assert train(changes | {"train.num_steps": 8}) == longer != short
+
+
+def test_with_a_constant_rate_fewer_steps_do_not_publish_more(train):
+    short = train(CONSTANT | {"train.num_steps": 4})
+    train(CONSTANT | {"train.num_steps": 6, "train.keep_checkpoints": 9})
+    assert train(CONSTANT | {"train.num_steps": 4}) == short
+
+
+def test_with_a_falling_rate_more_steps_are_another_training(train, capsys):
+    train({"train.num_steps": 4})
+    train({"train.num_steps": 6})
+    assert "going on from" not in capsys.readouterr().out
+    assert len(list(CHECKPOINTS.iterdir())) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interruption_says_which_and_where_and_keeps_the_step(interrupt, number):
+    message = interrupt(3, number=number)
+    (folder,) = CHECKPOINTS.iterdir()
+    path = folder / "step_000000003.safetensors"
+    assert f"{number.name} at step 3" in message and str(path) in message
+    assert path.is_file() and not MODEL.exists() and not LOSSES.exists()
+
+
+def test_a_signal_at_the_last_step_lets_it_finish(train, signal_at, uninterrupted):
+    with signal_at(6):
+        assert train() == uninterrupted
+
+
+def test_a_resumed_training_goes_on_in_its_run(interrupt, train, recording_run):
+    interrupt(3)
+    train()
+    assert recording_run == [("train", None), ("train", "the run")]
+    assert json.loads((MODEL / "run.json").read_text()) == {"mlflow_run_id": "the run", "mlflow_experiment_id": "7"}
+
+
+def change_a_pixel():
+    images = np.load("build/dataset/images.npy")
+    images[0, 0, 0, 0] ^= 1
+    np.save("build/dataset/images.npy", images)
+
+
+def replace_in_index(old, new):
+    index = Path("build/dataset/index.csv")
+    index.write_text(index.read_text().replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "changes"),
+    [
+        (change_a_pixel, {}),
+        (lambda: replace_in_index("train", "valid"), {}),  # the same array, split in another way
+        (lambda: replace_in_index("1,8,rose,train", "1,3,01,train"), CLASSES),
+    ],
+    ids=["a pixel", "a split", "a label"],
+)
+def test_other_data_is_not_resumed(interrupt, train, capsys, change, changes):
+    interrupt(3, changes)
+    change()
+    train(changes)
+    assert "going on from" not in capsys.readouterr().out and len(list(CHECKPOINTS.iterdir())) == 2
