@@ -18,7 +18,7 @@ import torch
 from contract.params import read_params
 from ddpm.training import train
 from stages.train import Experiment, learn, prepare
-from tracking.runs import opened_run
+from tracking.runs import open_run
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         # Those of a real training stay apart.
         experiment.checkpoints = experiment.previews = Path(folder)
-        with opened_run(params) as tracker:
+        with open_run(params) as tracker:
             # A multiple of all intervals to start from: then each block logs, draws and saves as often.
             _bare(experiment, num_steps - experiment.state.step)
             for _ in range(arguments.blocks):

@@ -17,7 +17,7 @@ import torch
 from contract.params import read_params
 from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, UNetConfig, cosine_betas, train
 from ddpm.training import StepEvent
-from tracking.runs import NoTracker, Tracker, opened_run
+from tracking.runs import Tracker, open_run
 
 
 def main() -> None:
@@ -31,10 +31,10 @@ def main() -> None:
         next(events)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        with opened_run(params) as mlflow_tracker:
+        with open_run(params) as mlflow_tracker:
             times: dict[str, list[float]] = {"none": [], "mlflow": []}
             for _ in range(arguments.blocks):
-                times["none"].append(_timed(events, arguments.steps, NoTracker(), params.train.log_every))
+                times["none"].append(_timed(events, arguments.steps, Tracker(), params.train.log_every))
                 times["mlflow"].append(_timed(events, arguments.steps, mlflow_tracker, params.train.log_every))
     ratios = [logged / bare for bare, logged in zip(times["none"], times["mlflow"], strict=True)]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, logging every {params.train.log_every} steps")

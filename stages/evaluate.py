@@ -25,7 +25,7 @@ from stages.evaluation.memorisation import closest_pairs, memorisation_figures, 
 from stages.evaluation.real_features import RealFeatures, read_real_features, read_record
 from stages.runtime.progress import progress_bar
 from stages.runtime.runner import run_stage
-from tracking.runs import Tracker, reopened_run
+from tracking.runs import Tracker, reopen_run
 
 
 def main(params: Params) -> None:
@@ -37,7 +37,7 @@ def main(params: Params) -> None:
             write_nearest(pd.DataFrame(columns=["sample", "distance"]))
             print("evaluate: switched off by evaluate.enabled", flush=True)
         return
-    with reopened_run(params, "evaluate", earlier_run_id) as tracker:
+    with reopen_run(params, "evaluate", earlier_run_id) as tracker:
         samples = load_images(SAMPLES / "samples.npy")
         real, features, made_by = compared_features(samples, params.reference)
         if is_first():

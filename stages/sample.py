@@ -35,7 +35,7 @@ from ddpm.samplers.noise import choose_block_size
 from stages.datasets.prepared import recorded_run_id
 from stages.runtime.progress import progress_bar
 from stages.runtime.runner import run_stage
-from tracking.runs import reopened_run
+from tracking.runs import reopen_run
 
 Item = TypeVar("Item")
 
@@ -53,7 +53,7 @@ def main(params: Params) -> None:
     wanted, device = params.sample, prepare_best_device()
     model = load_model(MODEL, wanted.weights, device)
     cycle = asked_classes(model, wanted)
-    with reopened_run(params, "sample", recorded_run_id(MODEL / "run.json")) as tracker:
+    with reopen_run(params, "sample", recorded_run_id(MODEL / "run.json")) as tracker:
         pixels, frames = draw(model, wanted, device)
         if not is_first():
             return

@@ -53,7 +53,7 @@ from stages.runtime.runner import Interrupted, interruption_deferred, run_stage
 from stages.training.evaluation import TrainingEvaluation, publish_best
 from stages.training.previews import show_samples
 from tracking.lineage import code_digest
-from tracking.runs import Tracker, opened_run
+from tracking.runs import Tracker, open_run
 
 # What changes how a training is watched, not what it learns.
 _WATCHING = frozenset({
@@ -117,7 +117,7 @@ def main(params: Params) -> None:
     with alone_in(experiment.folder, "train"):
         resume(experiment)
         say(started_line(experiment))
-        with opened_run(params, experiment.recording.mlflow.get("mlflow_run_id")) as tracker:
+        with open_run(params, experiment.recording.mlflow.get("mlflow_run_id")) as tracker:
             experiment.recording.mlflow = {
                 "mlflow_run_id": tracker.run_id,
                 "mlflow_experiment_id": tracker.experiment_id,
