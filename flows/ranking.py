@@ -22,7 +22,7 @@ from tracking.comparison import (
     select_figures,
     write_csv,
 )
-from tracking.search import FLOW_RUN_ID, join_runs
+from tracking.search import FLOW_RUN_ID, join_runs, to_records
 
 TABLES = Path("build/sweeps")
 """Folder with one CSV per sweep; not a DVC output."""
@@ -73,7 +73,7 @@ def find_runs(sweep: str, outcomes: Sequence[Outcome], metrics: Metrics) -> Runs
     """
     made = {name: values["mlflow_run_id"] for name, values in metrics.items() if values.get("mlflow_run_id")}
     try:
-        runs = join_runs(set(made.values()), sweep).to_dict("records")
+        runs = to_records(join_runs(set(made.values()), sweep))
     except Exception as error:  # as above
         get_run_logger().error("MLflow cannot be asked for the runs: %s", error)
         return {}

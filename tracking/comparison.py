@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from contract.addresses import mlflow_address
-from tracking.search import NAME
+from tracking.search import NAME, to_records
 
 FIGURES = ("fd", "precision", "recall", "memorised_share")
 """Figures shown after the kernel distance; their names in MLflow go on with that of the feature extractor."""
@@ -25,12 +25,12 @@ def compare_runs(runs: pd.DataFrame) -> pd.DataFrame:
     Args:
         runs: as `tracking.search` gives them.
     """
-    differing = [name for name in runs if name.startswith("params.") and runs[name].nunique() > 1]
+    differing = [name for name in map(str, runs) if name.startswith("params.") and runs[name].nunique() > 1]
     rows = [
         {"run": run["run_id"], "name": run[NAME], "status": run["status"]}
         | select_figures(read_metrics(run), str(run.get(f"params.{EXTRACTOR}")))
         | {name.removeprefix("params."): run[name] for name in differing}
-        for run in runs.to_dict("records")
+        for run in to_records(runs)
     ]
     return rank(pd.DataFrame(rows))
 
@@ -53,7 +53,7 @@ def rank(table: pd.DataFrame) -> pd.DataFrame:
 
     Rows without that figure come last, equal ones keep their order.
     """
-    kids = [name for name in table if name.startswith("kid_") and not name.endswith(("_low", "_high"))]
+    kids = [name for name in map(str, table) if name.startswith("kid_") and not name.endswith(("_low", "_high"))]
     if kids:
         headline = max(kids, key=lambda name: table[name].count())
         table = table.sort_values(headline, kind="stable", na_position="last")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from contract.environment import TRACKING, TRACKING_URI
 from contract.errors import StageError
 
@@ -103,11 +105,10 @@ def explain_refusals() -> Iterator[None]:
 @contextmanager
 def _lock_database(uri: str) -> Iterator[None]:
     """Let one process at a time create the tables of a database file: two at once would fail."""
-    from filelock import FileLock
-
-    with (
-        FileLock(f"{uri.removeprefix('sqlite:///')}.lock") if uri.startswith("sqlite:///") else contextlib.nullcontext()
-    ):
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    with FileLock(f"{uri.removeprefix('sqlite:///')}.lock"):
         yield
 
 

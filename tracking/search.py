@@ -5,6 +5,7 @@ tags.NAME.
 """
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -102,6 +103,11 @@ def runs_of_sweep(sweep: str, runs: pd.DataFrame) -> pd.DataFrame:
         known = f"there are {', '.join(others)}" if others else "there are none yet"
         raise UnknownRunError(f"MLflow at {tracking_uri()} has no sweep {sweep!r}; {known}")
     return found
+
+
+def to_records(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table, each by the names of its columns."""
+    return [{str(name): value for name, value in row.items()} for row in runs.to_dict("records")]
 
 
 def _belong_to(sweep: str, runs: pd.DataFrame) -> "pd.Series[bool]":
