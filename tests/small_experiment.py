@@ -19,7 +19,7 @@ from ddpm.classes import ImageClass
 from ddpm.features import FeatureExtractor
 from stages.evaluation import extraction
 from stages.training import evaluation as training_evaluation
-from tracking.runs import NoTracker
+from tracking.runs import Tracker
 
 PROJECT = Path(__file__).parents[1]
 
@@ -288,7 +288,7 @@ def conditional_model(folder, published_conditional):
     return Path("build/model")
 
 
-class Notes(NoTracker):
+class Notes(Tracker):
     """Keeps what a real tracker would send."""
 
     def __init__(self):
@@ -316,6 +316,19 @@ class Notes(NoTracker):
 def notes():
     """A tracker that keeps what it is told."""
     return Notes()
+
+
+@pytest.fixture
+def recording_run(notes, monkeypatch):
+    """Makes stages record in `notes`; gives the stage and the earlier run's id of each run that they open."""
+    opened = []
+
+    def open_tracker(params, stage, earlier_run_id):
+        opened.append((stage, earlier_run_id))
+        return notes
+
+    monkeypatch.setattr("tracking.runs.open_tracker", open_tracker)
+    return opened
 
 
 @pytest.fixture(scope="session")
