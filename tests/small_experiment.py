@@ -331,6 +331,27 @@ def recording_run(notes, monkeypatch):
     return opened
 
 
+@pytest.fixture
+def recorded():
+    """Makes the table of runs that MLflow would give: each with its kernel distance, extractor and parameters."""
+
+    def make(*runs):
+        return pd.DataFrame([describe(number, **run) for number, run in enumerate(runs, start=1)])
+
+    def describe(number, kid=None, extractor="efficientnet_lite0", flow_run_id=None, **params):
+        metrics = {"loss": 0.25, f"kid_{extractor}_std": 9.0, f"kid_{extractor}_floor_valid": 0.0}
+        if kid is not None:
+            metrics |= {f"kid_{extractor}": kid, f"kid_{extractor}_low": kid - 0.1, f"kid_{extractor}_high": kid + 0.1}
+            metrics |= {f"fd_{extractor}": 10 * kid, f"precision_{extractor}": 0.5, f"recall_{extractor}": 0.75}
+        params = {"reference.extractor": extractor, "train.batch_size": "16"} | params
+        run = {"run_id": f"{number:032x}", "experiment_id": "7", "status": "FAILED" if kid is None else "FINISHED"}
+        tags = {"mlflow.runName": f"run-{number}", "prefect_flow_run_id": flow_run_id}
+        fields = {"metrics": metrics, "params": params, "tags": tags}
+        return run | {f"{kind}.{name}": value for kind, values in fields.items() for name, value in values.items()}
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory):
     """The tables of MLflow, which take seconds to make, without an experiment."""

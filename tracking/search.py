@@ -37,7 +37,7 @@ def search_runs() -> pd.DataFrame:
     with explain_refusals():
         runs = mlflow.search_runs([experiment_id], output_format="pandas")
     columns = [*runs.columns, *({NAME, SWEEPS} - set(runs.columns))]
-    return runs.astype(object).reindex(columns=columns) if runs.empty else runs.reindex(columns=columns)
+    return runs.reindex(columns=columns)
 
 
 def choose_runs(names: Sequence[str] = (), sweep: str | None = None, last: int | None = None) -> pd.DataFrame:
@@ -78,7 +78,7 @@ def find_run(name: str, runs: pd.DataFrame) -> pd.DataFrame:
     """
     found = runs[(runs["run_id"] == name) | (runs[NAME] == name)]
     if found.empty and len(name) >= MIN_PREFIX:
-        found = runs[runs["run_id"].str.startswith(name)]
+        found = runs[runs["run_id"].map(lambda run_id: run_id.startswith(name)).astype(bool)]
     if len(found) > 1:
         raise UnknownRunError(f"{name!r} may be any of {', '.join(found['run_id'])}: name one by its id")
     if found.empty:
@@ -111,4 +111,4 @@ def to_records(runs: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _belong_to(sweep: str, runs: pd.DataFrame) -> "pd.Series[bool]":
-    return runs[SWEEPS].fillna("").str.split().map(lambda names: sweep in names).astype(bool)
+    return runs[SWEEPS].map(lambda tag: isinstance(tag, str) and sweep in tag.split()).astype(bool)
