@@ -152,8 +152,8 @@ def folder(tmp_path, monkeypatch):
     """An empty current folder, in which nothing is tracked and no variable of the caller's is seen."""
     monkeypatch.chdir(tmp_path)
     for name in (
-        "DDPM_PREFECT_FLOW_RUN", "DDPM_SWEEP", "DDPM_WATCH_PID", "DVC_ROOT", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID",
-        "MLFLOW_TRACKING_URI",
+        "DDPM_EVENTS", "DDPM_PREFECT_FLOW_RUN", "DDPM_PREFECT_FLOW_RUN_ID", "DDPM_SWEEP", "DDPM_WATCH_PID", "DVC_ROOT",
+        "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "RANK",
     ):  # fmt: skip
         # Set and then deleted, so that what a test leaves there is taken away after it.
         monkeypatch.setenv(name, "")

@@ -33,7 +33,7 @@ class Server:
     num_at_once: list = field(default_factory=list)
     set_states: list = field(default_factory=list)
 
-    def run_deployment(self, name, *, flow_run_name, **options):
+    def run_deployment(self, _deployment, *, flow_run_name, **_options):
         if flow_run_name == self.refused:
             raise httpx.ConnectError("the server is busy")
         run = FlowRun(id=uuid4(), flow_id=uuid4(), name=flow_run_name)

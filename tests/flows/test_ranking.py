@@ -70,7 +70,7 @@ def servers(monkeypatch, tmp_path, caplog, recorded):
             return [SimpleNamespace(data=rows.to_json(orient="records"))]
 
     monkeypatch.setattr(ranking, "get_run_logger", lambda: logging.getLogger("test"))
-    monkeypatch.setattr(ranking, "get_client", lambda sync_client: Client())
+    monkeypatch.setattr(ranking, "get_client", lambda **_: Client())
     monkeypatch.setattr(ranking, "join_runs", lambda *asked: known.asked.append(asked) or answer(known.runs))
     monkeypatch.setattr(
         ranking, "create_table_artifact", lambda *table, **options: answer(known.shown.append((*table, options)))
@@ -88,7 +88,7 @@ def test_each_trial_gets_the_run_that_its_metrics_or_its_flow_run_name(servers, 
     servers.runs = recorded({"flow_run_id": str(UUID(int=2))}, {"kid": 0.5}, {"flow_run_id": str(UUID(int=99))})
     show_ranking("owls", [outcome(1), outcome(2, "Failed", "no roses"), outcome(3, "Cancelled")])
     assert servers.asked == [({f"{2:032x}"}, "owls")]
-    table = written().fillna("")
+    table = written().astype(object).fillna("")
     assert table["run"].tolist() == [f"{2:032x}", f"{1:032x}", ""] and table["rank"].tolist() == [1, 2, 3]
     ((rows, options),) = servers.shown
     assert options["key"] == "ranking" and rows[0][KID] == 0.5 and rows[1]["why"] == "no roses"
