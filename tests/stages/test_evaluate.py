@@ -15,6 +15,7 @@ from ddpm.metrics import frechet_distance, kernel_distance, precision_recall
 from stages import evaluate as module
 from stages import reference
 from stages.datasets.prepared import dataset_digest
+from tracking.runs import _closing
 
 METRICS, EVALUATION = Path("build/metrics.json"), Path("build/evaluation")
 SPLITS = ("train",) * 20 + ("valid",) * 24 + ("test",) * 11
@@ -199,28 +200,30 @@ def test_the_extractor_stands_in_the_names_of_the_figures(evaluated):
     assert not [name for name in metrics if EXTRACTOR in name]
 
 
-def test_switched_off_it_says_so_and_needs_no_images(folder, make_params, capsys, recording_run):
+def test_switched_off_it_says_so_and_needs_no_images(folder, make_params, capsys, monkeypatch):
+    monkeypatch.setattr(module, "reopened_run", lambda *_: pytest.fail("nothing is to be recorded"))
     record_of_samples("the sampled")
     module.main(make_params({"evaluate.enabled": False}))
     assert json.loads(METRICS.read_text()) == {"evaluated": False, "mlflow_run_id": "the sampled"}
     assert (EVALUATION / "nearest.csv").read_text() == "sample,distance\n"
-    assert "switched off by evaluate.enabled" in capsys.readouterr().out and recording_run == []
+    assert "switched off by evaluate.enabled" in capsys.readouterr().out
 
 
 def test_figures_go_to_the_run_of_the_samples_as_metrics_and_the_rest_as_tags(
-    evaluated, make_params, notes, recording_run
+    evaluated, make_params, notes, monkeypatch
 ):
     evaluated()
     record_of_samples("the sampled")
+    asked = []
+    monkeypatch.setattr(module, "reopened_run", lambda *arguments: asked.append(arguments[1:]) or _closing(notes))
     metrics = evaluated()
-    assert recording_run[-1] == ("evaluate", "the sampled") and notes.ended[-1] == "FINISHED"
+    assert asked == [("evaluate", "the sampled")] and notes.ended == ["FINISHED"]
     assert metrics.pop("mlflow_run_id") == "the run"
     figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
     assert notes.metrics == {make_params().train.num_steps: figures} and len(figures) == 25
     assert notes.tags == {f"evaluate.{name}": str(value) for name, value in metrics.items() if name not in figures}
     assert {key for key, _, _ in notes.images} == {"closest_pairs"}
-    files = [(f"build/evaluation/{name}", "evaluation") for name in ("nearest.csv", "closest_pairs.png")]
-    assert notes.files[-2:] == files
+    assert notes.files == [(f"build/evaluation/{name}", "evaluation") for name in ("nearest.csv", "closest_pairs.png")]
 
 
 def test_the_terminal_shows_each_figure_beside_what_real_images_reach(evaluated, capsys):

@@ -14,6 +14,7 @@ from ddpm.checkpoint import CheckpointError, load_model
 from ddpm.images import grid
 from stages import sample as module
 from stages.sample import draw, frame_steps
+from tracking.runs import _closing
 
 SAMPLES = Path("build/samples")
 CPU = torch.device("cpu")
@@ -301,10 +302,13 @@ def test_the_same_model_gives_the_same_files(model, make_params):
     assert {path.name: path.read_bytes() for path in SAMPLES.iterdir()} == first
 
 
-def test_grid_and_files_go_to_the_run_of_the_model(model, make_params, notes, recording_run):
+def test_grid_and_files_go_to_the_run_of_the_model(model, make_params, notes, monkeypatch):
     (model / "run.json").write_text('{"mlflow_run_id": "the trained"}')
-    module.main(make_params())
-    assert recording_run == [("sample", "the trained")] and notes.ended == ["FINISHED"]
+    asked = []
+    monkeypatch.setattr(module, "reopened_run", lambda *arguments: asked.append(arguments) or _closing(notes))
+    params = make_params()
+    module.main(params)
+    assert asked == [(params, "sample", "the trained")] and notes.ended == ["FINISHED"]
     ((key, step, image),) = notes.images
     assert (key, step) == ("final_samples", 0) and image.shape == (38, 38, 3)
     assert notes.files == [

@@ -15,6 +15,7 @@ from ddpm.checkpoint import load_model
 from ddpm.images import class_grid, grid, to_pixels
 from stages import sample as module
 from stages.sample import draw
+from tracking.runs import _closing
 
 SAMPLES = Path("build/samples")
 CPU = torch.device("cpu")
@@ -143,7 +144,8 @@ def test_strip_and_interpolation_name_their_classes(conditional_model, make_para
     np.testing.assert_array_equal(row[:, :-width], caption)
 
 
-def test_the_labelled_grid_and_the_classes_go_to_the_run(conditional_model, make_params, notes, recording_run):
+def test_the_labelled_grid_and_the_classes_go_to_the_run(conditional_model, make_params, notes, monkeypatch):
+    monkeypatch.setattr(module, "reopened_run", lambda *_: _closing(notes))
     module.main(make_params(CONDITIONAL | {"sample.num_interpolation_images": 3}))
     ((key, _, image),) = notes.images
     assert key == "final_samples"

@@ -18,6 +18,7 @@ from ddpm.checkpoint import load_model
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.training import draw_batch
 from stages.runtime.runner import EXIT_ERROR, EXIT_INTERRUPTED, run_stage
+from tracking.runs import _closing
 
 CHECKPOINTS, MODEL, LOSSES = Path("build/checkpoints"), Path("build/model"), Path("build/losses.csv")
 CONSTANT = {"train.rate_schedule": "constant"}
@@ -363,18 +364,25 @@ def test_a_signal_at_the_last_step_lets_it_finish(place, write_params, monkeypat
     assert results() == uninterrupted
 
 
-def test_a_second_signal_does_not_break_the_leaving(interrupted, monkeypatch, notes, recording_run):
+def test_a_second_signal_does_not_break_the_leaving(interrupted, monkeypatch, notes):
     # An impatient hand while the tracker sends what still waits.
     def slow_close(status):
         os.kill(os.getpid(), signal.SIGINT)
         notes.ended.append(status)
 
     monkeypatch.setattr(notes, "close", slow_close)
+    monkeypatch.setattr(module, "opened_run", tracked(notes))
     assert "SIGTERM at step 3" in interrupted(3)
     assert notes.ended == ["KILLED"]
 
 
-def test_losses_and_grids_go_to_the_tracker(train, notes, recording_run):
+def tracked(tracker):
+    """A stand-in for an MLflow run, ended as a real one is."""
+    return lambda *_: _closing(tracker)
+
+
+def test_losses_and_grids_go_to_the_tracker(train, monkeypatch, notes):
+    monkeypatch.setattr(module, "opened_run", tracked(notes))
     train()
     assert list(notes.metrics) == [2, 4, 6]
     always = {"loss", "learning_rate", "num_images_seen", "images_per_second", "gradient_norm"}
@@ -387,10 +395,17 @@ def test_losses_and_grids_go_to_the_tracker(train, notes, recording_run):
     assert notes.files == [("build/losses.csv", "training")] and notes.ended == ["FINISHED"]
 
 
-def test_a_resumed_training_goes_on_in_its_run(interrupted, train, notes, recording_run):
+def test_a_resumed_training_goes_on_in_its_run(interrupted, train, monkeypatch, notes):
+    asked = []
+
+    def opened(params, run_id=None):
+        asked.append(run_id)
+        return _closing(notes)
+
+    monkeypatch.setattr(module, "opened_run", opened)
     interrupted(3)
     train()
-    assert recording_run == [("train", None), ("train", "the run")] and notes.ended == ["KILLED", "FINISHED"]
+    assert asked == [None, "the run"] and notes.ended == ["KILLED", "FINISHED"]
     assert json.loads((MODEL / "run.json").read_text()) == {"mlflow_run_id": "the run", "mlflow_experiment_id": "7"}
 
 

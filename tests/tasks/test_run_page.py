@@ -119,10 +119,11 @@ def test_what_stages_say_is_what_the_page_waits_for(artifacts, tmp_path, monkeyp
     import numpy as np
 
     from stages.training.previews import show_samples
-    from tracking.runs import Tracker, _announce
+    from tracking.runs import NoTracker, _announce
 
-    tracker = Tracker()
-    _announce("sample", "0a1b", "7")
+    tracker = NoTracker()
+    tracker.run_id, tracker.experiment_id = "0a1b", "7"
+    _announce(tracker, "sample")
     show_samples(tracker, np.zeros((8, 8, 3), np.uint8), 250)
     page = StagePage("train", AtOnce())
     for text in capsys.readouterr().out.splitlines():

@@ -197,9 +197,8 @@ def test_the_environment_of_a_stage(monkeypatch):
 
 def test_the_names_of_the_variables_are_those_that_the_stages_read(monkeypatch):
     # Tasks import no stage, so the names stand twice.
-    from contract.environment import PREFECT_RUN as PREFECT_RUN_VARIABLE
-    from contract.environment import SWEEP as SWEEP_VARIABLE
     from stages.runtime.runner import WATCH_PID_VARIABLE
+    from tracking.lineage import PREFECT_RUN_VARIABLE, SWEEP_VARIABLE
 
     assert {PREFECT_RUN_VARIABLE, WATCH_PID_VARIABLE} <= set(stage_environment())
     assert SWEEP_VARIABLE not in stage_environment()

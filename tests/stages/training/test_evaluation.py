@@ -19,6 +19,7 @@ from ddpm.checkpoint import load_model
 from ddpm.metrics import KernelDistance, kernel_distance
 from stages.runtime.runner import run_stage
 from stages.training import evaluation as module
+from tracking.runs import _closing
 
 MODEL, CHECKPOINTS = Path("build/model"), Path("build/checkpoints")
 FIGURES = [f"kid_efficientnet_lite0{end}" for end in ("", "_low", "_high")]
@@ -65,11 +66,12 @@ def test_off_it_extracts_no_features(train, mean_colours):
     assert mean_colours.batches == []
 
 
-def test_a_row_at_each_evaluated_step_and_the_last(train, notes, recording_run, monkeypatch):
+def test_a_row_at_each_evaluated_step_and_the_last(train, notes, monkeypatch):
     curve = {}
     monkeypatch.setattr(
         notes, "record_metrics", lambda values, step: curve.update({step: curve.get(step, {}) | values})
     )
+    monkeypatch.setattr(train_stage, "opened_run", lambda *_: _closing(notes))
     table = train(EVERY_TWO | {"train.evaluate_every": 4})
     assert table["step"].tolist() == [4, 6] and list(table.columns) == ["step", *FIGURES, "split", "num_images"]
     assert (table[FIGURES[1]] < table[FIGURES[0]]).all() and (table[FIGURES[0]] < table[FIGURES[2]]).all()
