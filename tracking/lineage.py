@@ -1,10 +1,7 @@
 """Tags that trace an MLflow run back to its code, its data and the Prefect run that started it."""
 
-import hashlib
 import os
 import subprocess
-import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +28,6 @@ def read_lineage() -> dict[str, str]:
 def read_model_digest() -> str:
     """Return DVC's digest of build/model; empty where DVC has not recorded one."""
     return _output_digest(_read_yaml(Path("dvc.lock")), "train", "build/model")
-
-
-def code_digest(*stage_sources: Path, without: Collection[str] = ()) -> str:
-    """The digest of these files and of the modules of ddpm that this process has imported, but for those `without`."""
-    digest = hashlib.sha256()
-    for path in stage_sources:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for name, module in sorted(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if name.partition(".")[0] == "ddpm" and file and name not in without:
-            digest.update(name.encode() + b"\0" + Path(file).read_bytes())
-    return digest.hexdigest()
 
 
 def _output_digest(lock: dict[str, Any], stage: str, path: str) -> str:

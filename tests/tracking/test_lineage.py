@@ -1,13 +1,11 @@
 """What traces an MLflow run back to code, data and flow."""
 
 import subprocess
-import sys
-from types import ModuleType
 
 import pytest
 from ruamel.yaml import YAML
 
-from tracking.lineage import code_digest, read_lineage, read_model_digest
+from tracking.lineage import read_lineage, read_model_digest
 
 
 def git(*arguments):
@@ -76,39 +74,3 @@ def test_without_history_there_is_no_commit(folder, monkeypatch):
 def test_without_git_there_is_no_commit(repository, monkeypatch):
     monkeypatch.setenv("PATH", str(repository))
     assert "git_commit" not in read_lineage()
-
-
-@pytest.fixture
-def imported(tmp_path, monkeypatch):
-    """Pretends that a module of one line has been imported."""
-
-    def pretend(name, line):
-        module = ModuleType(name)
-        module.__file__ = str(tmp_path / f"{name}.py")
-        (tmp_path / f"{name}.py").write_text(line)
-        monkeypatch.setitem(sys.modules, name, module)
-
-    return pretend
-
-
-def test_the_digest_of_the_code_changes_with_the_stage(tmp_path):
-    source = tmp_path / "train.py"
-    source.write_text("a = 1")
-    before = code_digest(source)
-    assert code_digest(source) == before != code_digest()
-    source.write_text("a = 2")
-    assert code_digest(source) != before
-
-
-def test_the_digest_of_the_code_changes_with_the_mathematics_alone(imported):
-    before = code_digest()
-    assert code_digest() == before
-    imported("another.module", "a = 1")
-    imported("ddpmlike", "a = 1")
-    assert code_digest() == before
-    imported("ddpm.invented", "a = 1")
-    with_module = code_digest()
-    assert with_module != before
-    imported("ddpm.invented", "a = 2")
-    assert code_digest() not in {before, with_module}
-    assert code_digest(without=["ddpm.invented"]) == before
