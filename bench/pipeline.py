@@ -20,7 +20,7 @@ from ddpm.diffusion import build_diffusion
 from ddpm.training import train
 from stages.training.experiment import Experiment, prepare_experiment
 from stages.training.loop import learn
-from tracking.runs import opened_run
+from tracking.runs import open_run
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         # Those of a real training stay apart.
         experiment.checkpoints = experiment.previews = Path(folder)
-        with opened_run(params) as tracker:
+        with open_run(params) as tracker:
             # A multiple of all intervals to start from: then each block logs, draws and saves as often.
             _bare(experiment, num_steps - experiment.state.step)
             for _ in range(arguments.blocks):

@@ -16,7 +16,7 @@ import torch
 from contract.params import compose
 from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, cosine_betas, train
 from ddpm.training import StepEvent
-from tracking.runs import NoTracker, Tracker, opened_run
+from tracking.runs import Tracker, open_run
 
 
 def main() -> None:
@@ -30,10 +30,10 @@ def main() -> None:
         next(events)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        with opened_run(params) as mlflow_tracker:
+        with open_run(params) as mlflow_tracker:
             times: dict[str, list[float]] = {"none": [], "mlflow": []}
             for _ in range(arguments.blocks):
-                times["none"].append(_time_events(events, arguments.steps, NoTracker(), params.train.log_every))
+                times["none"].append(_time_events(events, arguments.steps, Tracker(), params.train.log_every))
                 times["mlflow"].append(_time_events(events, arguments.steps, mlflow_tracker, params.train.log_every))
     ratios = [logged / bare for bare, logged in zip(times["none"], times["mlflow"], strict=True)]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, logging every {params.train.log_every} steps")

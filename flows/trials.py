@@ -1,83 +1,84 @@
-"""The experiments of a sweep: a grid or a list of overrides, spelt out and checked before any of them starts."""
+"""Spell out the trials of a sweep, a grid or a list of overrides, and check all of them before any starts."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from contract.nesting import flatten
-from contract.params import Params, ParamsError, compose
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-MAX_CHILDREN = 256
-"""What one sweep may start: more is rather a slip of the hand."""
+from contract.errors import FlowersError
+from contract.params import Params, ParamsError, composed, flat
+
+MAX_TRIALS = 256
+"""Maximum size of a sweep; more is probably a mistake."""
 
 
-class SweepError(Exception):
+class SweepError(FlowersError):
     """A sweep cannot be started; the message names all that is wrong with it."""
 
 
 @dataclass(frozen=True)
-class Child:
+class Trial:
     """One experiment of a sweep."""
 
     name: str
-    """of its flow run: the sweep's, and a number from 1"""
+    """name of its flow run: the sweep's, and a number from 1"""
     overrides: dict[str, Any]
-    """nested, over the profile"""
+    """what differs from the profile, nested"""
     varied: dict[str, Any]
-    """the part that the sweep varies, by dotted names"""
+    """the parameters that the sweep varies, by dotted names"""
     params: Params
-    """all that comes of it"""
+    """all parameters"""
 
-    @property
-    def described(self) -> str:
-        """For the log."""
-        return f"{self.name} ({', '.join(f'{name}={value}' for name, value in self.varied.items())})"
+    def __str__(self) -> str:
+        return f"{self.name} ({_list_values(self.varied)})"
 
 
-def children_of(
+def plan_trials(
     sweep: str,
     profile: str | None,
     shared: Mapping[str, Any],
     grid: Mapping[str, Sequence[Any]],
     overrides: Sequence[Mapping[str, Any]],
-) -> list[Child]:
-    """The children of a sweep, in order, each checked.
+) -> list[Trial]:
+    """Return the trials of a sweep, in order, each checked.
 
     Args:
-        sweep: its name.
+        sweep: name of the sweep.
         profile: a saved experiment; None takes params.yaml as it is.
-        shared: nested or dotted, what all children have over the profile.
-        grid: dotted names, each with the values that it takes, in every combination.
-        overrides: nested or dotted, those of each child.
+        shared: what all trials change in the profile, nested or dotted.
+        grid: dotted names of parameters, each with its values, used in every combination.
+        overrides: what each trial changes, nested or dotted.
 
     Raises:
-        SweepError: there is nothing to vary, or too much, or some of the children cannot be used.
+        SweepError: there is nothing to vary, or too much, or some of the trials cannot be used.
     """
     if bool(grid) == bool(overrides):
         got = "both" if grid else "neither"
         raise SweepError(f"a sweep takes a grid or a list of overrides, got {got}")
     try:
-        compose(profile, nested(shared))
+        composed(profile, nest(shared))
     except ParamsError as error:
         raise SweepError(str(error)) from None
-    choices = list(itertools.islice(combinations(grid) if grid else iter(overrides), MAX_CHILDREN + 1))
-    if len(choices) > MAX_CHILDREN:
-        raise SweepError(f"a sweep starts at most {MAX_CHILDREN} children; give fewer values")
-    children, problems = [], []
+    choices = list(itertools.islice(combine(grid) if grid else iter(overrides), MAX_TRIALS + 1))
+    if len(choices) > MAX_TRIALS:
+        raise SweepError(f"a sweep starts at most {MAX_TRIALS} trials; give fewer values")
+    trials, problems = [], []
     for number, choice in enumerate(choices, start=1):
         try:
-            children.append(_child(f"{sweep}-{number}", profile, shared, choice))
+            trials.append(_plan_trial(f"{sweep}-{number}", profile, shared, choice))
         except ParamsError as error:
-            problems.append(f"  {_told(choice)}: {_of_one(error)}")
-    _ensure_different(children, problems)
+            problems.append(f"  {_list_values(flat(choice))}: {_strip_source(error)}")
+    problems += _find_duplicates(trials)
     if problems:
-        raise SweepError("\n".join([f"{len(problems)} of {len(choices)} children cannot be used:", *problems]))
-    return children
+        raise SweepError("\n".join([f"{len(problems)} of {len(choices)} trials cannot be used:", *problems]))
+    return trials
 
 
-def combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """Every combination of the values; those of the last name change fastest.
+def combine(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Yield every combination of the values; those of the last name change fastest.
 
     Raises:
         SweepError: a name has no list of values.
@@ -89,18 +90,52 @@ def combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(grid, chosen, strict=True))
 
 
-def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """{"train.seed": 0} as {"train": {"seed": 0}}, mixed forms joined.
+def nest(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"train.seed": 0} as {"train": {"seed": 0}}; both forms may be mixed.
 
     Raises:
         ParamsError: a parameter is set twice, or a section is set to a value.
     """
     result: dict[str, Any] = {}
     for name, value in overrides.items():
-        leaves = flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        leaves = flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
         for leaf, leaf_value in leaves.items():
             _put(result, leaf, leaf_value)
     return result
+
+
+def parse_grid(words: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the grid that words such as "train.seed=[0, 1]" spell.
+
+    Raises:
+        SweepError: a word is not NAME=[VALUE, VALUE].
+    """
+    grid = {}
+    for word in words:
+        name, equals, values = word.partition("=")
+        if not equals:
+            raise SweepError(f"a grid is given by NAME=[VALUE,VALUE], such as train.seed=[0,1], got {word!r}")
+        grid[name] = _parse_yaml(values, word)
+    return grid
+
+
+def parse_overrides_list(text: str | None) -> list[dict[str, Any]]:
+    """Return the overrides of each trial that a text such as "[{train.seed: 1}, {train.seed: 2}]" spells.
+
+    Raises:
+        SweepError: the text is not a list of mappings.
+    """
+    parsed = [] if text is None else _parse_yaml(text, "--overrides")
+    if not isinstance(parsed, list) or not all(isinstance(one, dict) for one in parsed):
+        raise SweepError(f"--overrides takes a list of mappings, such as [{{train.seed: 1}}], got {text!r}")
+    return parsed
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise SweepError(f"{source} is not YAML: {error}") from None
 
 
 def _put(result: dict[str, Any], name: str, value: Any) -> None:
@@ -109,32 +144,32 @@ def _put(result: dict[str, Any], name: str, value: Any) -> None:
     for section in sections:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
-            raise ParamsError(f"{name} is a part of what is set whole")
+            raise ParamsError(f"{name} is part of a section that is set as a whole")
     if leaf in place:
         raise ParamsError(f"{name} is set twice")
     place[leaf] = value
 
 
-def _child(name: str, profile: str | None, shared: Mapping[str, Any], choice: Mapping[str, Any]) -> Child:
-    varied = flatten(nested(choice))
-    overrides = nested(flatten(nested(shared)) | varied)
-    return Child(name, overrides, varied, compose(profile, overrides))
+def _plan_trial(name: str, profile: str | None, shared: Mapping[str, Any], choice: Mapping[str, Any]) -> Trial:
+    varied = flat(nest(choice))
+    overrides = nest(flat(nest(shared)) | varied)
+    return Trial(name, overrides, varied, composed(profile, overrides))
 
 
-def _of_one(error: ParamsError) -> str:
-    """What is wrong, without the name of the file that the parameters would be merged over."""
+def _strip_source(error: ParamsError) -> str:
+    """Return what is wrong, without the name of the file that the parameters would be merged over."""
     first, *problems = str(error).splitlines()
     return "; ".join(problem.strip() for problem in problems) or first
 
 
-def _told(choice: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in flatten(choice).items()) or "no change"
+def _list_values(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items()) or "no change"
 
 
-def _ensure_different(children: Sequence[Child], problems: list[str]) -> None:
-    """Equal experiments would do the same work at the same time, and stand in the table as if they were two."""
-    first: dict[Params, Child] = {}
-    for child in children:
-        same = first.setdefault(child.params, child)
-        if same is not child:
-            problems.append(f"  {_told(child.varied)}: the same experiment as {_told(same.varied)}")
+def _find_duplicates(trials: Sequence[Trial]) -> Iterator[str]:
+    """Yield a line per trial that repeats an earlier one: both would do the same work at the same time."""
+    first: dict[str, Trial] = {}
+    for trial in trials:
+        same = first.setdefault(trial.params.model_dump_json(), trial)
+        if same is not trial:
+            yield f"  {_list_values(trial.varied)}: the same experiment as {_list_values(same.varied)}"

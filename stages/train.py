@@ -11,7 +11,7 @@ from stages.training.loop import learn
 from stages.training.losses import write_losses
 from stages.training.publishing import publish
 from stages.training.resume import resume
-from tracking.runs import opened_run
+from tracking.runs import open_run
 
 
 def main(params: Params) -> None:
@@ -21,7 +21,7 @@ def main(params: Params) -> None:
         resume(experiment)
         say("train", describe_experiment(experiment))
         recording = experiment.recording
-        with opened_run(params, recording.mlflow.get("mlflow_run_id")) as tracker:
+        with open_run(params, recording.mlflow.get("mlflow_run_id")) as tracker:
             recording.mlflow = {"mlflow_run_id": tracker.run_id, "mlflow_experiment_id": tracker.experiment_id}
             learn(experiment, tracker)
             if is_first():

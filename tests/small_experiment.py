@@ -4,7 +4,6 @@ import copy
 import json
 import shutil
 import signal
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from ddpm.features import FeatureExtractor
 from ddpm.published import publish_model
 from stages.evaluation import extraction
 from stages.training import evaluation as training_evaluation
-from tracking.runs import NoTracker
+from tracking.runs import Tracker
 
 PROJECT = Path(__file__).parents[1]
 
@@ -154,8 +153,8 @@ def folder(tmp_path, monkeypatch):
     """An empty current folder, in which nothing is tracked and no variable of the caller's is seen."""
     monkeypatch.chdir(tmp_path)
     for name in (
-        "DDPM_PREFECT_FLOW_RUN", "DDPM_SWEEP", "DDPM_WATCH_PID", "DVC_ROOT", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID",
-        "MLFLOW_TRACKING_URI",
+        "DDPM_EVENTS", "DDPM_PREFECT_FLOW_RUN", "DDPM_PREFECT_FLOW_RUN_ID", "DDPM_SWEEP", "DDPM_WATCH_PID", "DVC_ROOT",
+        "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "RANK",
     ):  # fmt: skip
         # Set and then deleted, so that what a test leaves there is taken away after it.
         monkeypatch.setenv(name, "")
@@ -290,7 +289,7 @@ def conditional_model(folder, published_conditional):
     return Path("build/model")
 
 
-class Notes(NoTracker):
+class Notes(Tracker):
     """Keeps what a real tracker would send."""
 
     def __init__(self):
@@ -325,20 +324,33 @@ def recording_run(notes, monkeypatch):
     """Makes stages record in `notes`; gives the stage and the earlier run's id of each run that they open."""
     opened = []
 
-    @contextmanager
-    def record(stage, run_id=None):
-        opened.append((stage, run_id))
-        status = "KILLED"
-        try:
-            yield notes
-            status = "FINISHED"
-        finally:
-            notes.close(status)
+    def open_tracker(params, stage, earlier_run_id):
+        opened.append((stage, earlier_run_id))
+        return notes
 
-    monkeypatch.setattr("stages.train.opened_run", lambda _, *earlier: record("train", *earlier))
-    for stage in ("sample", "evaluate"):
-        monkeypatch.setattr(f"stages.{stage}.reopened_run", lambda _, *given: record(*given))
+    monkeypatch.setattr("tracking.runs.open_tracker", open_tracker)
     return opened
+
+
+@pytest.fixture
+def recorded():
+    """Makes the table of runs that MLflow would give: each with its kernel distance, extractor and parameters."""
+
+    def make(*runs):
+        return pd.DataFrame([describe(number, **run) for number, run in enumerate(runs, start=1)])
+
+    def describe(number, kid=None, extractor="efficientnet_lite0", flow_run_id=None, **params):
+        metrics = {"loss": 0.25, f"kid_{extractor}_std": 9.0, f"kid_{extractor}_floor_valid": 0.0}
+        if kid is not None:
+            metrics |= {f"kid_{extractor}": kid, f"kid_{extractor}_low": kid - 0.1, f"kid_{extractor}_high": kid + 0.1}
+            metrics |= {f"fd_{extractor}": 10 * kid, f"precision_{extractor}": 0.5, f"recall_{extractor}": 0.75}
+        params = {"reference.extractor": extractor, "train.batch_size": "16"} | params
+        run = {"run_id": f"{number:032x}", "experiment_id": "7", "status": "FAILED" if kid is None else "FINISHED"}
+        tags = {"mlflow.runName": f"run-{number}", "prefect_flow_run_id": flow_run_id}
+        fields = {"metrics": metrics, "params": params, "tags": tags}
+        return run | {f"{kind}.{name}": value for kind, values in fields.items() for name, value in values.items()}
+
+    return make
 
 
 @pytest.fixture(scope="session")

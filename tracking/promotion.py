@@ -1,9 +1,10 @@
-"""When a new version of the model becomes the champion, by the figures of both.
+"""Decide by figures whether a new version of the model becomes the champion.
 
 The rule: the whole 95 % interval of the new kernel distance lies below the whole interval of the champion's. Most
 trainings of a sweep differ by chance alone, and each is another chance to be lucky. Where nothing but chance differs,
-two intervals of equal width come to lie apart on the better side 3 times in 1,000, so that twenty such trainings
-replace the champion once in twenty times; a new distance below the champion's interval would come 1 time in 12.
+two intervals of equal width lie apart, on the better side, 3 times in 1,000: a sweep of twenty such trainings replaces
+the champion 1 time in 20. A weaker rule, the new distance below the champion's interval, would do so 1 time in 12 for
+each training.
 """
 
 from collections.abc import Mapping
@@ -11,27 +12,30 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 CHAMPION = "champion"
-"""The alias of the version that is served."""
+"""Alias of the version that is served."""
 
 PROMOTION_TAG = "promotion"
-"""The version tag that says why a version became the champion, or did not."""
+"""Version tag that says why a version became the champion, or did not."""
+
+FIGURE_TAG = "evaluate."
+"""Beginning of the version tags that hold its figures."""
 
 Figures: TypeAlias = Mapping[str, str]
-"""Of build/metrics.json, by name, as text; none where the model was not evaluated."""
+"""Figures of build/metrics.json by name, as text; none where the model was not evaluated."""
 
 _MUST_AGREE = (
     "extractor", "weights_sha256", "dataset_md5", "reference_split", "num_reference", "num_samples",
     "kernel_subsets", "kernel_subset_size",
 )  # fmt: skip
-"""What two evaluations must share for their distances to be compared."""
+"""Values that two evaluations must share for their distances to be compared."""
 
 _SHOWN_CHARACTERS = 12
-"""Of a digest."""
+"""Characters of a digest that a message shows."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A kernel distance and its 95 % interval."""
+    """Kernel distance with its 95 % interval."""
 
     name: str
     mean: float
@@ -44,7 +48,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Champion:
-    """The version to beat."""
+    """Version to beat."""
 
     number: str
     figures: Figures
@@ -52,45 +56,50 @@ class Champion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a version becomes the champion, and why or why not."""
+    """Decision on a version, with its reason."""
 
     promotes: bool
     reason: str
 
 
-def judged(new: Figures, champion: Champion | None) -> Verdict:
-    """Whether the version with the figures `new` takes the champion's place; None, where there is no champion."""
+def judge_version(new: Figures, champion: Champion | None) -> Verdict:
+    """Decide whether a version with the figures `new` replaces the champion; None means that there is no champion."""
     if champion is None:
         return Verdict(True, "there was no champion")
-    if obstacle := _obstacle(new, champion):
+    if obstacle := _find_obstacle(new, champion):
         return Verdict(False, obstacle)
-    ours, theirs = headline(new), headline(champion.figures)
+    ours, theirs = read_interval(new), read_interval(champion.figures)
     both = f"{ours}, the champion's, version {champion.number}, {theirs}"
     if ours.high < theirs.low:
         return Verdict(True, f"its whole interval lies below: {both}")
     return Verdict(False, f"{'the intervals overlap' if ours.mean < theirs.mean else 'it is no lower'}: {both}")
 
 
-def headline(figures: Figures) -> Interval:
-    """The kernel distance of an evaluated model; lower is better."""
+def read_interval(figures: Figures) -> Interval:
+    """Return the kernel distance of an evaluated model; lower is better."""
     name = f"kid_{figures['extractor']}"
     return Interval(name, *(float(figures[f"{name}{ending}"]) for ending in ("", "_low", "_high")))
 
 
-def _obstacle(new: Figures, champion: Champion) -> str:
-    """What keeps the two from being compared, if anything."""
+def read_figures(tags: Mapping[str, str]) -> Figures:
+    """Return the figures among a version's tags."""
+    return {name.removeprefix(FIGURE_TAG): value for name, value in tags.items() if name.startswith(FIGURE_TAG)}
+
+
+def _find_obstacle(new: Figures, champion: Champion) -> str:
+    """Return why the two cannot be compared; empty where they can."""
     of_champion = f"the champion, version {champion.number}"
     if not new:
-        return f"it was not evaluated, so that nothing says it is better than {of_champion}"
+        return f"it was not evaluated, so it cannot be compared with {of_champion}"
     if not champion.figures:
-        return f"{of_champion}, was not evaluated, so that there is no figure to beat"
+        return f"{of_champion}, was not evaluated, so there is no figure to beat"
     differences = [
-        f"{name} is {_short(new.get(name))} and was {_short(champion.figures.get(name))}"
+        f"{name} is {_shorten(new.get(name))} and was {_shorten(champion.figures.get(name))}"
         for name in _MUST_AGREE
         if new.get(name) != champion.figures.get(name)
     ]
-    return f"it was evaluated otherwise than {of_champion}: {'; '.join(differences)}" if differences else ""
+    return f"it was evaluated in another way than {of_champion}: {'; '.join(differences)}" if differences else ""
 
 
-def _short(value: str | None) -> str:
+def _shorten(value: str | None) -> str:
     return "unknown" if value is None else value if len(value) <= 2 * _SHOWN_CHARACTERS else value[:_SHOWN_CHARACTERS]

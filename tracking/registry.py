@@ -1,4 +1,4 @@
-"""The registered models of MLflow."""
+"""Keep models in MLflow's registry, and open them from there."""
 
 import contextlib
 import shutil
@@ -12,35 +12,34 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import StageError
-from ddpm.checkpoint import CheckpointError
+from tracking.connection import TrackingError, connect, explain_refusals, tracking_uri
 from tracking.promotion import CHAMPION
-from tracking.runs import TrackingError, connect, explained, tracking_uri
 
 CONTENTS_TAG = "contents_sha256"
-"""The digest of all that makes a version what it is: the same is not registered twice."""
+"""Version tag with the digest of all that a version consists of: the same model is not registered twice."""
 
 _DESCRIPTION = "Draws images of flowers; see docs/serving.md"
 
 _EXAMPLE: list[dict[str, Any]] = [{"n": 1, "seed": 0, "sampler": "ddim", "steps": 2}]
-"""A request, which MLflow keeps with the model, and tries when it is logged."""
+"""Request that MLflow keeps with the model, and tries when it is logged."""
 
 _PACKAGES = ("mlflow", "torch", "numpy", "pillow", "safetensors", "pandas")
-"""What the model needs where it is served."""
+"""Packages that the model needs where it is served."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a registered model."""
+    """Version of a registered model."""
 
     number: str
     tags: Mapping[str, str]
 
 
 class Registry:
-    """The versions of one registered model.
+    """Versions of one registered model.
 
     Raises:
-        TrackingError: MLflow cannot be reached; so do all of its methods.
+        TrackingError: MLflow cannot be reached; all methods raise it, too.
     """
 
     def __init__(self, name: str) -> None:
@@ -48,17 +47,17 @@ class Registry:
         self._client = connect()
 
     def champion(self) -> Version | None:
-        """The version that is served, if there is one."""
-        with explained():
+        """Return the version that is served, if there is one."""
+        with explain_refusals():
             found = self._model()
             number = None if found is None else found.aliases.get(CHAMPION)
-            return None if number is None else self._version(self._client.get_model_version(self.name, number))
+            return None if number is None else _to_version(self._client.get_model_version(self.name, number))
 
     def find(self, contents_sha256: str) -> Version | None:
-        """The version of these contents, if one is registered; the newest of several."""
-        with explained():
+        """Return the version with these contents, if one is registered; the newest of several."""
+        with explain_refusals():
             found = self._client.search_model_versions(f"name = '{self.name}'")
-        alike = [one for one in map(self._version, found) if one.tags.get(CONTENTS_TAG) == contents_sha256]
+        alike = [one for one in map(_to_version, found) if one.tags.get(CONTENTS_TAG) == contents_sha256]
         return max(alike, key=lambda one: int(one.number), default=None)
 
     def add(
@@ -71,19 +70,19 @@ class Registry:
         """
         from mlflow.exceptions import MlflowException
 
-        with explained():
-            logged = _logged_model(run_id, model_folder, weights, metadata)
-            with contextlib.suppress(MlflowException):  # it exists, or another run makes it meanwhile
+        with explain_refusals():
+            logged = _log_model(run_id, model_folder, weights, metadata)
+            with contextlib.suppress(MlflowException):  # it exists, or another run creates it meanwhile
                 self._client.create_registered_model(self.name, description=_DESCRIPTION)
-            return self._version(
+            return _to_version(
                 self._client.create_model_version(
                     self.name, logged.model_uri, run_id, tags=dict(tags), model_id=logged.model_id
                 )
             )
 
     def note(self, number: str, tags: Mapping[str, str], description: str) -> None:
-        """Facts about a version, and the words that MLflow's page shows of it."""
-        with explained():
+        """Set tags of a version, and the description that MLflow's page shows."""
+        with explain_refusals():
             for name, value in tags.items():
                 self._client.set_model_version_tag(self.name, number, name, value)
             self._client.update_model_version(self.name, number, description)
@@ -94,7 +93,7 @@ class Registry:
         Raises:
             TrackingError: there is no such version.
         """
-        with explained():
+        with explain_refusals():
             self._client.set_registered_model_alias(self.name, CHAMPION, number)
 
     def _model(self) -> Any | None:
@@ -107,21 +106,24 @@ class Registry:
                 return None
             raise
 
-    def _version(self, found: Any) -> Version:
-        return Version(str(found.version), dict(found.tags))
+
+def _to_version(found: Any) -> Version:
+    return Version(str(found.version), dict(found.tags))
 
 
 @contextmanager
 def open_model(address: str) -> Iterator[Path]:
-    """The folder of a registered model, such as models:/flowers-ddpm@champion, for as long as the block lasts.
+    """Give the folder of a registered model, such as models:/flowers-ddpm@champion, for as long as the block lasts.
 
-    This is how `ddpm.load` reads such addresses; pyproject.toml names it there.
+    `ddpm.load` reads such addresses by this function; pyproject.toml declares it as an entry point.
 
     Raises:
         CheckpointError: MLflow has no such model of this project.
     """
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
+
+    from ddpm.checkpoint import CheckpointError
 
     with tempfile.TemporaryDirectory() as temporary:
         try:
@@ -135,18 +137,18 @@ def open_model(address: str) -> Iterator[Path]:
         yield folder
 
 
-def _logged_model(run_id: str, model_folder: Path, weights: str, metadata: Mapping[str, Any]) -> Any:
+def _log_model(run_id: str, model_folder: Path, weights: str, metadata: Mapping[str, Any]) -> Any:
     import mlflow
 
-    # Recorded and dropped: MLflow warns of values of any type, whatever the filters say.
-    with _evaluated_weights(model_folder, weights) as published, warnings.catch_warnings(record=True):
-        from tracking import served_model as pyfunc_model
+    # Warnings are recorded and dropped: MLflow warns of values of any type, whatever the filters say.
+    with _copy_for_serving(model_folder, weights) as published, warnings.catch_warnings(record=True):
+        from tracking import served_model
 
-        _require_drawing(published)
+        _require_model_draws(published)
         with mlflow.start_run(run_id=run_id, log_system_metrics=False):
             return mlflow.pyfunc.log_model(
                 name="model",
-                python_model=pyfunc_model.__file__,
+                python_model=served_model.__file__,
                 artifacts={"model": str(published)},
                 code_paths=["ddpm"],
                 input_example=_EXAMPLE,
@@ -155,8 +157,8 @@ def _logged_model(run_id: str, model_folder: Path, weights: str, metadata: Mappi
             )
 
 
-def _require_drawing(folder: Path) -> None:
-    """Draw the example as the served model would: MLflow tries it, too, but of its failure it merely warns.
+def _require_model_draws(folder: Path) -> None:
+    """Draw the example as the served model would; MLflow tries it, too, but only warns where it fails.
 
     Raises:
         StageError: the model cannot draw it.
@@ -170,13 +172,13 @@ def _require_drawing(folder: Path) -> None:
     try:
         sampler.load_context(context)
         sampler.predict(_EXAMPLE)
-    except Exception as error:  # of the files, of the network's shapes, of whatever serving would meet
+    except Exception as error:  # whatever serving would meet: damaged files, wrong shapes
         raise StageError(f"the model cannot draw an example, so it is not registered: {error}") from error
 
 
 @contextmanager
-def _evaluated_weights(model_folder: Path, weights: str) -> Iterator[Path]:
-    """A folder called "model" that holds it with the weights that were sampled and evaluated, and no others."""
+def _copy_for_serving(model_folder: Path, weights: str) -> Iterator[Path]:
+    """Give a folder called "model" that holds the weights that were sampled and evaluated, and no others."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         folder.mkdir()

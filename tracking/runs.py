@@ -1,100 +1,77 @@
-"""One MLflow run an experiment.
+"""Record an experiment in one MLflow run.
 
 Training opens the run, the later stages reopen it. A run that cannot be opened stops a stage before its work; a record
-that is lost later does not: logging is asynchronous, holds nothing up, and what DVC keeps is whole without MLflow.
+that is lost later does not: logging is asynchronous and holds nothing up, and the results that DVC keeps are complete
+without MLflow.
 """
 
-import contextlib
-import fcntl
-import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.errors import StageError
-from contract.nesting import flatten
-from contract.params import Params
-from contract.stage_names import LINEAGE
-from ddpm.distributed import is_first
-from tracking.lineage import SWEEP_VARIABLE, flow_run_name, lineage_tags
+from contract.environment import PREFECT_RUN, SWEEP, TRACKING, is_first_process
+from contract.events import Message, RunOpened, are_read, emit
+from contract.params import Params, flat
+from tracking.connection import connect, explain_refusals, open_experiment
+from tracking.lineage import read_lineage
 
-EXPERIMENT = "flowers-ddpm"
-TRACKING_VARIABLE = "DDPM_TRACKING"
-"""Set to "off", nothing is logged."""
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
 MODEL_RUN_TAG = "ddpm.trained_in"
 CONTINUES_TAG = "ddpm.continues"
 SWEEP_TAG = "ddpm.sweep"
-"""The sweeps that a run belongs to, between spaces: what an earlier one has trained is not trained again."""
+"""Names of the sweeps that a run belongs to, separated by spaces: a later sweep may reuse the run of an earlier one."""
 
-_PAGE_RUNS = 1000
-"""What one request may ask for."""
+STAGES = ("download", "preprocess", "train", "sample", "reference", "evaluate", "register")
+"""Stages in dependency order; `reference` runs before `train` only to fail early."""
 
-Scalars: TypeAlias = Mapping[str, float]
-
-
-class TrackingError(StageError):
-    """MLflow cannot be used; the message says how it was addressed."""
+_REQUEST_PARAMS = 100
+"""Parameters that MLflow takes in one request."""
 
 
-class Tracker(Protocol):
-    """Where a stage's results go."""
-
-    run_id: str
-    experiment_id: str
-
-    def record_metrics(self, values: Scalars, step: int = 0) -> None:
-        """Figures at a step; existing figures of the same name and step are joined by these."""
-
-    def record_image(self, key: str, image: NDArray[np.uint8], step: int = 0) -> None:
-        """An image, shape (height, width, 3), in the series `key`."""
-
-    def record_tags(self, tags: Mapping[str, str]) -> None:
-        """Facts about the run that are no parameters."""
-
-    def record_file(self, path: Path, folder: str) -> None:
-        """A file, under `folder` of the run's artifacts."""
-
-    def close(self, status: str) -> None:
-        """Send what still waits, and end the run: FINISHED, FAILED or KILLED."""
-
-
-class NoTracker:
-    """A tracker that forgets everything."""
+class Tracker:
+    """Records nothing: used where tracking is off, and in all processes of a stage but the first."""
 
     run_id = ""
     experiment_id = ""
 
-    def record_metrics(self, values: Scalars, step: int = 0) -> None: ...
+    def record_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Record figures at a step, beside those of other names at the same step."""
 
-    def record_image(self, key: str, image: NDArray[np.uint8], step: int = 0) -> None: ...
+    def record_image(self, key: str, image: NDArray[np.uint8], step: int = 0) -> None:
+        """Record an image, shape (height, width, 3), in the series `key`."""
 
-    def record_tags(self, tags: Mapping[str, str]) -> None: ...
+    def record_tags(self, tags: Mapping[str, str]) -> None:
+        """Record facts about the run that are no parameters."""
 
-    def record_file(self, path: Path, folder: str) -> None: ...
+    def record_file(self, path: Path, folder: str) -> None:
+        """Record a file under `folder` of the run's artifacts."""
 
-    def close(self, status: str) -> None: ...
+    def close(self, status: str) -> None:
+        """Send the records that still wait, and end the run: FINISHED, FAILED or KILLED."""
 
 
-class MlflowTracker:
-    """A tracker on one MLflow run."""
+class MlflowTracker(Tracker):
+    """Records in one MLflow run."""
 
-    def __init__(self, client: Any, run_id: str) -> None:
+    def __init__(self, client: "MlflowClient", run_id: str, experiment_id: str) -> None:
         self._client = client
         self.run_id = run_id
-        self.experiment_id: str = client.get_run(run_id).info.experiment_id
-        # MLflow's own queue of images can be waited for only through an active run, and its failures go by unseen.
+        self.experiment_id = experiment_id
+        # MLflow's own queue of images can be waited for only through an active run, and hides its failures.
         self._images = ThreadPoolExecutor(1, thread_name_prefix="mlflow-images")
 
-    def record_metrics(self, values: Scalars, step: int = 0) -> None:
-        import time
-
+    def record_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -122,285 +99,171 @@ class MlflowTracker:
         self._attempt(mlflow.flush_async_logging)
         self._attempt(lambda: self._client.set_terminated(self.run_id, status))
 
-    def _attempt(self, action: Any) -> None:
+    def _attempt(self, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:
-            print(f"tracking: warning: MLflow did not take a record ({error})", file=sys.stderr, flush=True)
+            text = f"tracking: warning: MLflow did not take a record ({error})"
+            if are_read():
+                emit(Message("warning", text))
+            else:
+                print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
-def opened_run(params: Params, run_id: str | None = None) -> Iterator[Tracker]:
-    """The MLflow run of a training: a new one, or `run_id` continued; ended with the block, by how that ends.
+def open_run(params: Params, run_id: str | None = None) -> Iterator[Tracker]:
+    """Open the MLflow run of a training: a new one, or `run_id` again; it ends with the block, with a status to match.
 
-    The first of several processes speaks to MLflow, for all.
-
-    An MLflow parameter never changes: where the run to continue was made with others, as with more steps, the training
+    An MLflow parameter never changes: where the run to continue has other parameters, such as more steps, the training
     goes on in a new run, tagged with the one before.
 
     Raises:
         TrackingError: MLflow cannot be reached.
     """
-    if os.environ.get(TRACKING_VARIABLE) == "off" or not is_first():
-        yield NoTracker()
-        return
-    client = _client()
-    wanted = _wanted_params(params, "train")
-    with explained():
-        run = _run(client, run_id) if run_id else None
-        if run_id is None or run is None or not _agree(run.data.params, wanted):
-            run_id = _created_run(client, params, {CONTINUES_TAG: run_id} if run_id else {})
-        _resume(client, run_id, "train", wanted)
-        tracker = MlflowTracker(client, run_id)
-    _announce(tracker, "train")
-    with _closing(tracker):
+    with _close_at_end(open_tracker(params, "train", run_id)) as tracker:
         yield tracker
 
 
 @contextmanager
-def reopened_run(params: Params, stage: str, earlier_run_id: str) -> Iterator[Tracker]:
-    """The run of the stage before, for `stage` to add to.
+def reopen_run(params: Params, stage: str, earlier_run_id: str) -> Iterator[Tracker]:
+    """Reopen the MLflow run of the stage before, for `stage` to add to; it ends with the block.
 
-    Where that run already holds other parameters of this stage or of one before it, this is another experiment on the
-    same model, and gets a run of its own, tagged with the run of the training.
+    Where that run already holds other parameters of this stage or of an earlier one, this is another experiment on the
+    same model, and gets a run of its own, tagged with the run of the training. A model that was not tracked stays so.
 
     Raises:
         TrackingError: MLflow cannot be reached.
     """
-    if os.environ.get(TRACKING_VARIABLE) == "off" or not earlier_run_id or not is_first():
-        yield NoTracker()
-        return
-    client = _client()
-    wanted = _wanted_params(params, stage)
-    with explained():
-        earlier = _run(client, earlier_run_id)
-        trained_in = earlier.data.tags.get(MODEL_RUN_TAG, earlier_run_id) if earlier else earlier_run_id
-        candidates = [earlier, *_runs_on_model(client, trained_in)]
-        run_id = next((run.info.run_id for run in candidates if run and _agree(run.data.params, wanted)), None)
-        if run_id is None:
-            run_id = _created_run(client, params, {MODEL_RUN_TAG: trained_in})
-        _resume(client, run_id, stage, wanted)
-        tracker = MlflowTracker(client, run_id)
-    if run_id != earlier_run_id:
-        _announce(tracker, stage)
-    with _closing(tracker):
+    with _close_at_end(open_tracker(params, stage, earlier_run_id)) as tracker:
         yield tracker
 
 
-def recorded_runs(filter_text: str = "", max_runs: int | None = None) -> list[Any]:
-    """The runs of the project as MLflow gives them, newest first.
-
-    Args:
-        filter_text: in MLflow's language, such as "tags.profile = 'quickstart'".
-        max_runs: the newest alone.
+def open_tracker(params: Params, stage: str, earlier_run_id: str | None) -> Tracker:
+    """Return the tracker of a stage; one that records nothing, where nothing is to be recorded.
 
     Raises:
         TrackingError: MLflow cannot be reached.
     """
-    client, found, token = _client(), list[Any](), None
-    with explained():
-        experiment_id = client.get_experiment_by_name(EXPERIMENT).experiment_id
-        while max_runs is None or len(found) < max_runs:
-            wanted = _PAGE_RUNS if max_runs is None else min(_PAGE_RUNS, max_runs - len(found))
-            page = client.search_runs([experiment_id], filter_text, max_results=wanted, page_token=token)
-            found, token = [*found, *page], page.token
-            if not token:
-                break
-    return found
+    is_untracked_model = stage != "train" and not earlier_run_id
+    if os.environ.get(TRACKING) == "off" or is_untracked_model or not is_first_process():
+        return Tracker()
+    client = connect()
+    experiment_id = open_experiment(client)
+    values = _params_until(params, stage)
+    with explain_refusals():
+        if stage == "train":
+            candidates, tags = _run_to_continue(client, earlier_run_id)
+        else:
+            candidates, tags = _runs_on_same_model(client, experiment_id, str(earlier_run_id))
+        run = next((run for run in candidates if _agree(run.data.params, values)), None)
+        if run is None:
+            run = _create_run(client, experiment_id, params.profile, tags)
+        _resume_run(client, run, stage, values)
+    run_id = str(run.info.run_id)
+    if stage == "train" or run_id != earlier_run_id:
+        _announce(stage, run_id, experiment_id)
+    return MlflowTracker(client, run_id, experiment_id)
 
 
 def join_sweep(run_ids: Iterable[str], sweep: str) -> None:
-    """Tag runs as parts of a sweep: those, too, that were made before it, and serve it as they are.
+    """Tag runs as parts of a sweep, also those that an earlier sweep has made.
 
     Raises:
         TrackingError: MLflow cannot be reached, or has no such run.
     """
-    client = _client()
-    with explained():
+    client = connect()
+    with explain_refusals():
         for run_id in run_ids:
             _join_sweep(client, client.get_run(run_id), sweep)
 
 
-def tracking_uri() -> str:
-    """Where MLflow keeps its runs: MLFLOW_TRACKING_URI, or mlflow.db in the project, also from DVC's copies of it."""
-    root = Path(os.environ.get("DVC_ROOT", ".")).absolute()
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
-
-
-def _announce(tracker: Tracker, stage: str) -> None:
-    """Say which run it is, as the flow's page expects it, which links to it from now on."""
-    print(f"{stage}: MLflow run {tracker.run_id} of experiment {tracker.experiment_id}", flush=True)
-
-
 @contextmanager
-def _closing(tracker: Tracker) -> Iterator[Tracker]:
-    status = "FAILED"
+def _close_at_end(tracker: Tracker) -> Iterator[Tracker]:
+    status = "KILLED"
     try:
         yield tracker
         status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
-        raise
-    except BaseException as error:
-        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+    except Exception:
+        status = "FAILED"
         raise
     finally:
         tracker.close(status)
 
 
-def connect() -> Any:
-    """A client of MLflow at `tracking_uri`, which this process speaks to from now on."""
-    # MLflow greets, warns and reports home by default; the terminal belongs to the stage.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # which stages say themselves, once
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    import mlflow
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
-    uri = tracking_uri()
-    try:
-        mlflow.set_tracking_uri(uri)
-        with _one_at_a_time(uri):
-            return mlflow.MlflowClient()
-    except Exception as error:  # MLflow's own, or of its database or the disk
-        raise TrackingError(_unanswered(error)) from error
+def _announce(stage: str, run_id: str, experiment_id: str) -> None:
+    emit(RunOpened(run_id, experiment_id))
+    if not are_read():
+        print(f"{stage}: MLflow run {run_id} of experiment {experiment_id}", flush=True)
 
 
-@contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
-    """The first user of a database file has MLflow make its tables, at which two at once would fail."""
-    if not uri.startswith("sqlite:///"):
-        yield
-        return
-    with Path(f"{uri.removeprefix('sqlite:///')}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _run_to_continue(client: "MlflowClient", run_id: str | None) -> tuple[list["Run"], dict[str, str]]:
+    """Return the runs in which a training may go on, and the tags of a new one."""
+    if run_id is None:
+        return [], {}
+    return _find_run(client, run_id), {CONTINUES_TAG: run_id}
 
 
-def _client() -> Any:
-    """A client of MLflow, where the experiment is there to be written to."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
+def _runs_on_same_model(
+    client: "MlflowClient", experiment_id: str, earlier_run_id: str
+) -> tuple[list["Run"], dict[str, str]]:
+    """Return the runs to which a later stage may add, and the tags of a new one.
 
-    client = connect()
-    try:
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            # Another stage may have made it meanwhile.
-            with contextlib.suppress(MlflowException):
-                client.create_experiment(EXPERIMENT, artifact_location=_artifact_location(tracking_uri()))
-        elif experiment.lifecycle_stage == "deleted":
-            raise TrackingError(_deleted(experiment.experiment_id))
-        mlflow.set_experiment(EXPERIMENT)
-    except TrackingError:
-        raise
-    except Exception as error:  # as above
-        raise TrackingError(_unanswered(error)) from error
-    return client
+    The earlier run comes first, then the run that trained the model, then later experiments on it, newest first.
+    """
+    earlier = _find_run(client, earlier_run_id)
+    trained_in = earlier[0].data.tags.get(MODEL_RUN_TAG, earlier_run_id) if earlier else earlier_run_id
+    later = client.search_runs([experiment_id], f"tags.`{MODEL_RUN_TAG}` = '{trained_in}'")
+    return [*earlier, *_find_run(client, trained_in), *later], {MODEL_RUN_TAG: trained_in}
 
 
-def _unanswered(error: Exception) -> str:
-    return (
-        f"MLflow at {tracking_uri()} does not answer: {error}. Start its server, unset MLFLOW_TRACKING_URI to use the "
-        f"project's mlflow.db, or set {TRACKING_VARIABLE}=off to do without"
-    )
-
-
-def _deleted(experiment_id: str) -> str:
-    return (
-        f"the experiment {EXPERIMENT} has been deleted from MLflow at {tracking_uri()}: `MLFLOW_TRACKING_URI="
-        f"{tracking_uri()} mlflow experiments restore --experiment-id {experiment_id}` brings it back"
-    )
-
-
-def _artifact_location(uri: str) -> str | None:
-    """Beside the project's database; a server chooses its own place."""
-    if uri.startswith("sqlite:///"):
-        return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
-    return None
-
-
-def _created_run(client: Any, params: Params, tags: Mapping[str, str]) -> str:
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    all_tags = {"profile": params.profile, "mlflow.source.name": "dvc repro"}
-    all_tags |= lineage_tags() | dict(tags)
-    if "git_commit" in all_tags:
-        all_tags["mlflow.source.git.commit"] = all_tags["git_commit"]
-    run = client.create_run(experiment.experiment_id, tags=all_tags, run_name=flow_run_name())
-    return str(run.info.run_id)
-
-
-def _run(client: Any, run_id: str) -> Any | None:
-    """The run; None where it was made in another database, or deleted."""
+def _find_run(client: "MlflowClient", run_id: str) -> list["Run"]:
+    """Return the run; nothing where it was made in another database, or deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        # The second, where the other database names its runs in another way. All else says nothing of the run.
+        # INVALID_PARAMETER_VALUE: the other database writes ids in another form. Other errors say nothing of the run.
         if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-            return None
+            return []
         raise
-    return None if run.info.lifecycle_stage == "deleted" else run
+    return [] if run.info.lifecycle_stage == "deleted" else [run]
 
 
-def _runs_on_model(client: Any, trained_in: str) -> list[Any]:
-    """The run that trained the model, if it is here, and the later experiments on it, newest first."""
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    later = client.search_runs([experiment.experiment_id], f"tags.`{MODEL_RUN_TAG}` = '{trained_in}'")
-    return [_run(client, trained_in), *later]
+def _create_run(client: "MlflowClient", experiment_id: str, profile: str, tags: Mapping[str, str]) -> "Run":
+    all_tags = {"profile": profile, "mlflow.source.name": "dvc repro"} | read_lineage() | dict(tags)
+    if "git_commit" in all_tags:
+        all_tags["mlflow.source.git.commit"] = all_tags["git_commit"]  # MLflow's pages link it
+    return client.create_run(experiment_id, tags=all_tags, run_name=os.environ.get(PREFECT_RUN) or None)
 
 
-def _resume(client: Any, run_id: str, stage: str, wanted: Mapping[str, str]) -> None:
-    """Mark the run as going on, with the stage's parameters, and whence this stage ran."""
+def _resume_run(client: "MlflowClient", run: "Run", stage: str, values: Mapping[str, str]) -> None:
+    """Mark the run as running, and record the stage's parameters and what started the stage."""
+    from mlflow.entities import Param
+
+    run_id = run.info.run_id
     client.update_run(run_id, status="RUNNING")
-    _log_params(client, run_id, wanted)
-    for name, value in lineage_tags().items():
-        if name in {"git_commit", "git_has_local_changes", "prefect_flow_run"}:
+    missing = [Param(name, value) for name, value in values.items() if name not in run.data.params]
+    for start in range(0, len(missing), _REQUEST_PARAMS):
+        client.log_batch(run_id, params=missing[start : start + _REQUEST_PARAMS])
+    for name, value in read_lineage().items():
+        if not name.startswith("dvc_"):
             client.set_tag(run_id, f"{stage}.{name}", value)
-    if sweep := os.environ.get(SWEEP_VARIABLE):
-        _join_sweep(client, client.get_run(run_id), sweep)
+    if sweep := os.environ.get(SWEEP):
+        _join_sweep(client, run, sweep)
 
 
-def _join_sweep(client: Any, run: Any, sweep: str) -> None:
+def _join_sweep(client: "MlflowClient", run: "Run", sweep: str) -> None:
     joined = run.data.tags.get(SWEEP_TAG, "").split()
     if sweep not in joined:
         client.set_tag(run.info.run_id, SWEEP_TAG, " ".join([*joined, sweep]))
 
 
-@contextmanager
-def explained() -> Iterator[None]:
-    """MLflow's refusals inside the block, as errors that say how it was addressed.
-
-    Raises:
-        TrackingError: MLflow refuses.
-    """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        raise TrackingError(f"MLflow at {tracking_uri()} refused: {error}") from error
+def _params_until(params: Params, last_stage: str) -> dict[str, str]:
+    """Return the parameters of all stages up to this one, as MLflow keeps them."""
+    sections = {stage: params.section(stage) for stage in STAGES[: STAGES.index(last_stage) + 1]}
+    return {name: str(value) for name, value in flat(sections).items()}
 
 
-def _wanted_params(params: Params, last_stage: str) -> dict[str, str]:
-    """The parameters of all stages up to this one, as MLflow keeps them."""
-    sections = {stage: params.section(stage) for stage in LINEAGE[: LINEAGE.index(last_stage) + 1]}
-    return {name: str(value) for name, value in flatten(sections).items()}
-
-
-def _agree(recorded: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    return all(recorded.get(name, value) == value for name, value in wanted.items())
-
-
-def _log_params(client: Any, run_id: str, values: Mapping[str, str]) -> None:
-    from mlflow.entities import Param
-
-    recorded = client.get_run(run_id).data.params
-    missing = [Param(name, value) for name, value in values.items() if name not in recorded]
-    for start in range(0, len(missing), 100):  # what one request may hold
-        client.log_batch(run_id, params=missing[start : start + 100])
+def _agree(recorded: Mapping[str, str], values: Mapping[str, str]) -> bool:
+    return all(recorded.get(name, value) == value for name, value in values.items())

@@ -1,152 +1,114 @@
-"""Print runs that MLflow has recorded, as JSON, for the flows that compare and rank them."""
+"""Find recorded runs in MLflow, as a table with one row per run.
 
-import argparse
-import json
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+Its columns are MLflow's: run_id, experiment_id, status, start_time, params.NAME, metrics.NAME (the last value of each),
+tags.NAME.
+"""
+
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from contract.errors import StageError
-from tracking.runs import SWEEP_TAG, join_sweep, recorded_runs, tracking_uri
+import pandas as pd
 
-LEAST_PREFIX = 4
-"""Characters of a run's id that name it, where no other begins with them."""
+from contract.errors import FlowersError
+from tracking.connection import connect, explain_refusals, open_experiment, tracking_uri
+from tracking.runs import SWEEP_TAG, join_sweep
 
+NAME = "tags.mlflow.runName"
+SWEEPS = f"tags.{SWEEP_TAG}"
+FLOW_RUN_ID = "tags.prefect_flow_run_id"
 
-class UnknownRunError(StageError):
-    """MLflow has no such run; the message says what was looked for, and where."""
-
-
-@dataclass(frozen=True)
-class RecordedRun:
-    """What MLflow has of a run."""
-
-    run_id: str
-    experiment_id: str
-    name: str
-    status: str
-    started_ms: int
-    """since 1970"""
-    params: dict[str, str]
-    metrics: dict[str, float]
-    """the last value of each"""
-    tags: dict[str, str]
-
-    @classmethod
-    def of(cls, run: Any) -> "RecordedRun":
-        """From MLflow's own description."""
-        return cls(
-            run_id=run.info.run_id,
-            experiment_id=run.info.experiment_id,
-            name=run.info.run_name,
-            status=run.info.status,
-            started_ms=run.info.start_time,
-            params=dict(run.data.params),
-            metrics=dict(run.data.metrics),
-            tags=dict(run.data.tags),
-        )
+MIN_PREFIX = 4
+"""Characters of an id that name a run, if no other id begins with them."""
 
 
-def found_runs(filter_text: str = "", max_runs: int | None = None) -> list[RecordedRun]:
-    """The runs of the project that a filter of MLflow lets through, newest first.
+class UnknownRunError(FlowersError):
+    """MLflow has no such run; the message names what was looked for, and where."""
+
+
+def search_runs() -> pd.DataFrame:
+    """Return all runs of the project, newest first.
 
     Raises:
         TrackingError: MLflow cannot be reached.
     """
-    return [RecordedRun.of(run) for run in recorded_runs(filter_text, max_runs)]
+    experiment_id = open_experiment(connect())
+    import mlflow
+
+    with explain_refusals():
+        runs = mlflow.search_runs([experiment_id], output_format="pandas")
+    columns = [*runs.columns, *({NAME, SWEEPS} - set(runs.columns))]
+    return runs.reindex(columns=columns)
 
 
-def chosen_runs(names: Sequence[str], sweep: str | None, last: int | None) -> list[RecordedRun]:
-    """The runs of these names, then those of a sweep, then the newest ones; each once. With no choice, all.
+def choose_runs(names: Sequence[str] = (), sweep: str | None = None, last: int | None = None) -> pd.DataFrame:
+    """Return the runs of these names, then those of a sweep, then the newest ones, each once; without a choice, all.
 
     Raises:
-        UnknownRunError: a name, or the sweep, is none that MLflow has, or a name is that of several runs.
+        UnknownRunError: MLflow has no run of a name, or several, or no such sweep.
         TrackingError: MLflow cannot be reached.
     """
-    runs: list[RecordedRun] = []
-    if names:
-        recorded = found_runs()
-        runs += [named_run(name, recorded) for name in names]
-    if sweep is not None:
-        runs += runs_of_sweep(sweep)
-    if last is not None:
-        runs += found_runs(max_runs=last)
+    runs = search_runs()
     if not names and sweep is None and last is None:
-        runs += found_runs()
-    return list({run.run_id: run for run in runs}.values())
+        return runs
+    chosen = [find_run(name, runs) for name in names]
+    if sweep is not None:
+        chosen.append(runs_of_sweep(sweep, runs))
+    if last is not None:
+        chosen.append(runs.head(last))
+    return pd.concat(chosen).drop_duplicates("run_id")
 
 
-def joined_runs(run_ids: Sequence[str], sweep: str) -> list[RecordedRun]:
-    """The runs of a sweep, after these have joined it as far as MLflow has them: some may have been deleted since.
+def join_runs(run_ids: Collection[str], sweep: str) -> pd.DataFrame:
+    """Tag these runs as parts of a sweep, where MLflow still has them, and return all runs of the sweep.
 
     Raises:
-        UnknownRunError: the sweep has no run.
         TrackingError: MLflow cannot be reached.
     """
-    join_sweep([run.run_id for run in found_runs() if run.run_id in run_ids], sweep)
-    return runs_of_sweep(sweep)
+    runs = search_runs()
+    join_sweep(runs["run_id"][runs["run_id"].isin(run_ids)], sweep)
+    runs = search_runs()
+    return runs[_belong_to(sweep, runs)]
 
 
-def named_run(name: str, recorded: Sequence[RecordedRun]) -> RecordedRun:
-    """The run of this id, or of this name in MLflow, or whose id alone begins so.
+def find_run(name: str, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the one run of this id or name, or whose id begins so.
 
     Raises:
         UnknownRunError: there is none, or more than one.
     """
-    found = [run for run in recorded if name in (run.run_id, run.name)]
-    if not found and len(name) >= LEAST_PREFIX:
-        found = [run for run in recorded if run.run_id.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UnknownRunError(f"{name!r} may be any of {', '.join(run.run_id for run in found)}: name one by its id")
-    known = ", ".join(f"{run.name} ({run.run_id})" for run in recorded[:5])
-    newest = f"the newest are {known}" if known else "it has no runs yet"
-    raise UnknownRunError(f"MLflow at {tracking_uri()} has no run {name!r}; {newest}")
+    found = runs[(runs["run_id"] == name) | (runs[NAME] == name)]
+    if found.empty and len(name) >= MIN_PREFIX:
+        found = runs[runs["run_id"].map(lambda run_id: run_id.startswith(name)).astype(bool)]
+    if len(found) > 1:
+        raise UnknownRunError(f"{name!r} may be any of {', '.join(found['run_id'])}: name one by its id")
+    if found.empty:
+        newest = runs.head(5)
+        known = ", ".join(f"{name} ({run_id})" for name, run_id in zip(newest[NAME], newest["run_id"], strict=True))
+        raise UnknownRunError(
+            f"MLflow at {tracking_uri()} has no run {name!r}; "
+            + (f"the newest are {known}" if known else "it has no runs yet")
+        )
+    return found
 
 
-def runs_of_sweep(sweep: str) -> list[RecordedRun]:
-    """The runs of a sweep, newest first.
+def runs_of_sweep(sweep: str, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs of a sweep.
 
     Raises:
         UnknownRunError: there is none.
     """
-    quoted = sweep.replace("'", "")  # which no sweep has in its name
-    # MLflow knows no words within a tag: the filter finds names, too, that this one is a part of.
-    similar = found_runs(f"tags.`{SWEEP_TAG}` LIKE '%{quoted}%'")
-    runs = [run for run in similar if sweep in run.tags[SWEEP_TAG].split()]
-    if not runs:
-        others = {name for run in found_runs() for name in run.tags.get(SWEEP_TAG, "").split()}
-        known = f"there are {', '.join(sorted(others))}" if others else "there are none yet"
+    found = runs[_belong_to(sweep, runs)]
+    if found.empty:
+        others = sorted({name for tag in runs[SWEEPS].dropna() for name in tag.split()})
+        known = f"there are {', '.join(others)}" if others else "there are none yet"
         raise UnknownRunError(f"MLflow at {tracking_uri()} has no sweep {sweep!r}; {known}")
-    return runs
+    return found
 
 
-def main() -> None:
-    """Print a JSON list with an object a run; an error is one line, and status 1."""
-    arguments = _parse_arguments()
-    try:
-        if arguments.join:
-            runs = joined_runs(arguments.runs, arguments.join)
-        else:
-            runs = chosen_runs(arguments.runs, arguments.sweep, arguments.last)
-    except StageError as error:
-        sys.stderr.write(f"compare: error: {error}\n")
-        sys.exit(1)
-    json.dump([asdict(run) for run in runs], sys.stdout)
+def to_records(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table, each by the names of its columns."""
+    return [{str(name): value for name, value in row.items()} for row in runs.to_dict("records")]
 
 
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tracking.search", description=main.__doc__)
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="the id of an MLflow run, its beginning, or its name")
-    parser.add_argument("--sweep", help="the runs of this sweep")
-    parser.add_argument("--last", type=int, help="so many of the newest runs")
-    parser.add_argument(
-        "--join", metavar="SWEEP", help="tag these runs, by their ids, as parts of a sweep, and print all its runs"
-    )
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()
+def _belong_to(sweep: str, runs: pd.DataFrame) -> "pd.Series[bool]":
+    return runs[SWEEPS].map(lambda tag: isinstance(tag, str) and sweep in tag.split()).astype(bool)

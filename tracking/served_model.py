@@ -1,7 +1,7 @@
-"""The registered model, as MLflow loads and serves it: from this code and safetensors, nothing pickled.
+"""Draw images on request: the code that MLflow loads and serves with a registered model; nothing is pickled.
 
-It draws from the copy of ddpm that goes with it. What cannot be drawn is refused in one line, as HTTP status 400 where
-it is served: `RefusedRequest`.
+MLflow copies this file and ddpm/ into the model, so nothing else of the project can be imported here. A request that
+cannot be drawn is refused in one line, and with HTTP status 400 where the model is served: `RefusedRequest`.
 """
 
 import base64
@@ -22,19 +22,19 @@ from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, INVALID_PARAMETER_VA
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 LIMITS = {"max_images": 64, "max_steps": 1000, "max_network_calls": 12_800}
-"""Of one request, all rows together but for the steps; guidance doubles the network calls."""
+"""Limits of one request, all rows together, except steps: those of each row. Guidance doubles the network calls."""
 
 FIELDS = ("n", "seed", "sampler", "steps", "eta", "class", "guidance")
-"""What a row may ask for; all but n may be left out, or null."""
+"""Fields of a row; all but n may be left out, or null."""
 
 _MAX_SEED = 2**63 - 1
 _MAX_GUIDANCE = 100.0
 _MAX_CLASS_CHARACTERS = 100
-_USUAL_STEPS = 50
+_DEFAULT_STEPS = 50
 
 
 class RefusedRequest(MlflowException):
-    """A request that cannot be drawn; the message says what was got and what is allowed."""
+    """Request that cannot be drawn; the message names what was got and what is allowed."""
 
     code = INVALID_PARAMETER_VALUE
 
@@ -43,23 +43,23 @@ class RefusedRequest(MlflowException):
         self.reason = reason
 
     def serialize_as_json(self) -> str:
-        """What the server answers; MLflow's own would repeat the request before the reason."""
+        """Return the server's answer; MLflow's own would repeat the request before the reason."""
         return json.dumps({"error_code": self.error_code, "message": self.reason})
 
 
 class OverdueRequest(RefusedRequest):
-    """A request whose time is up."""
+    """Request whose time is up."""
 
     code = DEADLINE_EXCEEDED
 
 
 class Deadline:
-    """When a request's time is up.
+    """Time by which a request must be drawn.
 
-    The server then answers by itself, and leaves the request to be drawn for nobody, while others wait for their turn.
+    After it the server has answered by itself: drawing on would serve nobody, while other requests wait.
 
     Args:
-        seconds: from now on; None never ends.
+        seconds: time from now on; None never ends.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -67,7 +67,7 @@ class Deadline:
         self._end = monotonic() + (seconds or 0.0)
 
     def check(self, _step: object = None) -> None:
-        """Let another step be drawn.
+        """Check that there is time for another step.
 
         Raises:
             OverdueRequest: the time is up.
@@ -77,7 +77,7 @@ class Deadline:
 
     @contextmanager
     def turn(self, lock: threading.Lock) -> Iterator[None]:
-        """Hold the lock, waiting for it until then.
+        """Hold the lock; wait for it until the time is up.
 
         Raises:
             OverdueRequest: others held it all the time.
@@ -104,29 +104,29 @@ class FlowerSampler(PythonModel):
         from ddpm import load
 
         self.model = load(context.artifacts["model"])
-        # The server hands over requests side by side, which would only share the device's time and memory.
+        # The server hands over requests in parallel; drawn one by one, they need less memory and no more time.
         self.turn = threading.Lock()
-        # What the server was started with, in its own variable; without a server nobody gives up waiting.
+        # The server's own time limit; without a server nobody gives up waiting.
         timeout = os.environ.get(MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.name)
         self.seconds = None if timeout is None else float(timeout)
 
-    # MLflow makes the model's signature of the type hints, and hands rows over as they were sent.
+    # MLflow derives the model's signature from the type hints, and hands rows over as they were sent.
     def predict(self, model_input: list[dict[str, Any]]) -> list[dict[str, list[str]]]:  # type: ignore[override]
-        """A row {n, seed, sampler, steps, eta, class, guidance} gives n images, as PNG in base64.
+        """Return n images, as PNG in base64, for each row {n, seed, sampler, steps, eta, class, guidance}.
 
         Raises:
             RefusedRequest: a row asks for what is unknown, or for too much.
             OverdueRequest: the server has given the request up.
         """
         deadline = Deadline(self.seconds)
-        rows = understood(model_input, self.model, LIMITS)
+        rows = read_rows(model_input, self.model, LIMITS)
         with deadline.turn(self.turn):
             drawn = [self.model.draw(**row, on_step=deadline.check) for row in rows]
-        return [{"png_base64": [png_base64(image) for image in pixels.permute(0, 2, 3, 1).numpy()]} for pixels in drawn]
+        return [{"png_base64": [encode_png(image) for image in pixels.permute(0, 2, 3, 1).numpy()]} for pixels in drawn]
 
 
-def understood(rows: list[dict[str, Any]], model: Any, limits: Mapping[str, int]) -> list[dict[str, Any]]:
-    """What `ddpm.published.PublishedModel.draw` is to be asked for each row.
+def read_rows(rows: list[dict[str, Any]], model: Any, limits: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return the arguments of the model's `draw` for each row.
 
     Raises:
         RefusedRequest: a row asks for what is unknown, or for too much.
@@ -136,7 +136,7 @@ def understood(rows: list[dict[str, Any]], model: Any, limits: Mapping[str, int]
     asked = []
     for number, row in enumerate(rows, start=1):
         try:
-            asked.append(_understood_row(row, model, limits))
+            asked.append(_read_row(row, model, limits))
         except ValueError as error:
             raise RefusedRequest(f"row {number}: {error}" if len(rows) > 1 else str(error)) from None
     num_images = sum(row["n"] for row in asked)
@@ -151,8 +151,8 @@ def understood(rows: list[dict[str, Any]], model: Any, limits: Mapping[str, int]
     return asked
 
 
-def png_base64(image: Any) -> str:
-    """An array of shape (height, width, channels) as PNG in base64."""
+def encode_png(image: Any) -> str:
+    """Return an array of shape (height, width, channels) as PNG in base64."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -160,59 +160,59 @@ def png_base64(image: Any) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _understood_row(row: Mapping[str, Any], model: Any, limits: Mapping[str, int]) -> dict[str, Any]:
+def _read_row(row: Mapping[str, Any], model: Any, limits: Mapping[str, int]) -> dict[str, Any]:
     if unknown := [name for name in row if name not in FIELDS]:
-        raise ValueError(f"unknown field {_shown(unknown[0])}; a row may hold {', '.join(FIELDS)}")
+        raise ValueError(f"unknown field {_shorten(unknown[0])}; a row may hold {', '.join(FIELDS)}")
     given = {name: value for name, value in row.items() if value is not None}
     most_steps = min(limits["max_steps"], model.diffusion.num_timesteps)
     if "n" not in given:
         raise ValueError(f"n is missing: how many images, a whole number in 1 … {limits['max_images']}")
     asked = {
-        "n": _whole("n", given["n"], 1, limits["max_images"]),
-        "seed": _whole("seed", given.get("seed", 0), 0, _MAX_SEED),
-        "sampler": _sampler(given.get("sampler", "ddim")),
-        "steps": _whole("steps", given.get("steps", min(_USUAL_STEPS, most_steps)), 1, most_steps),
-        "eta": _number("eta", given.get("eta", 0.0), 1.0),
-        "classes": _classes(given.get("class")),
-        "guidance": _number("guidance", given.get("guidance", 1.0), _MAX_GUIDANCE),
+        "n": _read_whole("n", given["n"], 1, limits["max_images"]),
+        "seed": _read_whole("seed", given.get("seed", 0), 0, _MAX_SEED),
+        "sampler": _read_sampler(given.get("sampler", "ddim")),
+        "steps": _read_whole("steps", given.get("steps", min(_DEFAULT_STEPS, most_steps)), 1, most_steps),
+        "eta": _read_number("eta", given.get("eta", 0.0), 1.0),
+        "classes": _read_classes(given.get("class")),
+        "guidance": _read_number("guidance", given.get("guidance", 1.0), _MAX_GUIDANCE),
     }
-    model.bind_classes(asked["classes"], [0], asked["guidance"])  # refuses what this model cannot be asked for
+    model.asked(asked["classes"], [0], asked["guidance"])  # refuses what this model cannot be asked for
     return asked
 
 
-def _whole(name: str, value: Any, least: int, most: int) -> int:
+def _read_whole(name: str, value: Any, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number in {least} … {most}, got {_shown(value)}")
+        raise ValueError(f"{name} must be a whole number in {least} … {most}, got {_shorten(value)}")
     return value
 
 
-def _sampler(value: Any) -> str:
+def _read_sampler(value: Any) -> str:
     from typing import get_args
 
-    from ddpm.config import SamplerName
+    from ddpm.samplers import SamplerName
 
     if value not in get_args(SamplerName):
-        raise ValueError(f"sampler must be one of {', '.join(get_args(SamplerName))}, got {_shown(value)}")
+        raise ValueError(f"sampler must be one of {', '.join(get_args(SamplerName))}, got {_shorten(value)}")
     return str(value)
 
 
-def _classes(value: Any) -> list[str | int] | None:
+def _read_classes(value: Any) -> list[str | int] | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int) or len(str(value)) > _MAX_CLASS_CHARACTERS:
-        raise ValueError(f"class must be a name or a number of a class, got {_shown(value)}")
+        raise ValueError(f"class must be a name or a number of a class, got {_shorten(value)}")
     return [value]
 
 
-def _number(name: str, value: Any, most: float) -> float:
+def _read_number(name: str, value: Any, most: float) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0.0 <= value <= most:
-        raise ValueError(f"{name} must be a number in 0 … {most:.0f}, got {_shown(value)}")
+        raise ValueError(f"{name} must be a number in 0 … {most:.0f}, got {_shorten(value)}")
     return float(value)
 
 
-def _shown(value: Any) -> str:
-    """A value of any size in a line."""
+def _shorten(value: Any) -> str:
+    """Return a value of any size as a short line."""
     return reprlib.repr(value)
 
 

@@ -10,7 +10,7 @@ from bench.gpu.weights import PartsError, list_files, read_index
 from contract.params import read_params
 from contract.sections import as_plain
 from ddpm.files import atomic_path
-from tracking.runs import opened_run
+from tracking.runs import open_run
 
 PROFILE = "flowers102"
 
@@ -37,7 +37,7 @@ def require_setting(folders: Sequence[Path]) -> None:
 def track(model: Path, folders: Sequence[Path]) -> None:
     """Open a run with the losses and the report of the training, and note its id beside the model."""
     files = list_files(folders)
-    with opened_run(read_params()) as tracker:
+    with open_run(read_params()) as tracker:
         if "losses.csv" in files:
             for _, row in pd.read_csv(files["losses.csv"]).set_index("step", drop=False).iterrows():
                 figures = {str(name): float(value) for name, value in row.drop("step").dropna().items()}

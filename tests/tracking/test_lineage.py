@@ -5,7 +5,7 @@ import subprocess
 import pytest
 from ruamel.yaml import YAML
 
-from tracking.lineage import lineage_tags, model_digest
+from tracking.lineage import read_lineage, read_model_digest
 
 
 def git(*arguments):
@@ -31,17 +31,13 @@ def write_yaml(path, content):
     YAML().dump(content, path)
 
 
-def test_the_commit_is_named(repository):
-    tags = lineage_tags()
+def test_the_commit_is_named_and_local_changes_to_it(repository):
+    (repository / "untracked.txt").write_text("no code")
+    tags = read_lineage()
     assert tags["git_commit"] == git("rev-parse", "HEAD") and len(tags["git_commit"]) == 40
     assert tags["git_has_local_changes"] == "false"
-
-
-def test_local_changes_are_told(repository):
-    (repository / "untracked.txt").write_text("no code")
-    assert lineage_tags()["git_has_local_changes"] == "false"
     (repository / "code.py").write_text("print('tulip')")
-    assert lineage_tags()["git_has_local_changes"] == "true"
+    assert read_lineage()["git_has_local_changes"] == "true"
 
 
 def test_data_and_dataset_are_named_by_dvcs_digests(repository):
@@ -53,26 +49,28 @@ def test_data_and_dataset_are_named_by_dvcs_digests(repository):
     outs = [{"path": "build/losses.csv", "md5": "ddd"}, {"path": "build/model", "md5": "eee.dir"}]
     stages["train"] = {"cmd": "z", "outs": outs}
     write_yaml(repository / "dvc.lock", {"schema": "2.0", "stages": stages})
-    tags = lineage_tags()
-    assert (tags["dvc_data"], tags["dvc_dataset"], model_digest()) == ("aaa.dir", "ccc.dir", "eee.dir")
+    tags = read_lineage()
+    assert (tags["dvc_data"], tags["dvc_dataset"], read_model_digest()) == ("aaa.dir", "ccc.dir", "eee.dir")
 
 
 @pytest.mark.parametrize("stages", [{}, {"preprocess": {"cmd": "y"}}])
 def test_what_dvc_does_not_know_yet_is_left_out(repository, stages):
     write_yaml(repository / "dvc.lock", {"schema": "2.0", "stages": stages})
-    assert set(lineage_tags()) == {"git_commit", "git_has_local_changes"} and model_digest() == ""
+    assert set(read_lineage()) == {"git_commit", "git_has_local_changes"} and read_model_digest() == ""
 
 
 def test_the_flow_run_is_named(repository, monkeypatch):
-    monkeypatch.setenv("DDPM_PREFECT_FLOW_RUN", "wise-owl (123)")
-    assert lineage_tags()["prefect_flow_run"] == "wise-owl (123)"
+    monkeypatch.setenv("DDPM_PREFECT_FLOW_RUN", "wise-owl")
+    monkeypatch.setenv("DDPM_PREFECT_FLOW_RUN_ID", "123")
+    tags = read_lineage()
+    assert (tags["prefect_flow_run"], tags["prefect_flow_run_id"]) == ("wise-owl", "123")
 
 
 def test_without_history_there_is_no_commit(folder, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(folder.parent))
-    assert set(lineage_tags()) <= {"git_has_local_changes"}
+    assert set(read_lineage()) <= {"git_has_local_changes"}
 
 
 def test_without_git_there_is_no_commit(repository, monkeypatch):
     monkeypatch.setenv("PATH", str(repository))
-    assert "git_commit" not in lineage_tags()
+    assert "git_commit" not in read_lineage()

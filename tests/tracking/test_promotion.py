@@ -4,35 +4,18 @@ import math
 
 import pytest
 
-from tracking.promotion import Champion, headline, judged
-
-FIGURES = {
-    "extractor": "efficientnet_lite0",
-    "weights_sha256": "a" * 64,
-    "dataset_md5": "b" * 32,
-    "reference_split": "train",
-    "num_reference": "256",
-    "num_samples": "128",
-    "kernel_subsets": "50",
-    "kernel_subset_size": "100",
-    "fd_efficientnet_lite0": "80.0",
-}
-
-
-def figures(mean, half_width=0.01, **changes):
-    kid = "kid_efficientnet_lite0"
-    interval = {kid: mean, f"{kid}_low": mean - half_width, f"{kid}_high": mean + half_width}
-    return FIGURES | {name: str(value) for name, value in interval.items()} | changes
+from tests.shelf import figures
+from tracking.promotion import Champion, judge_version, read_figures, read_interval
 
 
 def against(new, champion):
-    return judged(new, Champion("7", champion))
+    return judge_version(new, Champion("7", champion))
 
 
 def test_the_first_version_becomes_champion_evaluated_or_not():
     for new in (figures(0.1), {}):
-        assert judged(new, None).promotes
-        assert "there was no champion" in judged(new, None).reason
+        assert judge_version(new, None).promotes
+        assert "there was no champion" in judge_version(new, None).reason
 
 
 @pytest.mark.parametrize(
@@ -60,22 +43,13 @@ def test_a_figure_that_is_lower_below_zero_is_lower():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("extractor", "inception", "extractor is inception and was efficientnet_lite0"),
-        ("weights_sha256", "c" * 64, "weights_sha256 is cccccccccccc and was aaaaaaaaaaaa"),
-        ("dataset_md5", "d" * 32, "dataset_md5 is dddddddddddd and was bbbbbbbbbbbb"),
-        ("reference_split", "valid", "reference_split is valid and was train"),
-        ("num_reference", "255", "num_reference is 255 and was 256"),
-        ("num_samples", "64", "num_samples is 64 and was 128"),
-        ("kernel_subsets", "10", "kernel_subsets is 10 and was 50"),
-        ("kernel_subset_size", "99", "kernel_subset_size is 99 and was 100"),
-    ],
-)
-def test_what_was_evaluated_otherwise_is_not_compared(name, value, words):
-    verdict = against(figures(0.001) | {name: value}, figures(0.1))
-    assert not verdict.promotes
-    assert verdict.reason == f"it was evaluated otherwise than the champion, version 7: {words}"
+    "name",
+    ["extractor", "weights_sha256", "dataset_md5", "reference_split", "num_reference", "num_samples", "kernel_subsets",
+     "kernel_subset_size"],
+)  # fmt: skip
+def test_what_was_evaluated_in_another_way_is_not_compared(name):
+    verdict = against(figures(0.001) | {name: "c" * 64}, figures(0.1))
+    assert not verdict.promotes and f"{name} is cccccccccccc and was {figures(0.1)[name][:12]}" in verdict.reason
 
 
 def test_a_figure_that_one_of_them_lacks_is_a_difference():
@@ -89,7 +63,9 @@ def test_without_evaluation_nothing_is_compared():
     assert not against({}, figures(0.1)).promotes and not against(figures(0.1), {}).promotes
 
 
-def test_the_headline_is_the_kernel_distance_of_the_extractor():
-    interval = headline(figures(0.1))
+def test_the_interval_and_the_figures_are_read_from_a_versions_tags():
+    tags = {f"evaluate.{name}": value for name, value in figures(0.1).items()} | {"weights": "raw"}
+    assert read_figures(tags) == figures(0.1)
+    interval = read_interval(figures(0.1))
     assert (interval.name, interval.mean) == ("kid_efficientnet_lite0", 0.1)
     assert interval.low == pytest.approx(0.09) and interval.high == pytest.approx(0.11)

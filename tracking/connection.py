@@ -1,0 +1,126 @@
+"""Connect to MLflow, at a server or at the project's own database file."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from contract.environment import TRACKING, TRACKING_URI
+from contract.errors import StageError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "flowers-ddpm"
+"""Name of the MLflow experiment that holds all runs of the project."""
+
+_SETTINGS = {
+    # MLflow greets, warns and reports home by default; the terminal belongs to the stage.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # With its own defaults, seven attempts of two minutes, a dead server holds a training up for a quarter of an hour.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+class TrackingError(StageError):
+    """MLflow cannot be used; the message names its address."""
+
+
+def tracking_uri() -> str:
+    """Return the address of MLflow's store: MLFLOW_TRACKING_URI, or mlflow.db in the project."""
+    root = Path(os.environ.get("DVC_ROOT", ".")).absolute()  # DVC runs experiments in copies of the project
+    return os.environ.get(TRACKING_URI) or f"sqlite:///{root / 'mlflow.db'}"
+
+
+def connect() -> "MlflowClient":
+    """Return a client of MLflow at `tracking_uri`, which the whole process uses from now on.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for name in ("mlflow", "alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    uri = tracking_uri()
+    try:
+        mlflow.set_tracking_uri(uri)
+        with _lock_database(uri):
+            return mlflow.MlflowClient()
+    except Exception as error:  # raised by MLflow, its database or the disk
+        raise TrackingError(_describe_failure(error)) from error
+
+
+def open_experiment(client: "MlflowClient") -> str:
+    """Return the id of the project's MLflow experiment, which is created where it does not exist.
+
+    Raises:
+        TrackingError: the experiment has been deleted, or MLflow does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            with contextlib.suppress(MlflowException):  # another stage has created it meanwhile
+                client.create_experiment(EXPERIMENT, artifact_location=_artifact_location(tracking_uri()))
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+    except Exception as error:  # as above
+        raise TrackingError(_describe_failure(error)) from error
+    if experiment is None:
+        raise TrackingError(f"MLflow at {tracking_uri()} did not create the experiment {EXPERIMENT}")
+    if experiment.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"the experiment {EXPERIMENT} has been deleted from MLflow at {tracking_uri()}: `{TRACKING_URI}="
+            f"{tracking_uri()} mlflow experiments restore --experiment-id {experiment.experiment_id}` brings it back"
+        )
+    return str(experiment.experiment_id)
+
+
+@contextmanager
+def explain_refusals() -> Iterator[None]:
+    """Turn MLflow's errors inside the block into errors that name its address.
+
+    Raises:
+        TrackingError: MLflow refuses.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(f"MLflow at {tracking_uri()} refused: {error}") from error
+
+
+@contextmanager
+def _lock_database(uri: str) -> Iterator[None]:
+    """Let one process at a time create the tables of a database file: two at once would fail."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    with FileLock(f"{uri.removeprefix('sqlite:///')}.lock"):
+        yield
+
+
+def _artifact_location(uri: str) -> str | None:
+    """Return the folder for files beside a database file; a server chooses its own."""
+    if uri.startswith("sqlite:///"):
+        return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
+    return None
+
+
+def _describe_failure(error: Exception) -> str:
+    return (
+        f"MLflow at {tracking_uri()} does not answer: {error}. Start its server, unset {TRACKING_URI} to use the "
+        f"project's mlflow.db, or set {TRACKING}=off to do without"
+    )
