@@ -8,6 +8,7 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from contract.environment import EVENTS
@@ -75,11 +76,14 @@ def emit(event: Event) -> None:
     if path := os.environ.get(EVENTS):
         line = json.dumps({"kind": type(event).__name__} | asdict(event)) + "\n"
         # One write call in append mode: lines of several processes do not mix. The reader may have died.
-        with suppress(OSError), open(path, "ab", buffering=0) as file:
+        with suppress(OSError), Path(path).open("ab", buffering=0) as file:
             file.write(line.encode())
 
 
-def parse_event(line: str) -> Event:
-    """Return the event that `emit` wrote as this line."""
-    fields = json.loads(line)
-    return _KINDS[fields.pop("kind")](**fields)
+def parse_event(line: str) -> Event | None:
+    """Return the event that `emit` wrote as this line; None for anything else, such as a line cut by a full disk."""
+    try:
+        fields = json.loads(line)
+        return _KINDS[fields.pop("kind")](**fields)
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return None

@@ -41,11 +41,11 @@ from flows.workspaces.experiments import experiment_name, keep_stages
 from flows.workspaces.git import GitError
 from flows.workspaces.workspace import ProfileName, WorkspaceError, last_commit, opened
 from tasks.download import download
-from tasks.gpu import GpuSlotLostError, TooFewGpusError
+from tasks.gpus import GpuSlotsError
 from tasks.preprocess import preprocess
 from tasks.reference import reference
 from tasks.run_page import show
-from tasks.stage import StageFailedError
+from tasks.stage import StageFailedError, log_failures_once
 
 TABLES = Path("build/sweeps")
 """A CSV a sweep; no stage's output."""
@@ -53,7 +53,7 @@ TABLES = Path("build/sweeps")
 _PREPARATION = ("download", "preprocess", "reference")
 """What children share that do not vary it."""
 
-_OF_ONE_EXPERIMENT = (StageFailedError, GpuSlotLostError, TooFewGpusError, GitError)
+_OF_ONE_EXPERIMENT = (StageFailedError, GpuSlotsError, GitError)
 
 NAME_PATTERN = "^[a-z0-9][a-z0-9-]{0,39}$"
 MOST_CONCURRENT = 64
@@ -81,9 +81,9 @@ def sweep(
         params: what differs from the profile in all experiments.
         name: of the sweep, small letters, digits and hyphens: its runs bear it in MLflow as tag ddpm.sweep; left out,
             the name of its flow run.
-        max_concurrent: experiments at once, where a worker runs them; how many share a GPU is the affair of the
-            concurrency limit gpu.
+        max_concurrent: experiments at once, where a worker runs them; each waits for a free GPU of its machine.
     """
+    log_failures_once()
     # A flow run may be called anything; what bears this name are a tag, a file, and flow runs again.
     called, logger = name or experiment_name(str(flow_run.name)), get_run_logger()
     with last_commit():

@@ -47,9 +47,10 @@ from ddpm.unet import UNet, UNetConfig
 from stages.datasets import prepared
 from stages.datasets.labels import labelled, labels_digest
 from stages.datasets.prepared import all_images, dataset_summary, positions_of
-from stages.runtime.alone import alone_in
+from stages.runtime.alone import work_alone_in
+from stages.runtime.interruption import Interrupted, defer_interruption
 from stages.runtime.progress import progress_bar
-from stages.runtime.runner import Interrupted, interruption_deferred, run_stage
+from stages.runtime.runner import run_stage
 from stages.training.evaluation import TrainingEvaluation, publish_best
 from stages.training.previews import show_samples
 from tracking.lineage import code_digest
@@ -114,7 +115,7 @@ class Experiment:
 def main(params: Params) -> None:
     """build/model/ and build/losses.csv."""
     experiment = prepare(params.train)
-    with alone_in(experiment.folder, "train"):
+    with work_alone_in(experiment.folder, "train"):
         resume(experiment)
         say(started_line(experiment))
         with opened_run(params, experiment.recording.mlflow.get("mlflow_run_id")) as tracker:
@@ -269,7 +270,7 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
     with (
         not_finite_explained(experiment),
         progress_bar("train", total, "images", initial=done) as bar,
-        interruption_deferred() as interruption,
+        defer_interruption() as interruption,
         writer,
     ):
         if done and evaluation.is_due(state.step):  # cut between checkpoint and evaluation

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import StageError
+from contract.events import RunOpened, are_read, emit
 from contract.params import Params, flat
 from ddpm.distributed import is_first
 from tracking.lineage import SWEEP_VARIABLE, flow_run_name, lineage_tags
@@ -229,8 +230,10 @@ def tracking_uri() -> str:
 
 
 def _announce(tracker: Tracker, stage: str) -> None:
-    """Say which run it is, as the flow's page expects it, which links to it from now on."""
-    print(f"{stage}: MLflow run {tracker.run_id} of experiment {tracker.experiment_id}", flush=True)
+    """Report which run records the stage: to the run page, which links to it, or else to the terminal."""
+    emit(RunOpened(tracker.run_id, tracker.experiment_id))
+    if not are_read():
+        print(f"{stage}: MLflow run {tracker.run_id} of experiment {tracker.experiment_id}", flush=True)
 
 
 @contextmanager

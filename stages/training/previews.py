@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from contract.events import PictureWritten, emit
 from contract.paths import PREVIEWS
 from ddpm.distributed import is_first
 from ddpm.files import atomic_path
-from stages.runtime.progress import print_beside_bar
+from stages.runtime.reporting import say
 from tracking.runs import Tracker
 
 NUM_KEPT = 3
@@ -19,10 +20,12 @@ _LEAST_SIDE, _LARGEST_SIDE = 400, 1000
 
 
 def show_samples(tracker: Tracker, picture: NDArray[np.uint8], step: int, folder: Path = PREVIEWS) -> None:
-    """To MLflow, and as a file whose place is told, by the first of several processes."""
+    """Record the picture in MLflow, and leave it as a file for the run page; the first of several processes does."""
     tracker.record_image("samples", picture, step)
     if is_first():
-        print_beside_bar(f"train: samples of step {step} in {leave_preview(picture, step, folder)}")
+        path = leave_preview(picture, step, folder)
+        say("train", f"samples of step {step} in {path}")
+        emit(PictureWritten(str(path), step))
 
 
 def leave_preview(picture: NDArray[np.uint8], step: int, folder: Path = PREVIEWS) -> Path:

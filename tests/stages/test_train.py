@@ -17,7 +17,8 @@ from ddpm import training, training_state
 from ddpm.checkpoint import load_model
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.training import draw_batch
-from stages.runtime.runner import EXIT_ERROR, EXIT_INTERRUPTED, run_stage
+from stages.runtime.interruption import EXIT_INTERRUPTED
+from stages.runtime.runner import EXIT_ERROR, run_stage
 from tracking.runs import _closing
 
 CHECKPOINTS, MODEL, LOSSES = Path("build/checkpoints"), Path("build/model"), Path("build/losses.csv")

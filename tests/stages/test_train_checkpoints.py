@@ -10,7 +10,7 @@ from contract.errors import StageError
 from contract.paths import MODEL
 from ddpm.checkpoint import list_checkpoints, load_checkpoint, save_file, step_of
 from ddpm.diffusion import GaussianDiffusion
-from stages.runtime.runner import Interrupted
+from stages.runtime.interruption import Interrupted
 from stages.training.evaluation import TrainingEvaluation
 
 

@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tasks.cards import claimed, visible_cards
 
 from tasks import cards as module
-from tasks.cards import claimed, visible_cards
 
 PROJECT = Path(__file__).parents[2]
 

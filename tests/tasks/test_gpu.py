@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import pytest
 from prefect.exceptions import ObjectNotFound
+from tasks.gpu import GpuSlotLostError, TooFewGpusError, gpu_slots, slots_of_limit
 
 from tasks import cards, gpu
-from tasks.gpu import GpuSlotLostError, TooFewGpusError, gpu_slots, slots_of_limit
 
 
 class Server:

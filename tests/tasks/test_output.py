@@ -7,9 +7,9 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from tasks.output import LineLevels, Progress, Reason, Said, is_advice, progress_of, streamed
 
 from tasks import output
-from tasks.output import LineLevels, Progress, Reason, Said, is_advice, progress_of, streamed
 
 INFO, WARNING, ERROR = logging.INFO, logging.WARNING, logging.ERROR
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from tasks.output import Said
 
 from tasks import run_page
-from tasks.output import Said
 from tasks.run_page import StagePage, embedded, mlflow_address, show, show_mlflow_run, show_preview, stage_page
 
 BAR = "train:  {percent}%|███       | {percent}/100 [00:10<00:10, 1.20 images/s]"

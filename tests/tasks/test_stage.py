@@ -11,10 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tasks.output import Said
 
 from contract.params import ParamsError
 from tasks import stage
-from tasks.output import Said
 from tasks.stage import StageFailedError, StageLog, end_group, run_stage, stage_environment
 
 

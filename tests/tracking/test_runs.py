@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from contract.params import flat
-from stages.runtime.runner import Interrupted
+from stages.runtime.interruption import Interrupted
 from tracking import runs as module
 from tracking.runs import (
     EXPERIMENT,
