@@ -161,7 +161,7 @@ def runs_of(
         if known:
             raise
         return {}  # none has got to its training
-    by_flow_run = {run["tags"].get("prefect_flow_run", "").rpartition("(")[2].rstrip(")"): run for run in runs.values()}
+    by_flow_run = {run["tags"].get("prefect_flow_run_id", ""): run for run in runs.values()}
     found = {
         outcome.child.name: runs.get(made.get(outcome.child.name) or "") or by_flow_run.get(str(outcome.flow_run_id))
         for outcome in outcomes

@@ -106,14 +106,14 @@ def _find_uuid(name: str, uuids: Sequence[str]) -> str | None:
 
 
 def _wait_for_slots(slots: Mapping[str, str], number: int) -> tuple[list[str], contextlib.ExitStack]:
-    folder, logger, started, is_noticed = _make_folder(), get_run_logger(), time.monotonic(), False
+    folder, started, is_noticed = make_folder(), time.monotonic(), False
     while (claim := _claim(folder, slots, number)) is None:
         if not is_noticed and time.monotonic() - started > NOTICE_SECONDS:
             is_noticed = True
-            logger.info("Waiting for a free slot: other runs compute on %s", ", ".join(slots))
+            get_run_logger().info("Waiting for a free slot: other runs compute on %s", ", ".join(slots))
         time.sleep(POLL_SECONDS)
     if is_noticed:
-        logger.info("Got a slot: %s", ", ".join(claim[0]))
+        get_run_logger().info("Got a slot: %s", ", ".join(claim[0]))
     return claim
 
 
@@ -135,7 +135,7 @@ def _claim(folder: Path, slots: Mapping[str, str], number: int) -> tuple[list[st
     return None
 
 
-def _make_folder() -> Path:
+def make_folder() -> Path:
     """Return the folder of lock files: the same for a service and a terminal, whose TMPDIR and XDG variables differ."""
     try:
         if (named := os.environ.get(SLOTS_FOLDER)) is None:

@@ -62,10 +62,16 @@ def run_stage(name: str, variables: Mapping[str, str] | None = None) -> StagePag
         StageFailedError: the stage failed.
     """
     logger = get_run_logger()
-    with tempfile.TemporaryDirectory(prefix="ddpm-stage-") as temporary, show_stage(name, logger) as page:
+    with show_stage(name, logger) as page:
+        follow_stage(name, StageReport(logger, page), variables or {})
+    return page
+
+
+def follow_stage(name: str, report: "StageReport", variables: Mapping[str, str]) -> None:
+    """Run DVC on one stage, and report what it says while it runs."""
+    with tempfile.TemporaryDirectory(prefix="ddpm-stage-") as temporary:
         output, events = Tail(Path(temporary, "output")), Tail(Path(temporary, "events"))
-        report = StageReport(logger, page)
-        process = start_stage(name, output.path, stage_environment(events.path) | dict(variables or {}))
+        process = start_stage(name, output.path, stage_environment(events.path) | dict(variables))
         try:
             while process.poll() is None:
                 report.take(output.read_lines(), events.read_lines())
@@ -77,11 +83,7 @@ def run_stage(name: str, variables: Mapping[str, str] | None = None) -> StagePag
         finally:
             report.take(output.read_lines(is_complete=True), events.read_lines())
     if process.returncode != 0:
-        error = StageFailedError(f"stage {name} failed: {report.reason}")
-        error.is_passing = report.is_passing
-        logger.error(str(error))
-        raise error
-    return page
+        raise report.failure(name)
 
 
 def start_stage(name: str, output: Path, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
@@ -106,8 +108,8 @@ def stage_environment(events: Path) -> dict[str, str]:
         "DVC_NO_ANALYTICS": "true",
         EVENTS: str(events),
         WATCH_PID: str(os.getpid()),
-        PREFECT_RUN: str(flow_run.name),
-        PREFECT_RUN_ID: str(flow_run.id),
+        PREFECT_RUN: flow_run.name or "",
+        PREFECT_RUN_ID: flow_run.id or "",
     }
     if sweeps := [tag.removeprefix(SWEEP_TAG) for tag in flow_run.tags or () if tag.startswith(SWEEP_TAG)]:
         environment[SWEEP] = sweeps[0]
@@ -152,16 +154,10 @@ class StageReport:
     """Takes what a running stage says to the log of its task and to the run page, and keeps why it fails."""
 
     def __init__(self, logger: Log, page: StagePage) -> None:
-        self.is_passing = False
         self._logger, self._page = logger, page
-        self._reasons: list[str] = []
+        self._failures: list[Failed] = []
         self._last_lines: deque[str] = deque(maxlen=_NUM_LAST_LINES)
         self._bar_logged_at = time.monotonic()
-
-    @property
-    def reason(self) -> str:
-        """What the processes of the stage say is wrong; where none says so, as when it was killed, its last lines."""
-        return "\n".join(self._reasons or self._last_lines)
 
     def take(self, output: list[str], events: list[str]) -> None:
         """Take the next lines of the output, which DVC and libraries print, and of the events."""
@@ -174,15 +170,22 @@ class StageReport:
                 self._page.take(event)
                 self._take_event(event)
 
+    def failure(self, name: str) -> StageFailedError:
+        """Log and return why the stage failed: in its processes' words, or by its last lines where it was killed."""
+        reasons = [failed.reason for failed in self._failures] or self._last_lines
+        error = StageFailedError(f"stage {name} failed: " + "\n".join(reasons))
+        error.is_passing = any(failed.is_passing for failed in self._failures)
+        self._logger.error(str(error))
+        return error
+
     def _take_event(self, event: Event) -> None:
         match event:
             case Message(level, text):
                 self._log(logging.getLevelNamesMapping()[level.upper()], text)
             case Progress():
                 self._show_bar(event)
-            case Failed(reason, is_passing):
-                self._reasons.append(reason)
-                self.is_passing = self.is_passing or is_passing
+            case Failed():
+                self._failures.append(event)
 
     def _log(self, level: int, text: str) -> None:
         if sys.stderr.isatty():

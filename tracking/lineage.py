@@ -10,11 +10,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-PREFECT_RUN_VARIABLE = "DDPM_PREFECT_FLOW_RUN"
-"""Name and id of the Prefect flow run, "wise-owl (0a1b…)", set by the flow that started the stage."""
-
-SWEEP_VARIABLE = "DDPM_SWEEP"
-"""Name of the sweep that the flow run belongs to, set likewise."""
+from contract.environment import PREFECT_RUN, PREFECT_RUN_ID
 
 
 def lineage_tags() -> dict[str, str]:
@@ -26,14 +22,15 @@ def lineage_tags() -> dict[str, str]:
         "git_has_local_changes": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
         "dvc_data": pin.get("outs", [{}])[0].get("md5", ""),
         "dvc_dataset": _output_digest(lock, "preprocess", "build/dataset"),
-        "prefect_flow_run": os.environ.get(PREFECT_RUN_VARIABLE, ""),
+        "prefect_flow_run": os.environ.get(PREFECT_RUN, ""),
+        "prefect_flow_run_id": os.environ.get(PREFECT_RUN_ID, ""),
     }
     return {name: value for name, value in tags.items() if value}
 
 
 def flow_run_name() -> str | None:
     """The name of the Prefect flow run, if there is one."""
-    return os.environ.get(PREFECT_RUN_VARIABLE, "").partition(" (")[0] or None
+    return os.environ.get(PREFECT_RUN) or None
 
 
 def model_digest() -> str:

@@ -18,11 +18,12 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.environment import SWEEP
 from contract.errors import StageError
 from contract.events import RunOpened, are_read, emit
 from contract.params import Params, flat
 from ddpm.distributed import is_first
-from tracking.lineage import SWEEP_VARIABLE, flow_run_name, lineage_tags
+from tracking.lineage import flow_run_name, lineage_tags
 
 EXPERIMENT = "flowers-ddpm"
 TRACKING_VARIABLE = "DDPM_TRACKING"
@@ -364,9 +365,9 @@ def _resume(client: Any, run_id: str, stage: str, wanted: Mapping[str, str]) -> 
     client.update_run(run_id, status="RUNNING")
     _log_params(client, run_id, wanted)
     for name, value in lineage_tags().items():
-        if name in {"git_commit", "git_has_local_changes", "prefect_flow_run"}:
+        if name in {"git_commit", "git_has_local_changes", "prefect_flow_run", "prefect_flow_run_id"}:
             client.set_tag(run_id, f"{stage}.{name}", value)
-    if sweep := os.environ.get(SWEEP_VARIABLE):
+    if sweep := os.environ.get(SWEEP):
         _join_sweep(client, client.get_run(run_id), sweep)
 
 

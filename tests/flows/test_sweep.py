@@ -53,8 +53,8 @@ def test_each_child_has_the_run_that_its_own_metrics_name(mlflow):
 
 
 def test_a_failed_child_has_the_run_that_names_its_flow_run(mlflow):
-    failed = run(7) | {"tags": {"prefect_flow_run": f"owls-2 ({UUID(int=2)})"}}
-    other = run(6) | {"tags": {"prefect_flow_run": f"owls-2 ({UUID(int=99)})"}}  # of an earlier sweep of this name
+    failed = run(7) | {"tags": {"prefect_flow_run_id": str(UUID(int=2))}}
+    other = run(6) | {"tags": {"prefect_flow_run_id": str(UUID(int=99))}}  # of an earlier sweep of this name
     mlflow.runs = [failed, other]
     assert runs_of("owls", [outcome(2, "Failed")], {}) == {"owls-2": failed}
 
@@ -109,7 +109,7 @@ def concluded(mlflow, tmp_path, monkeypatch, caplog):
 
 
 def test_a_sweep_ends_well_where_one_child_did_and_names_the_others(concluded, mlflow, tmp_path):
-    mlflow.runs = [run(1, 0.5) | {"tags": {"prefect_flow_run": f"owls-1 ({UUID(int=1)})"}}]
+    mlflow.runs = [run(1, 0.5) | {"tags": {"prefect_flow_run_id": str(UUID(int=1))}}]
     state, shown, log = concluded(outcome(1), outcome(2, "Failed", "no roses"), outcome(3, "Cancelled", "by hand"))
     assert state.is_completed()
     assert state.message == ("1 of 3 children completed; not so owls-2, owls-3")

@@ -66,8 +66,8 @@ def test_what_dvc_does_not_know_yet_is_left_out(repository, stages):
 
 
 def test_the_flow_run_is_named(repository, monkeypatch):
-    monkeypatch.setenv("DDPM_PREFECT_FLOW_RUN", "wise-owl (123)")
-    assert lineage_tags()["prefect_flow_run"] == "wise-owl (123)"
+    monkeypatch.setenv("DDPM_PREFECT_FLOW_RUN", "wise-owl")
+    assert lineage_tags()["prefect_flow_run"] == "wise-owl"
 
 
 def test_without_history_there_is_no_commit(folder, monkeypatch):

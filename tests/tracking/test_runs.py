@@ -122,7 +122,7 @@ def test_a_run_names_code_and_data(client, runs, make_params, monkeypatch):
 
 
 def test_a_run_bears_the_name_of_its_flow_run(client, make_params, monkeypatch):
-    monkeypatch.setenv("DDPM_PREFECT_FLOW_RUN", "wise-owl (0a1b)")
+    monkeypatch.setenv("DDPM_PREFECT_FLOW_RUN", "wise-owl")
     with opened_run(make_params()) as tracker:
         pass
     assert client.get_run(tracker.run_id).info.run_name == "wise-owl"
