@@ -95,9 +95,9 @@ class Publisher:
     def _work(self) -> None:
         while actions := self._next():
             for kind, action in actions.items():
-                # A failure is logged once, not at every update.
-                if kind not in self._failed and not show(kind, action, self._logger):
-                    self._failed.add(kind)
+                if (error := attempt(action)) and kind not in self._failed:
+                    self._failed.add(kind)  # later ones are tried, but not logged
+                    self._logger.warning(explain(kind, error))
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closing, UPDATE_SECONDS)
 
@@ -118,14 +118,24 @@ def show_stage(stage: str, logger: Log) -> Iterator[StagePage]:
         publisher.close()
 
 
-def show(what: str, action: Callable[[], object], logger: Log) -> bool:
-    """Put something on the run page, if the server takes it; return whether it did, and log a warning if not."""
+def attempt(action: Callable[[], object]) -> Exception | None:
+    """Do what a server or a file may refuse; return the error if it did."""
     try:
         action()
     except Exception as error:
-        logger.warning(f"the run page does not show {what}: {type(error).__name__}: {error}")
-        return False
-    return True
+        return error
+    return None
+
+
+def explain(what: str, error: Exception) -> str:
+    """Return the log line about something that could not be shown."""
+    return f"the run page does not show {what}: {type(error).__name__}: {error}"
+
+
+def show(what: str, action: Callable[[], object], logger: Log) -> None:
+    """Put on the run page what an ended stage has made, if the server takes it."""
+    if error := attempt(action):
+        logger.warning(explain(what, error))
 
 
 def show_mlflow_run(run_id: str, experiment_id: str) -> None:

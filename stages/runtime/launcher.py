@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -48,13 +49,18 @@ def launch(name: str, num_processes: int) -> None:
     except SignalException as interruption:
         raise Interrupted(f"interrupted by {interruption.sigval.name}; run it again to go on") from None
     except ChildFailedError as error:
-        rank, failure = min(error.failures.items(), key=lambda item: _order_of_failure(item[1]))
-        if failure.exitcode == EXIT_INTERRUPTED:
-            raise Interrupted("interrupted; run it again to go on") from None
-        how = f"was ended by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with {failure.exitcode}"
-        raise StageError(
-            f"process {rank} of {num_processes} {how}, and with it the others; run it again to go on from what is saved"
-        ) from None
+        raise explain_failure(error.failures, num_processes) from None
+
+
+def explain_failure(failures: Mapping[int, ProcessFailure], num_processes: int) -> StageError | Interrupted:
+    """Return the error that names the process which failed first; an interruption is no failure."""
+    rank, failure = min(failures.items(), key=lambda item: _order_of_failure(item[1]))
+    if failure.exitcode == EXIT_INTERRUPTED:
+        return Interrupted("interrupted; run it again to go on")
+    how = f"was ended by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with {failure.exitcode}"
+    return StageError(
+        f"process {rank} of {num_processes} {how}, and with it the others; run it again to go on from what is saved"
+    )
 
 
 def _order_of_failure(failure: ProcessFailure) -> tuple[int, bool]:

@@ -40,11 +40,11 @@ def run_stage(
     Raises:
         SystemExit: the stage has failed (status 1) or was interrupted (status 75), and has reported why.
     """
-    interrupt_on_signals()
-    interrupt_with_parent()
     if are_read():
         warnings.showwarning = lambda message, *_: warn(name, str(message))
     try:
+        interrupt_on_signals()
+        interrupt_with_parent()
         _run_with_params(name, stage, num_processes)
     except Interrupted as interruption:
         ignore_signals()
