@@ -27,12 +27,22 @@ MLFLOW_PAGES = "DDPM_MLFLOW_PAGES"
 """Address of MLflow for browsers, where it differs from the one that programs on this machine use."""
 
 GPU_SLOTS = "DDPM_GPU_SLOTS"
-"""Number of stage processes that may compute at once on this machine; unset, one per GPU, or one without a GPU."""
+"""Number of stage processes that may compute at once on this machine, at most one per GPU; unset, one per GPU, or one
+without a GPU."""
 
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 """Names of the GPUs that a process sees; unset, it sees all."""
 
 
+SLOTS_FOLDER = "DDPM_SLOTS_FOLDER"
+"""Folder of the lock files of GPU slots, the same for all runs of this machine; unset, one in the user's home."""
+
+
+def process_number() -> int:
+    """Return the number of this process among those of its stage; torchrun numbers them in RANK."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_first_process() -> bool:
-    """Return whether this is the first, or the only, process of a stage; torchrun numbers them in RANK."""
-    return os.environ.get("RANK", "0") == "0"
+    """Return whether this is the first, or the only, process of a stage."""
+    return process_number() == 0

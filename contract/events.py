@@ -80,7 +80,10 @@ def emit(event: Event) -> None:
             file.write(line.encode())
 
 
-def parse_event(line: str) -> Event:
-    """Return the event that `emit` wrote as this line."""
-    fields = json.loads(line)
-    return _KINDS[fields.pop("kind")](**fields)
+def parse_event(line: str) -> Event | None:
+    """Return the event that `emit` wrote as this line; None for anything else, such as a line cut by a full disk."""
+    try:
+        fields = json.loads(line)
+        return _KINDS[fields.pop("kind")](**fields)
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return None

@@ -12,6 +12,7 @@ from flows.workspaces.workspace import Workspace, opened
 from tasks.evaluate import evaluate
 from tasks.reference import reference
 from tasks.sample import sample
+from tasks.stage import log_failures_once
 
 NEEDED = {"build/dataset": "the prepared dataset", "build/model": "the model"}
 WITH_OUTPUTS = STAGES[1:-1]
@@ -32,6 +33,7 @@ def evaluate_only(
         revision: whose model: a branch, tag or commit of git, or a DVC experiment.
         params: what differs from its parameters.
     """
+    log_failures_once()
     with opened("isolated") as place:
         take_model(place, revision)
         activate(None, params.model_dump(by_alias=True, exclude_unset=True))

@@ -22,6 +22,7 @@ from tasks.reference import reference
 from tasks.register import register
 from tasks.run_page import LOCAL_MLFLOW, mlflow_address, tracking_server
 from tasks.sample import sample
+from tasks.stage import log_failures_once
 from tasks.train import train
 
 
@@ -39,6 +40,7 @@ def pipeline(
         workspace: checkout runs in the project's folder, and leaves the results there; isolated runs the last commit in
             a worktree of its own, and saves the results as a DVC experiment under the flow run's name.
     """
+    log_failures_once()
     with opened(workspace) as place:
         place.put_in_force(profile, params.model_dump(by_alias=True, exclude_unset=True))
         download()

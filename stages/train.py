@@ -3,7 +3,7 @@
 from contract.params import Params
 from contract.paths import LOSSES, MODEL
 from ddpm.distributed import is_first
-from stages.runtime.alone import alone_in
+from stages.runtime.alone import work_alone_in
 from stages.runtime.reporting import say
 from stages.runtime.runner import run_stage
 from stages.training.experiment import describe_experiment, prepare_experiment
@@ -17,7 +17,7 @@ from tracking.runs import open_run
 def main(params: Params) -> None:
     """Train on build/dataset; write build/model and build/losses.csv."""
     experiment = prepare_experiment(params.train)
-    with alone_in(experiment.folder, "train"):
+    with work_alone_in(experiment.folder, "train"):
         resume(experiment)
         say("train", describe_experiment(experiment))
         recording = experiment.recording

@@ -1,11 +1,11 @@
-"""Locks on files, which end with the processes that hold them, however those end."""
+"""Locks on files that child processes can inherit; filelock's cannot be inherited."""
 
 import fcntl
 from typing import IO
 
 
 def take(lock: IO[str]) -> bool:
-    """Lock the open file, if nobody else has; whether it is locked now."""
+    """Lock the open file unless another process has; return whether it is locked now."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

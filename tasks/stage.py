@@ -1,4 +1,4 @@
-"""Run one DVC stage in a child process group: its output goes to the Prefect log, and its end comes with the task's."""
+"""Run one DVC stage in a child process group: its events and lines go to the Prefect log, and it ends with the task."""
 
 import contextlib
 import logging
@@ -6,31 +6,41 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from contract.params import ParamsError
-from tasks.output import LineLevels, Reason, Said, is_advice, streamed
-from tasks.run_page import StagePage, stage_page
+from contract.environment import EVENTS, PREFECT_RUN, PREFECT_RUN_ID, SWEEP, WATCH_PID
+from contract.errors import FlowersError, StageError
+from contract.events import Event, Failed, Message, Progress, parse_event
+from tasks.run_page import Log, StagePage, show_stage
 
 GRACE_SECONDS = 60.0
-"""How long a stage may take to save its work when it is told to stop.
+"""Time that a stage has to save its work when it is told to stop.
 
 A Prefect worker kills the flow of a cancelled run after half of it. The stage, in a group of its own, is then not
-killed: it has been told to stop, and goes when its work is saved."""
+killed: it has been told to stop, and ends when its work is saved."""
+
+POLL_SECONDS = 0.2
 
 LOGGED_BAR_SECONDS = 30.0
+"""Time between two log lines of a progress bar, where no terminal shows it."""
 
 SWEEP_TAG = "sweep:"
-"""What begins the tag of a flow run that belongs to a sweep; the sweep's name follows."""
+"""Beginning of the tag of a flow run that belongs to a sweep; the sweep's name follows."""
+
+# DVC's advice after every stage; the README says it once.
+_ADVICE = ("To track the changes with git", "git add", "To enable auto staging", "dvc config", "Use `dvc push`")
+
+_NUM_LAST_LINES = 8
 
 
-class StageFailedError(Exception):
+class StageFailedError(StageError):
     """DVC could not bring a stage up to date; the message says why, in the stage's own words."""
 
 
@@ -38,138 +48,172 @@ def run_stage(name: str, variables: Mapping[str, str] | None = None) -> StagePag
     """Bring stage `name` up to date by `dvc repro --single-item`.
 
     A child process, so that a cancelled or crashed task takes the stage and its GPU memory with it; a group of its own,
-    so that the terminal's Ctrl-C reaches it only through here.
+    so that the terminal's Ctrl-C reaches it only through here. It writes to files, not to a pipe, so that it can save
+    its work when this process is killed.
 
     Args:
-        name: as dvc.yaml names it.
-        variables: of its environment, beside those of every stage.
+        name: name of the stage in dvc.yaml.
+        variables: additions to its environment.
 
     Returns:
-        Its part of the run page, which knows what has been shown.
+        The part of the run page about this stage.
 
     Raises:
         StageFailedError: the stage failed.
     """
     logger = get_run_logger()
-    log = StageLog(logger)
-    with stage_page(name, logger) as page:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dvc", "repro", "--single-item", name],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            close_fds=False,  # a lock made inheritable, of a workspace or a card, lasts as long as the stage
-            env=stage_environment() | dict(variables or {}),
-        )
-        try:
-            assert process.stdout is not None
-            for said in streamed(process.stdout):
-                page.take(said)
-                log.take(said)
-            exit_status = process.wait()
-        except BaseException:
-            for line in end_group(process):
-                log.take(Said(line, is_passing=False))
-            raise
-    if exit_status != 0:
-        raise StageFailedError(f"stage {name} failed: {log.reason}")
+    with show_stage(name, logger) as page:
+        follow_stage(name, StageReport(logger, page), variables or {})
     return page
 
 
-class StageLog:
-    """Brings what a stage says into the log of its task: lines with their levels, and now and then a progress bar."""
+def follow_stage(name: str, report: "StageReport", variables: Mapping[str, str]) -> None:
+    """Run DVC on one stage, and report what it says while it runs."""
+    with tempfile.TemporaryDirectory(prefix="ddpm-stage-") as temporary:
+        output, events = Tail(Path(temporary, "output")), Tail(Path(temporary, "events"))
+        process = start_stage(name, output.path, stage_environment(events.path) | dict(variables))
+        try:
+            while process.poll() is None:
+                report.take(output.read_lines(), events.read_lines())
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_SECONDS)
+        except BaseException:
+            end_group(process)
+            raise
+        finally:
+            report.take(output.read_lines(is_complete=True), events.read_lines())
+    if process.returncode != 0:
+        raise report.failure(name)
 
-    def __init__(self, logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
-        self.reason = Reason()
-        self._logger = logger
-        self._levels = LineLevels()
-        self._show_bar = show_bar_on_terminal if sys.stderr.isatty() else LoggedBar(logger)
 
-    def take(self, said: Said) -> None:
-        """Log a line; show a state of a bar where it can be seen."""
-        if said.is_passing:
-            self._show_bar(said.text)
-        elif not is_advice(said.text):
-            level = self._levels.of(said.text)
-            self.reason.add(level, said.text)
-            self._logger.log(level, said.text)
+def start_stage(name: str, output: Path, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """Start DVC on one stage, with its output in a file."""
+    with output.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro", "--single-item", name],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            close_fds=False,  # inheritable locks, of a workspace or a GPU, last as long as the stage
+            env=environment,
+        )
 
 
-def stage_environment() -> dict[str, str]:
-    """The environment of the child: this interpreter first, unbuffered, and whom to watch and name."""
-    environment = dict(os.environ)
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    environment["PYTHONUNBUFFERED"] = "1"
-    environment["DVC_NO_ANALYTICS"] = "true"
-    environment["DDPM_WATCH_PID"] = str(os.getpid())
-    environment["DDPM_PREFECT_FLOW_RUN"] = f"{flow_run.name} ({flow_run.id})"
-    if name := next((tag.removeprefix(SWEEP_TAG) for tag in flow_run.tags or () if tag.startswith(SWEEP_TAG)), None):
-        environment["DDPM_SWEEP"] = name
+def stage_environment(events: Path) -> dict[str, str]:
+    """Return the environment of a stage: this interpreter first, and what the contract has for it."""
+    environment = dict(os.environ) | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONUNBUFFERED": "1",
+        "DVC_NO_ANALYTICS": "true",
+        EVENTS: str(events),
+        WATCH_PID: str(os.getpid()),
+        PREFECT_RUN: flow_run.name or "",
+        PREFECT_RUN_ID: flow_run.id or "",
+    }
+    if sweeps := [tag.removeprefix(SWEEP_TAG) for tag in flow_run.tags or () if tag.startswith(SWEEP_TAG)]:
+        environment[SWEEP] = sweeps[0]
     return environment
 
 
-def end_group(process: subprocess.Popen[bytes], grace_seconds: float = GRACE_SECONDS) -> list[str]:
-    """Interrupt every process of the child's group; kill what is still there after the grace period.
-
-    Returns:
-        What they still said: where their work is kept.
-    """
+def end_group(process: "subprocess.Popen[bytes]", grace_seconds: float = GRACE_SECONDS) -> None:
+    """Interrupt every process of the child's group; kill what is still there after the grace period."""
     # SIGINT, as Ctrl-C would: the stage saves its work, and DVC outlives it to leave its locks in order.
     _signal_group(process, signal.SIGINT)
-    said = b""
     with contextlib.suppress(subprocess.TimeoutExpired):
-        said = process.communicate(timeout=grace_seconds)[0] or b""
+        process.wait(grace_seconds)
     _signal_group(process, signal.SIGKILL)
     process.wait()
-    texts = [line.rpartition("\r")[2].strip() for line in said.decode(errors="replace").split("\n")]
-    return [text for text in texts if text]
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
-def show_bar_on_terminal(text: str) -> None:
-    """Moves the bar on the terminal; nothing of it goes to the log."""
-    sys.stderr.write(f"\r{text}")
-    sys.stderr.flush()
+class Tail:
+    """A file that another process writes, read line by line as it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+        self._position = 0
+
+    def read_lines(self, *, is_complete: bool = False) -> list[str]:
+        """Return the new lines since the last call, without one that is still being written."""
+        with self.path.open("rb") as file:
+            file.seek(self._position)
+            new = file.read()
+        if not is_complete:
+            new = new[: new.rfind(b"\n") + 1]
+        self._position += len(new)
+        return new.decode(errors="replace").split("\n")
 
 
-class LoggedBar:
-    """Where no terminal is, the log takes a state of the bar now and then."""
+class StageReport:
+    """Takes what a running stage says to the log of its task and to the run page, and keeps why it fails."""
 
-    def __init__(self, logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
-        self._logger = logger
-        self._last = time.monotonic()
+    def __init__(self, logger: Log, page: StagePage) -> None:
+        self._logger, self._page = logger, page
+        self._failures: list[Failed] = []
+        self._last_lines: deque[str] = deque(maxlen=_NUM_LAST_LINES)
+        self._bar_logged_at = time.monotonic()
 
-    def __call__(self, text: str) -> None:
-        """Take the next state."""
-        if time.monotonic() - self._last >= LOGGED_BAR_SECONDS:
-            self._last = time.monotonic()
-            self._logger.info(text)
+    def take(self, output: list[str], events: list[str]) -> None:
+        """Take the next lines of the output, which DVC and libraries print, and of the events."""
+        for line in output:
+            shown = line.rstrip().rpartition("\r")[2]
+            if shown and not shown.strip().startswith(_ADVICE):
+                self._log(logging.INFO, shown)
+        for line in events:
+            if event := parse_event(line):
+                self._page.take(event)
+                self._take_event(event)
+
+    def failure(self, name: str) -> StageFailedError:
+        """Log and return why the stage failed: in its processes' words, or by its last lines where it was killed."""
+        reasons = [failed.reason for failed in self._failures] or self._last_lines
+        error = StageFailedError(f"stage {name} failed: " + "\n".join(reasons))
+        error.is_passing = any(failed.is_passing for failed in self._failures)
+        self._logger.error(str(error))
+        return error
+
+    def _take_event(self, event: Event) -> None:
+        match event:
+            case Message(level, text):
+                self._log(logging.getLevelNamesMapping()[level.upper()], text)
+            case Progress():
+                self._show_bar(event)
+            case Failed():
+                self._failures.append(event)
+
+    def _log(self, level: int, text: str) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")  # clear the bar
+        self._last_lines.append(text)
+        self._logger.log(level, text)
+
+    def _show_bar(self, progress: Progress) -> None:
+        is_full = progress.percent == 100.0
+        text = progress.text if progress.percent is None else f"{progress.text}, {progress.percent:.0f} %"
+        if sys.stderr.isatty() and not is_full:
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+        elif is_full or time.monotonic() - self._bar_logged_at >= LOGGED_BAR_SECONDS:
+            self._bar_logged_at = time.monotonic()
+            self._log(logging.INFO, text)
 
 
-class OfFailedStages(logging.Filter):
-    """What Prefect logs of a failed stage: that it has failed. The stage has said itself why, once.
-
-    Parameters that cannot be used are told in their own words, without the way there.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Leave out where Prefect caught the error, and of the final state the repeated reason."""
-        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        if isinstance(error, StageFailedError):
-            return False
-        if isinstance(error, ParamsError):
-            record.msg, record.args, record.exc_info = str(error), None, None
-            return True
-        said = record.getMessage()
-        if said.startswith("Finished in state") and StageFailedError.__name__ in said:
-            record.msg, record.args = f"{said.partition('(')[0]}: a stage has failed, as it says above", None
-        return True
+def log_failures_once() -> None:
+    """Keep Prefect from logging a stage's failure again, with tracebacks; a flow calls this at its start."""
+    for name in ("prefect.task_runs", "prefect.flow_runs", "prefect.task_engine", "prefect.flow_engine"):
+        logging.getLogger(name).addFilter(_shorten_failure)
 
 
-for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.task_engine", "prefect.flow_engine"):
-    logging.getLogger(_name).addFilter(OfFailedStages())
+def _shorten_failure(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    if isinstance(error, FlowersError):
+        record.msg, record.args, record.exc_info = str(error), None, None
+    elif (text := record.getMessage()).startswith("Finished in state") and StageFailedError.__name__ in text:
+        record.msg, record.args = f"{text.partition('(')[0]}: a stage has failed, as it says above", None
+    return not isinstance(error, StageFailedError)

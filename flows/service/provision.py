@@ -1,4 +1,4 @@
-"""What the service needs on a Prefect server: the work pool, the GPU's slots, the deployments, the watch over runs.
+"""Set up what the service needs on a Prefect server: the work pool, the deployments, the watch over runs.
 
 `python -m flows.service.provision` makes it on the server that PREFECT_API_URL names, and can be run again at any time.
 """
@@ -6,7 +6,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from datetime import timedelta
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -18,12 +17,9 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
+from contract.errors import FlowersError
 from flows.service.up import POOL
-from tasks import gpu
-from tasks.cards import visible_cards
-
-SLOTS_VARIABLE = "DDPM_GPU_SLOTS"
-"""How many processes of runs may use a GPU at once; unset, as many as this machine has cards, and one without."""
+from tasks.gpus import read_num_slots
 
 HEARTBEAT_SECONDS = 30
 """How often a run says that it is alive; Prefect takes no less. prefect.toml says the same for runs by hand."""
@@ -32,38 +28,19 @@ SILENCE_SECONDS = 100
 """After this long without a word a run has died with its worker."""
 
 
-class ProvisionError(Exception):
-    """The Prefect server cannot be set up; the message says why."""
-
-
 def main() -> None:
     """`python -m flows.service.provision`."""
     if not os.environ.get("PREFECT_API_URL"):
         sys.exit("provision: PREFECT_API_URL must name the Prefect server, such as http://127.0.0.1:4200/api")
     try:
-        slots = num_gpu_slots(os.environ)
-    except ProvisionError as error:
+        read_num_slots(os.environ)  # here, so that the service does not start with it
+    except FlowersError as error:
         sys.exit(f"provision: {error}")
     with get_client(sync_client=True) as client:
         put_work_pool(client, work_pool())
-        client.upsert_global_concurrency_limit_by_name(gpu.LIMIT, slots)
         put_automation(client, crash_of_silent_runs())
     deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     sys.exit(subprocess.run(deploy, check=False).returncode)
-
-
-def num_gpu_slots(environment: Mapping[str, str]) -> int:
-    """The number that DDPM_GPU_SLOTS gives, or that of the cards that runs of this machine see, and at least one.
-
-    Raises:
-        ProvisionError: the variable holds no such number.
-    """
-    wanted = environment.get(SLOTS_VARIABLE)
-    if not wanted:
-        return max(1, len(visible_cards(environment)))
-    if not wanted.isdecimal() or int(wanted) < 1:
-        raise ProvisionError(f"{SLOTS_VARIABLE} must be a number from 1, got {wanted!r}")
-    return int(wanted)
 
 
 def work_pool() -> WorkPoolCreate:

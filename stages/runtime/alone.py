@@ -1,55 +1,55 @@
-"""One run at a time where several could meet, such as two runs of the very same experiment."""
+"""One run at a time in a folder, such as two runs of the same experiment that share its checkpoints."""
 
-import fcntl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import torch
+from filelock import FileLock, Timeout
 
 from ddpm.distributed import collected, is_first
-
-LOCK = "lock"
+from stages.runtime.reporting import say
 
 POLL_SECONDS = 1.0
 
 
 @contextmanager
-def alone_in(folder: Path, stage: str) -> Iterator[None]:
-    """Inside the block, no other run of this machine is in a block of the same folder; wait until that is so.
+def work_alone_in(folder: Path, stage: str) -> Iterator[None]:
+    """Keep other runs of this machine from a block of the same folder; wait until none is in one.
 
-    The lock ends with its process, however that ends. Of several processes that work as one the first has it, and all
+    The lock ends with its process, however that ends. Of several processes that work as one the first holds it, and all
     wait: what they find in the folder is then the same.
 
     Args:
-        folder: what they share; made where it is missing.
-        stage: who says so while it waits.
+        folder: what the runs share; made where it is missing.
+        stage: name of the stage, for the message that it waits.
     """
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") if is_first() else nullcontext() as lock:
+    lock = FileLock(folder / "lock", timeout=0)
+    try:
         if not _first_has(lock):
-            if is_first():
-                print(f"{stage}: another run of the same experiment works in {folder}; waiting for its end", flush=True)
+            say(stage, f"another run of the same experiment works in {folder}; waiting for its end")
             while not _first_has(lock):
                 time.sleep(POLL_SECONDS)
         yield
+    finally:
+        lock.release()
 
 
-def _first_has(lock: IO[str] | None) -> bool:
-    """Whether the first process has the lock by now, on all of them.
+def _first_has(lock: FileLock) -> bool:
+    """Return, in all processes, whether the first one holds the lock by now.
 
     Asked again and again: in one wait of hours the processes would take each other for lost, and heed no signal.
     """
-    taken = lock is not None and _take(lock)
-    return bool(collected(torch.tensor([int(taken)])).any())
+    is_held = is_first() and _take(lock)
+    return bool(collected(torch.tensor([int(is_held)])).any())
 
 
-def _take(lock: IO[str]) -> bool:
+def _take(lock: FileLock) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire()
+    except Timeout:
         return False
     return True

@@ -4,14 +4,16 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from contract.environment import WATCH_PID
 from contract.errors import StageError
-from stages.runtime.runner import EXIT_INTERRUPTED, WATCH_PID_VARIABLE, Interrupted
+from stages.runtime.interruption import EXIT_INTERRUPTED, Interrupted
 
 SHUTDOWN_SECONDS = 50
 """How long processes may take to save their work; less than the flow's own grace, after which it kills them all."""
@@ -26,11 +28,10 @@ def launch(name: str, num_processes: int) -> None:
     """
     if 0 < torch.cuda.device_count() < num_processes:
         raise StageError(
-            f"{name} is to run in num_processes={num_processes}, and this machine has "
-            f"{torch.cuda.device_count()} GPUs: lower it"
+            f"num_processes={num_processes} takes as many GPUs, and {name} sees {torch.cuda.device_count()}: lower it"
         )
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it has to say is said below
-    os.environ[WATCH_PID_VARIABLE] = str(os.getpid())  # they do not outlive this process, however it ends
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the errors below say it in one line
+    os.environ[WATCH_PID] = str(os.getpid())  # they do not outlive this process, however it ends
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -48,16 +49,21 @@ def launch(name: str, num_processes: int) -> None:
     except SignalException as interruption:
         raise Interrupted(f"interrupted by {interruption.sigval.name}; run it again to go on") from None
     except ChildFailedError as error:
-        rank, failure = min(error.failures.items(), key=lambda item: _order_of_failure(item[1]))
-        if failure.exitcode == EXIT_INTERRUPTED:
-            raise Interrupted("interrupted; run it again to go on") from None
-        how = f"was ended by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with {failure.exitcode}"
-        raise StageError(
-            f"process {rank} of {num_processes} {how}, and with it the others; run it again to go on from what is saved"
-        ) from None
+        raise explain_failure(error.failures, num_processes) from None
+
+
+def explain_failure(failures: Mapping[int, ProcessFailure], num_processes: int) -> StageError | Interrupted:
+    """Return the error that names the process which failed first; an interruption is no failure."""
+    rank, failure = min(failures.items(), key=lambda item: _order_of_failure(item[1]))
+    if failure.exitcode == EXIT_INTERRUPTED:
+        return Interrupted("interrupted; run it again to go on")
+    how = f"was ended by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with {failure.exitcode}"
+    return StageError(
+        f"process {rank} of {num_processes} {how}, and with it the others; run it again to go on from what is saved"
+    )
 
 
 def _order_of_failure(failure: ProcessFailure) -> tuple[int, bool]:
-    """The killed come before those that end because they have lost them: both may be found in the same moment."""
+    """Return a sort key: by time, and a killed process before those that end because they have lost it."""
     was_killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM  # by which the launcher ends the others
     return failure.timestamp, not was_killed

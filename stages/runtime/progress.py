@@ -1,26 +1,30 @@
-"""One progress bar for all stages, and lines beside it."""
+"""One progress bar for all stages."""
 
+import io
 import sys
+import time
 from typing import Any
 
 from tqdm import tqdm
 
-from ddpm.distributed import is_first
+from contract.environment import is_first_process
+from contract.events import Progress, are_read, emit
 
+EVENT_SECONDS = 1.0
+"""Minimum time between two events of one bar."""
 
-def print_beside_bar(text: str) -> None:
-    """A line on standard output, which leaves a bar that moves meanwhile in one piece."""
-    tqdm.write(text)
-    sys.stdout.flush()
+_TEXT = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 def progress_bar(description: str, total: int | None, unit: str, initial: int = 0) -> "tqdm[Any]":
-    """A bar with rate and time left on standard error; through a pipe it speaks less often.
+    """Return a bar with rate and time left, for the task that reads the events or else for standard error.
 
-    The first of several processes shows it. Without a `total` it counts alone.
+    The first of several processes shows it. Without a `total` it only counts.
     """
-    return tqdm(
-        disable=not is_first(),
+    bar, stream = (_EventBar, io.StringIO()) if are_read() else (tqdm, sys.stderr)
+    return bar(
+        disable=not is_first_process(),
+        file=stream,
         total=total,
         initial=initial,
         desc=description,
@@ -28,5 +32,23 @@ def progress_bar(description: str, total: int | None, unit: str, initial: int = 
         unit_scale=True,
         dynamic_ncols=True,
         smoothing=0.05,
-        mininterval=0.2 if sys.stderr.isatty() else 1.0,
+        mininterval=0.2 if stream.isatty() else EVENT_SECONDS,
     )
+
+
+class _EventBar(tqdm):  # type: ignore[misc]
+    """A bar that is shown by events, the last when it is closed."""
+
+    _next_event, _is_closing = 0.0, False
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # noqa: ARG002 (tqdm's own arguments)
+        is_due = self.n != self.total and time.monotonic() >= self._next_event
+        if is_due or self._is_closing:
+            self._next_event = time.monotonic() + EVENT_SECONDS
+            text = self.format_meter(**self.format_dict | {"bar_format": _TEXT if self.total else None})
+            emit(Progress(text, 100.0 * self.n / self.total if self.total else None))
+        return True
+
+    def close(self) -> None:
+        self._is_closing = True
+        super().close()

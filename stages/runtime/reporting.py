@@ -2,24 +2,43 @@
 
 import sys
 
-from contract.environment import is_first_process
-from contract.events import Level, Message, are_read, emit
+from tqdm import tqdm
+
+from contract.environment import is_first_process, process_number
+from contract.events import Failed, Level, Message, are_read, emit
 
 
 def say(stage: str, text: str) -> None:
     """Report progress in words; of several processes the first speaks."""
     if is_first_process():
-        _report(stage, "info", text)
+        _report("info", f"{stage}: {text}")
 
 
 def warn(stage: str, text: str) -> None:
-    """Report something that people should look at; the stage goes on."""
-    _report(stage, "warning", text)
+    """Report something that people should look at; the stage goes on, or ends in good order."""
+    if is_first_process():
+        _report("warning", f"{stage}: warning: {text}")
 
 
-def _report(stage: str, level: Level, text: str) -> None:
-    mark = "" if level == "info" else f"{level}: "
+def fail(stage: str, reason: str, *, is_passing: bool = False) -> None:
+    """Report why the stage fails; each of several processes speaks, and all but the first give their number.
+
+    Args:
+        stage: its name.
+        reason: what is wrong, in one or several lines.
+        is_passing: whether another try may succeed.
+    """
+    process = "" if is_first_process() else f"process {process_number()}: "
     if are_read():
-        emit(Message(level, f"{stage}: {mark}{text}"))
+        emit(Failed(process + reason, is_passing))
     else:
-        print(f"{stage}: {mark}{text}", file=sys.stderr if level == "error" else sys.stdout, flush=True)
+        _report("error", f"{stage}: error: {process}{reason}".replace("\n", "\n  "))
+
+
+def _report(level: Level, text: str) -> None:
+    if are_read():
+        emit(Message(level, text))
+    else:
+        stream = sys.stderr if level == "error" else sys.stdout
+        tqdm.write(text, file=stream)  # leaves a progress bar on the terminal in one piece
+        stream.flush()

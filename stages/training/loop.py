@@ -12,7 +12,7 @@ from ddpm.distributed import Vote, is_first, wait_for_all
 from ddpm.training import train
 from ddpm.training_state import NotFiniteError
 from stages.runtime.progress import progress_bar
-from stages.runtime.runner import Interrupted, interruption_deferred
+from stages.runtime.interruption import Interrupted, defer_interruption
 from stages.training.evaluation import TrainingEvaluation
 from stages.training.experiment import Experiment
 from stages.training.grids import draw_grid
@@ -37,7 +37,7 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
     with (
         explain_not_finite(experiment),
         progress_bar("train", total, "images", initial=done) as bar,
-        interruption_deferred() as interruption,
+        defer_interruption() as interruption,
         CheckpointWriter(
             experiment.folder, experiment.identity, params.keep_checkpoints, params.keep_checkpoints_every
         ) as writer,

@@ -23,6 +23,7 @@ def clean_environment(home: Path, **variables: str) -> dict[str, str]:
     return environment | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
         "PREFECT_HOME": str(home / "prefect"),
+        "DDPM_SLOTS_FOLDER": str(home / "slots"),  # a run does not wait for those of other tests
         "DVC_SITE_CACHE_DIR": str(home / "dvc"),
         "DVC_GLOBAL_CONFIG_DIR": str(home / "dvc-config"),
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -86,7 +86,8 @@ def test_the_run_page_links_to_the_mlflow_run_which_names_the_flow_run(service, 
     assert web.get(link, timeout=30).status_code == 200
     run = service.tracking("/runs/get", run_id=mlflow_run_of(service, deployed_run))["run"]
     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
-    assert tags["prefect_flow_run"] == f"{deployed_run['name']} ({deployed_run['id']})"
+    assert tags["prefect_flow_run"] == deployed_run["name"]
+    assert tags["prefect_flow_run_id"] == deployed_run["id"]
     assert run["info"]["status"] == "FINISHED"
     parameters = {parameter["key"]: parameter["value"] for parameter in run["data"]["params"]}
     assert parameters["train.learning_rate"] == "0.001"

@@ -1,155 +1,186 @@
-"""What each task shows on the run page, and that it runs its own stage."""
+"""The seven tasks in real flows on a Prefect server, with a script in DVC's place."""
 
 import json
 import logging
-from contextlib import nullcontext
+import threading
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.context import tags
+from prefect.runtime import flow_run
 
-from tasks import run_page
-from tasks.download import network_failed
-from tasks.evaluate import metrics_table
-from tasks.run_page import embedded
-from tasks.stage import StageFailedError
-from tasks.train import SHOWN_LOSSES, losses_table
+from contract.errors import FlowersError
+from tasks import gpus
+from tasks.gpus import hold_slots
+from tasks.run_page import embed
+from tasks.stage import log_failures_once
+from tasks.train import MAX_ROWS, thin_losses
 
-LOGGER = logging.getLogger("test")
+pytestmark = pytest.mark.xdist_group("prefect")  # one worker, which starts the server once
+
 STAGES = ("download", "preprocess", "reference", "train", "sample", "evaluate", "register")
-THREE = SimpleNamespace(num_processes=3)
-PARAMS = SimpleNamespace(reference=THREE, train=THREE, sample=THREE)
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def place(prefect_server, driver, folder, write_params, monkeypatch):
+    """A folder with what the stages would leave, on a machine without a GPU."""
+    driver()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_params()
     Path("build/model").mkdir(parents=True)
     Path("build/samples").mkdir()
-    return tmp_path
+    Path("build/model/run.json").write_text('{"mlflow_run_id": "abc", "mlflow_experiment_id": "1"}')
+    Path("build/metrics.json").write_text('{"fd": 1.5, "extractor": "inception"}')
+    Path("build/samples/grid.png").write_bytes(b"picture")
+    Path("build/losses.csv").write_text("step,loss\n2,0.5\n")
 
 
-@pytest.fixture
-def trained(place):
-    def write(run_id="abc", experiment_id="1"):
-        run = {"mlflow_run_id": run_id, "mlflow_experiment_id": experiment_id}
-        Path("build/model/run.json").write_text(json.dumps(run))
+def run_tasks(*names, **options):
+    """Run tasks in a flow; returns its final state and its artifacts."""
 
-    return write
+    @flow(name="flow")
+    def run():
+        log_failures_once()
+        ids.append(flow_run.id)
+        for name in names:
+            getattr(import_module(f"tasks.{name}"), name).with_options(**options)()
+
+    ids = []
+    state = run(return_state=True)
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts()
+    return state, {artifact.key: artifact for artifact in found if str(artifact.flow_run_id) == ids[0]}
 
 
-def test_the_table_has_a_row_a_figure(tmp_path):
-    metrics = {"fd_inception": 12.5, "num_samples": 8, "extractor": "inception"}
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    assert metrics_table(tmp_path / "metrics.json") == [
-        {"metric": "fd_inception", "value": 12.5},
-        {"metric": "num_samples", "value": 8},
-        {"metric": "extractor", "value": "inception"},
+def messages(log, level=logging.INFO):
+    return [record.getMessage() for record in log if record.levelno >= level]
+
+
+def test_each_task_runs_its_stage_and_shows_what_it_made(dvc, log):
+    dvc('echo "$5"')
+    state, artifacts = run_tasks(*STAGES)
+    assert state.is_completed()
+    assert [message for message in messages(log) if message in STAGES] == list(STAGES)
+    assert set(artifacts) == {"mlflow-run", "losses", "samples", "metrics"}
+    assert "http://127.0.0.1:5000/#/experiments/1/runs/abc" in artifacts["mlflow-run"].data
+    assert json.loads(artifacts["losses"].data) == [{"step": 2, "loss": 0.5}]
+    assert artifacts["samples"].data == embed(Path("build/samples/grid.png"))
+    assert json.loads(artifacts["metrics"].data) == [
+        {"metric": "fd", "value": 1.5}, {"metric": "extractor", "value": "inception"},
+    ]  # fmt: skip
+
+
+def test_a_running_stage_shows_its_progress_its_mlflow_run_and_its_samples(dvc):
+    picture = Path("preview.png").absolute()
+    picture.write_bytes(b"picture")
+    events = [
+        {"kind": "Progress", "text": "train: 1/4", "percent": 25.0},
+        {"kind": "RunOpened", "run_id": "def", "experiment_id": "1"},
+        {"kind": "PictureWritten", "path": str(picture), "step": 7},
     ]
+    dvc("\n".join(f"echo '{json.dumps(event)}' >> $DDPM_EVENTS" for event in events))
+    _, artifacts = run_tasks("train")
+    assert artifacts["progress-train"].data == 25.0
+    assert "/runs/def" in artifacts["mlflow-run"].data, "not the one of an earlier training"
+    assert "Step 7" in artifacts["samples-in-training"].data
+
+
+def test_without_tracking_no_run_is_linked(dvc):
+    Path("build/model/run.json").write_text('{"mlflow_run_id": "", "mlflow_experiment_id": ""}')
+    dvc("true")
+    assert set(run_tasks("train")[1]) == {"losses"}
+
+
+def test_what_cannot_be_shown_fails_no_task(dvc, log):
+    for path in ("build/metrics.json", "build/samples/grid.png", "build/losses.csv", "build/model/run.json"):
+        Path(path).unlink()
+    dvc("true")
+    state, artifacts = run_tasks("train", "sample", "evaluate")
+    assert state.is_completed() and artifacts == {}
+    assert sum("the run page does not show" in message for message in messages(log, logging.WARNING)) == 4
+
+
+def test_the_stage_knows_the_flow_run_and_its_sweep(dvc, log):
+    dvc('echo "run $DDPM_PREFECT_FLOW_RUN, $DDPM_PREFECT_FLOW_RUN_ID, [$DDPM_SWEEP]"')
+    with tags("a", "sweep:owls"):
+        run_tasks("preprocess")
+    run_tasks("preprocess")
+    with get_client(sync_client=True) as client:
+        runs = sorted(client.read_flow_runs(), key=lambda run: run.created)[-2:]
+    assert [message for message in messages(log) if message.startswith("run ")] == [
+        f"run {runs[0].name}, {runs[0].id}, [owls]",
+        f"run {runs[1].name}, {runs[1].id}, []",
+    ]
+
+
+def test_a_failed_stage_is_logged_once_and_fails_the_run_with_its_reason(dvc, log):
+    dvc('echo \'{"kind": "Failed", "reason": "no roses", "is_passing": false}\' >> $DDPM_EVENTS; exit 1')
+    state, _ = run_tasks("train")
+    assert "stage train failed: no roses" in state.message
+    assert sum("no roses" in message for message in messages(log)) == 1
+    assert all(record.exc_info is None for record in log)
+
+
+def test_other_errors_of_ours_are_logged_without_a_traceback_and_bugs_with_one(log):
+    @flow(name="flow")
+    def fail(error):
+        log_failures_once()
+        raise error
+
+    fail(FlowersError("no such parameter"), return_state=True)
+    assert "no such parameter" in messages(log, logging.ERROR) and all(record.exc_info is None for record in log)
+    fail(KeyError("a bug"), return_state=True)
+    assert any(record.exc_info for record in log)
+
+
+@pytest.mark.parametrize(("is_passing", "num_tries"), [("true", 3), ("false", 1)])
+def test_a_download_is_tried_again_where_that_may_help(dvc, is_passing, num_tries):
+    failed = f'{{"kind": "Failed", "reason": "timed out", "is_passing": {is_passing}}}'
+    dvc(f"echo tried >> tries; echo '{failed}' >> $DDPM_EVENTS; exit 1")
+    state, _ = run_tasks("download", retry_delay_seconds=0)
+    assert state.is_failed() and Path("tries").read_text().count("tried") == num_tries
+
+
+def test_no_other_task_is_tried_again():
+    retries = {name: getattr(import_module(f"tasks.{name}"), name).retries for name in STAGES}
+    assert {name for name, number in retries.items() if number} == {"download"}
+
+
+def test_a_wait_for_a_slot_is_logged_and_its_end_too(dvc, log, monkeypatch):
+    monkeypatch.setattr(gpus, "NOTICE_SECONDS", 0.05)
+    monkeypatch.setattr(gpus, "POLL_SECONDS", 0.01)
+    dvc("echo computes")
+    held = hold_slots(1)
+    held.__enter__()
+
+    class WaitSeen(logging.Handler):
+        def emit(self, record):
+            if "Waiting" in record.getMessage():
+                threading.Timer(0.1, held.__exit__, (None, None, None)).start()
+
+    handler = WaitSeen()
+    logging.getLogger("prefect.task_runs").addHandler(handler)
+    run_tasks("reference")
+    logging.getLogger("prefect.task_runs").removeHandler(handler)
+    shown = [message for message in messages(log) if message.startswith(("Waiting", "Got", "computes"))]
+    assert shown == ["Waiting for a free slot: other runs compute on cpu-0", "Got a slot: cpu-0", "computes"]
 
 
 def test_the_losses_are_thinned_evenly_and_keep_both_ends(tmp_path):
     steps = pd.DataFrame({"step": range(25, 25 * 101, 25), "loss": [1.0 / 3.0] * 100})
     steps.to_csv(tmp_path / "losses.csv", index=False)
-    rows = losses_table(tmp_path / "losses.csv")
-    assert len(rows) == SHOWN_LOSSES
+    rows = thin_losses(tmp_path / "losses.csv")
+    assert len(rows) == MAX_ROWS
     assert rows[0] == {"step": 25, "loss": 0.333333} and rows[-1]["step"] == 2500
-    gaps = {b["step"] - a["step"] for a, b in pairwise(rows)}
-    assert gaps == {50, 75}
+    assert {after["step"] - before["step"] for before, after in pairwise(rows)} == {50, 75}
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 3, SHOWN_LOSSES])
+@pytest.mark.parametrize("num_rows", [0, 1, 3, MAX_ROWS])
 def test_few_losses_are_all_shown(tmp_path, num_rows):
     pd.DataFrame({"step": range(num_rows), "loss": [0.5] * num_rows}).to_csv(tmp_path / "losses.csv", index=False)
-    assert [row["step"] for row in losses_table(tmp_path / "losses.csv")] == list(range(num_rows))
-
-
-@pytest.fixture
-def shown(monkeypatch, trained):
-    """Runs a task's function without Prefect; gives the stages that it ran and the artifacts that it made."""
-    trained()
-    Path("build/metrics.json").write_text('{"fd": 1.0}')
-    Path("build/samples/grid.png").write_bytes(b"picture")
-    Path("build/losses.csv").write_text("step,loss\n2,0.5\n")
-
-    def run(name, has_linked_run=False):
-        module = import_module(f"tasks.{name}")
-        stages, artifacts = [], {}
-
-        def run_stage(stage, variables=None):
-            stages.append(stage)
-            assert variables == ({"CARDS": "3"} if hasattr(module, "gpu_slots") else None)
-            return SimpleNamespace(has_linked_run=has_linked_run)
-
-        monkeypatch.setattr(module, "run_stage", run_stage)
-        if hasattr(module, "gpu_slots"):
-            monkeypatch.setattr(module, "read_params", lambda: PARAMS)
-            monkeypatch.setattr(module, "gpu_slots", lambda number: nullcontext({"CARDS": str(number)}))
-        if hasattr(module, "get_run_logger"):
-            monkeypatch.setattr(module, "get_run_logger", lambda: LOGGER)
-        for place in (module, run_page):
-            for kind in ("link", "markdown", "table"):
-                maker = f"create_{kind}_artifact"
-                if hasattr(place, maker):
-                    monkeypatch.setattr(
-                        place, maker, lambda *content, key, **more: artifacts.update({key: content or more["link"]})
-                    )
-        task = getattr(module, name)
-        assert task.name == name
-        task.fn()
-        return stages, artifacts
-
-    return run
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_each_task_runs_its_own_stage(shown, name):
-    assert shown(name)[0] == [name]
-
-
-def test_artifacts_show_run_losses_samples_and_metrics(shown):
-    assert shown("train")[1] == {
-        "mlflow-run": "http://127.0.0.1:5000/#/experiments/1/runs/abc",
-        "losses": ([{"step": 2, "loss": 0.5}],),
-    }
-    assert shown("sample")[1] == {"samples": (embedded(Path("build/samples/grid.png")),)}
-    assert shown("evaluate")[1] == {"metrics": ([{"metric": "fd", "value": 1.0}],)}
-
-
-def test_a_run_that_was_linked_while_it_trained_is_not_linked_again(shown):
-    assert list(shown("train", has_linked_run=True)[1]) == ["losses"]
-
-
-def test_without_tracking_no_link_is_made(shown, trained):
-    trained(run_id="", experiment_id="")
-    assert list(shown("train")[1]) == ["losses"]
-
-
-@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
-def test_what_cannot_be_shown_fails_no_task(shown, name, caplog):
-    for path in ("build/metrics.json", "build/samples/grid.png", "build/losses.csv", "build/model/run.json"):
-        Path(path).unlink()
-    assert shown(name) == ([name], {})
-    assert all("the run page does not show" in message for message in caplog.messages) and caplog.messages
-
-
-def test_only_the_network_is_tried_again():
-    retries = {name: getattr(import_module(f"tasks.{name}"), name).retries for name in STAGES}
-    assert retries["download"] > 0 and set(retries.values()) == {0, retries["download"]}
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        ("download: https://host/a.tgz cannot be downloaded: timed out. What has arrived stays", True),
-        ("download: https://host/a.tgz is refused: 404 Client Error. What has arrived stays", False),
-        ("download: https://host/a.tgz is not the expected file: its md5 should be a, got b", False),
-    ],
-)
-def test_a_download_is_tried_again_where_the_network_failed(said, expected):
-    state = SimpleNamespace(data=StageFailedError(f"stage download failed: {said}"))
-    assert network_failed(None, None, state) is expected
+    assert [row["step"] for row in thin_losses(tmp_path / "losses.csv")] == list(range(num_rows))

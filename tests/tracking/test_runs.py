@@ -11,7 +11,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from contract.events import Message, RunOpened, parse_event
 from contract.params import flat
-from stages.runtime.runner import Interrupted
+from stages.runtime.interruption import Interrupted
 from tracking.connection import EXPERIMENT, TrackingError
 from tracking.runs import SWEEP_TAG, open_run, reopen_run
 

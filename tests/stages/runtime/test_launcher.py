@@ -1,7 +1,6 @@
 """A stage in several processes: the results of one, and an end of all where one of them ends."""
 
 import contextlib
-import logging
 import os
 import signal
 import subprocess
@@ -15,13 +14,14 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 import stages.sample
 import stages.train
 from contract.errors import StageError
-from stages.runtime import launcher
-from stages.runtime.runner import EXIT_ERROR, EXIT_INTERRUPTED, Interrupted
+from stages.runtime.interruption import EXIT_INTERRUPTED, Interrupted
+from stages.runtime.launcher import explain_failure
+from stages.runtime.runner import EXIT_ERROR
 
 PROJECT = Path(__file__).parents[3]
 WEIGHTS = ("averaged", "raw")
@@ -109,21 +109,15 @@ def results(folder):
     return weights, pd.read_csv(folder / "build/losses.csv")
 
 
-def assert_same_but_for_rounding(one, other):
+def assert_same(one, other, rounding=1e-4):
     # Two halves of a batch are summed otherwise than the whole; each of the 80 steps goes on from the difference.
     (weights, losses), (other_weights, other_losses) = one, other
-    pd.testing.assert_frame_equal(losses, other_losses, rtol=1e-4, atol=0.0)
+    pd.testing.assert_frame_equal(losses, other_losses, rtol=rounding, atol=0.0)
     for name in WEIGHTS:
         for key, values in weights[name].items():
-            np.testing.assert_allclose(values, other_weights[name][key], rtol=0.0, atol=2e-4, err_msg=f"{name} {key}")
-
-
-def assert_same_bits(one, other):
-    (weights, losses), (other_weights, other_losses) = one, other
-    pd.testing.assert_frame_equal(losses, other_losses, check_exact=True)
-    for name in WEIGHTS:
-        for key, values in weights[name].items():
-            np.testing.assert_array_equal(values, other_weights[name][key], err_msg=f"{name} {key}")
+            np.testing.assert_allclose(
+                values, other_weights[name][key], rtol=0.0, atol=2 * rounding, err_msg=f"{name} {key}"
+            )
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +174,7 @@ def start(folder):
 
 
 def test_two_processes_learn_what_one_does(alone, together):
-    assert_same_but_for_rounding(results(together), results(alone))
+    assert_same(results(together), results(alone))
 
 
 def test_two_processes_draw_the_images_that_one_does(alone, start):
@@ -200,20 +194,15 @@ def test_the_death_of_a_process_ends_the_job_and_one_process_goes_on(alone, prep
     folder = prepared("killed")
     job = start("train", folder)
     job.wait_for_step(4)
-    killed = time.monotonic()
     job.workers[1].kill()
     status, words = job.ended()
-    assert time.monotonic() - killed < 15.0  # 1 or 2 on an idle machine
     assert status == EXIT_ERROR and not job.is_left()
-    assert words.splitlines()[-1] == (
-        "train: error: process 1 of 2 was ended by SIGKILL, and with it the others; run it again to go on from what "
-        "is saved"
-    )
+    assert words.splitlines()[-1].startswith("train: error: process 1 of 2 was ended by SIGKILL")
     assert "Traceback" not in words
     assert max(steps_kept(folder)) < 80
     monkeypatch.chdir(folder)
     stages.train.main(make_params(EXPERIMENT))
-    assert_same_but_for_rounding(results(folder), results(alone))
+    assert_same(results(folder), results(alone))
 
 
 @pytest.mark.slow
@@ -230,7 +219,7 @@ def test_a_signal_lets_all_processes_save_and_the_next_run_goes_on(together, pre
     status, words = start("train", folder).ended()
     assert status == 0, words
     assert f"step_{saved:09d}.safetensors" in words.split("going on from")[1]
-    assert_same_bits(results(folder), results(together))
+    assert_same(results(folder), results(together), rounding=0.0)
 
 
 @pytest.mark.slow
@@ -243,27 +232,14 @@ def test_no_process_outlives_the_one_that_started_it(prepared, start):
     wait_until(lambda: not job.is_left(), "the workers' end", 20.0)
 
 
-@pytest.fixture
-def failing(folder, monkeypatch):
-    """Launches processes that end as given, in the order of their ends: status, and seconds after the first."""
-
-    def launch(**ends):
-        def run(*_words):
-            failures = {}
-            for word, (exitcode, seconds) in ends.items():
-                rank = int(word.removeprefix("rank_"))
-                failures[rank] = ProcessFailure(rank, 1, exitcode, "<N/A>")
-                failures[rank].timestamp = 1_000 + seconds
-            raise ChildFailedError("train", failures)
-
-        monkeypatch.setattr(launcher, "elastic_launch", lambda *_: run)
-        launcher.launch("train", 2)
-
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    logger = logging.getLogger("torch.distributed.elastic")
-    level = logger.level
-    yield launch
-    logger.setLevel(level)
+def failures(**ends):
+    """Failures of processes that end as given: status, and seconds after the first."""
+    made = {}
+    for word, (exitcode, seconds) in ends.items():
+        rank = int(word.removeprefix("rank_"))
+        made[rank] = ProcessFailure(rank, 1, exitcode, "<N/A>")
+        made[rank].timestamp = 1_000 + seconds
+    return made
 
 
 @pytest.mark.parametrize(
@@ -279,13 +255,11 @@ def failing(folder, monkeypatch):
         ({"rank_1": (1, 0), "rank_0": (-9, 30)}, "process 1 of 2 ended with 1"),
     ],
 )
-def test_the_process_that_failed_first_is_named(failing, ends, first):
-    with pytest.raises(StageError) as caught:
-        failing(**ends)
-    assert str(caught.value) == f"{first}, and with it the others; run it again to go on from what is saved"
+def test_the_process_that_failed_first_is_named(ends, first):
+    error = explain_failure(failures(**ends), 2)
+    assert isinstance(error, StageError) and str(error).startswith(first)
 
 
 @pytest.mark.parametrize("other", [75, 1])  # who loses the other by that may call it an error
-def test_processes_that_were_interrupted_are_no_failure(failing, other):
-    with pytest.raises(Interrupted, match="interrupted; run it again to go on"):
-        failing(rank_0=(75, 0), rank_1=(other, 0))
+def test_processes_that_were_interrupted_are_no_failure(other):
+    assert isinstance(explain_failure(failures(rank_0=(75, 0), rank_1=(other, 0)), 2), Interrupted)

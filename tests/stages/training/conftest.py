@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ddpm.diffusion import GaussianDiffusion
-from stages.runtime.runner import Interrupted
+from stages.runtime.interruption import Interrupted
 from stages.train import main
 from stages.training import loop
 

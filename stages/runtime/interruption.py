@@ -1,0 +1,93 @@
+"""How a stage is interrupted: by SIGTERM, by Ctrl-C, or by the death of the process that started it."""
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from contract.environment import WATCH_PID
+
+EXIT_INTERRUPTED = 75
+"""Exit status of an interrupted stage, which continues when it runs again (EX_TEMPFAIL of sysexits.h)."""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(BaseException):
+    """The stage has to end and keep what is done. Not an Exception, so that no handler of errors catches it."""
+
+
+def interrupt_on_signals() -> None:
+    """Raise `Interrupted` in the main thread at the next SIGTERM or SIGINT."""
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
+
+
+def ignore_signals() -> None:
+    """Ignore SIGTERM and SIGINT from here on, so that a second signal cannot break the clean-up."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def defer_interruption() -> Iterator[Callable[[], str | None]]:
+    """Let signals interrupt nothing inside the block, as for a training step that must not be cut in the middle.
+
+    Returns:
+        A function that returns the name of the first signal since, or None.
+    """
+    received: list[str] = []
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number in _SIGNALS:
+        signal.signal(number, lambda got, _frame: received.append(signal.Signals(got).name))
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_IGN if received else handler)
+
+
+def interrupt_with_parent() -> None:
+    """Send this process SIGTERM when the process that DDPM_WATCH_PID names has ended, however it ended."""
+    if watched := os.environ.get(WATCH_PID):
+        threading.Thread(target=_watch, args=(int(watched),), name="watch-parent", daemon=True).start()
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    ignore_signals()
+    raise Interrupted(f"interrupted by {signal.Signals(number).name}; run it again to go on")
+
+
+def _watch(pid: int) -> None:
+    if hasattr(os, "pidfd_open"):
+        _wait_for_end(pid)
+    else:  # not on Linux
+        while _is_alive(pid):
+            time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _wait_for_end(pid: int) -> None:
+    """Wait until the process has ended; a later process with the same id is not mistaken for it."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    end = select.poll()
+    end.register(descriptor, select.POLLIN)
+    end.poll()
+    os.close(descriptor)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

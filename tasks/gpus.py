@@ -1,0 +1,149 @@
+"""GPU slots of this machine: no two runs compute on one GPU at once, whichever workspace or service they belong to.
+
+A slot is a lock on a file. It ends with the processes that hold it, however those end.
+"""
+
+import contextlib
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefect.logging import get_run_logger
+
+from contract.environment import GPU_SLOTS, SLOTS_FOLDER, VISIBLE_GPUS
+from contract.errors import FlowersError
+from tasks.locks import take
+
+POLL_SECONDS = 0.5
+
+NOTICE_SECONDS = 2.0
+"""Time after which the log says that a run waits."""
+
+
+class GpuSlotsError(FlowersError):
+    """A stage cannot have the slots that it needs."""
+
+
+@contextmanager
+def hold_slots(num_processes: int) -> Iterator[dict[str, str]]:
+    """Hold one GPU for each process of a stage inside the block; wait until so many are free.
+
+    Without a GPU the processes share the machine's cores, and one slot. The stage inherits the locks, because it may
+    outlive its task for the moment in which it saves its work.
+
+    Returns:
+        Variables for the environment of the stage, which name its GPUs.
+
+    Raises:
+        GpuSlotsError: the machine has fewer slots than that, or no folder for them.
+    """
+    gpus = find_gpus(os.environ)
+    num_slots = read_num_slots(os.environ) or max(1, len(gpus))
+    slots = dict(list(gpus.items())[:num_slots]) if gpus else {f"cpu-{i}": f"cpu-{i}" for i in range(num_slots)}
+    num_needed = num_processes if gpus else 1
+    if num_needed > len(slots):
+        raise GpuSlotsError(
+            f"num_processes={num_processes} takes as many GPUs, and this run may use {len(slots)}: lower it, or raise "
+            f"{GPU_SLOTS} or {VISIBLE_GPUS}, where they leave GPUs of this machine out"
+        )
+    names, locks = _wait_for_slots(slots, num_needed)
+    with locks:
+        yield {VISIBLE_GPUS: ",".join(names)} if gpus else {}
+
+
+def find_gpus(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the UUIDs of the GPUs that CUDA sees under `environment`, by their names in CUDA_VISIBLE_DEVICES.
+
+    Where that is unset, the UUIDs are the names: CUDA may number GPUs in another order than the driver.
+    """
+    uuids, visible = _list_gpus(), environment.get(VISIBLE_GPUS)
+    if visible is None:
+        return {uuid: uuid for uuid in uuids}
+    gpus: dict[str, str] = {}
+    for name in (part.strip() for part in visible.split(",")):
+        uuid = _find_uuid(name, uuids)
+        if uuid is None:
+            break  # as CUDA does: an unknown name hides all that follow
+        gpus[name] = uuid
+    return gpus
+
+
+def read_num_slots(environment: Mapping[str, str]) -> int | None:
+    """Return the number of slots that DDPM_GPU_SLOTS sets; None where it is unset.
+
+    Raises:
+        GpuSlotsError: it is not a number from 1.
+    """
+    number = environment.get(GPU_SLOTS)
+    if not number:
+        return None
+    if not number.isdecimal() or int(number) < 1:
+        raise GpuSlotsError(f"{GPU_SLOTS} must be a number from 1, got {number!r}")
+    return int(number)
+
+
+def _list_gpus() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return [line for line in listed.stdout.splitlines() if line.startswith("GPU-")]  # not where it has no driver
+
+
+def _find_uuid(name: str, uuids: Sequence[str]) -> str | None:
+    """Return the UUID that CUDA takes the name for: a GPU's number, the beginning of a UUID, or a part of a GPU."""
+    if name.isdecimal():
+        return uuids[int(name)] if int(name) < len(uuids) else None
+    if name.startswith("MIG-"):
+        return name
+    return next((uuid for uuid in uuids if name and uuid.startswith(name)), None)
+
+
+def _wait_for_slots(slots: Mapping[str, str], number: int) -> tuple[list[str], contextlib.ExitStack]:
+    folder, started, is_noticed = make_folder(), time.monotonic(), False
+    while (claim := _claim(folder, slots, number)) is None:
+        if not is_noticed and time.monotonic() - started > NOTICE_SECONDS:
+            is_noticed = True
+            get_run_logger().info("Waiting for a free slot: other runs compute on %s", ", ".join(slots))
+        time.sleep(POLL_SECONDS)
+    if is_noticed:
+        get_run_logger().info("Got a slot: %s", ", ".join(claim[0]))
+    return claim
+
+
+def _claim(folder: Path, slots: Mapping[str, str], number: int) -> tuple[list[str], contextlib.ExitStack] | None:
+    """Lock so many slots; lock none, and return None, where fewer are free."""
+    with (folder / "claiming").open("w") as turn, contextlib.ExitStack() as locks:
+        # One run after the other: two that had locked one of two slots each would both give up.
+        if not take(turn):
+            return None
+        names: list[str] = []
+        for name, uuid in slots.items():
+            lock = locks.enter_context((folder / uuid).open("w"))
+            if not take(lock):
+                continue
+            os.set_inheritable(lock.fileno(), True)
+            names.append(name)
+            if len(names) == number:
+                return names, locks.pop_all()
+    return None
+
+
+def make_folder() -> Path:
+    """Return the folder of lock files: the same for a service and a terminal, whose TMPDIR and XDG variables differ."""
+    try:
+        if (named := os.environ.get(SLOTS_FOLDER)) is None:
+            home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+            folder = home / ".cache" / "flowers-ddpm" / "slots" / socket.gethostname()
+        else:
+            folder = Path(named)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (KeyError, OSError) as error:
+        raise GpuSlotsError(f"there is no folder for the locks of GPUs ({error}): name one in {SLOTS_FOLDER}") from None
+    return folder
