@@ -1,4 +1,4 @@
-"""Published models for other libraries: `python -m ddpm.export build/model FOLDER` writes one for 🤗 diffusers.
+"""Export published models for other libraries: `to_diffusers(ddpm.load("build/model"), FOLDER)` for 🤗 diffusers.
 
 The folder is JSON and safetensors, and is written without diffusers. There, it is loaded by
 
@@ -7,19 +7,16 @@ The folder is JSON and safetensors, and is written without diffusers. There, it 
 trust_remote_code, because the folder brings a network of its own, a few lines long: see `ddpm.diffusers_unet`.
 """
 
-import argparse
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
-from ddpm.checkpoint import CheckpointError, PublishedModel
+from ddpm.checkpoint import PublishedModel
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.loading import load
 from ddpm.unet import UNetConfig
 
 _NETWORK = Path(__file__).with_name("diffusers_unet.py")
@@ -156,21 +153,3 @@ def _block_names(ours: str, theirs: str, number: int) -> dict[str, str]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m ddpm.export", description="Write a model as 🤗 diffusers load it.")
-    parser.add_argument("model", help="a folder such as build/model, or models:/flowers-ddpm@champion")
-    parser.add_argument("folder", type=Path, help="where it goes; must not exist")
-    parser.add_argument("--weights", help='such as "raw"; by default the averaged ones')
-    asked = parser.parse_args()
-    try:
-        to_diffusers(load(asked.model, asked.weights, "cpu"), asked.folder)
-    except (CheckpointError, ExportError, OSError) as error:
-        sys.exit(f"export: {error}")
-    print(f'export: DDPMPipeline.from_pretrained("{asked.folder}", trust_remote_code=True) loads it')
-
-
-if __name__ == "__main__":
-    main()

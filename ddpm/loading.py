@@ -59,15 +59,15 @@ def _store(scheme: str, address: str) -> Store:
     if scheme not in installed:
         raise CheckpointError(
             f"{address} lies in a store of models, and nothing installed opens addresses of {scheme}: (known: "
-            f"{', '.join(sorted(installed)) or 'none'}); install the project by `pip install --editable .`, or name a "
-            "folder"
+            f"{', '.join(sorted(installed)) or 'none'}); run `pip install 'flowers-ddpm[pipeline]'`, or name "
+            "a folder"
         )
     try:
         store: Store = installed[scheme].load()
     except ImportError as error:
         raise CheckpointError(
-            f"{address} lies in a store of models that cannot be opened: {error}; install the project by "
-            "`pip install --editable .`, or name a folder"
+            f"{address} lies in a store of models that cannot be opened: {error}; run "
+            "`pip install 'flowers-ddpm[pipeline]'`, or name a folder"
         ) from error
     return store
 

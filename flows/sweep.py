@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from contract.params import Overrides, ParamsError, flat, list_profiles, parse_overrides
-from flows.by_hand import completed
+from flows.by_hand import run_to_completion
 from flows.compare import (
     CompareError,
     charts_address,
@@ -37,9 +37,10 @@ from flows.compare import (
 )
 from flows.fan_out import Outcome, as_deployments, in_process, why_in_process
 from flows.trials import Child, SweepError, children_of
-from flows.workspaces.experiments import experiment_name, keep_stages
+from flows.workspaces.experiments import keep_stages, make_experiment_name
 from flows.workspaces.git import GitError
-from flows.workspaces.workspace import ProfileName, WorkspaceError, last_commit, opened
+from flows.workspaces.workspace import ProfileName, enter_last_commit, open_workspace
+from flows.workspaces.worktrees import WorkspaceError
 from tasks.download import download
 from tasks.gpu import GpuSlotLostError, TooFewGpusError
 from tasks.preprocess import preprocess
@@ -85,8 +86,8 @@ def sweep(
             concurrency limit gpu.
     """
     # A flow run may be called anything; what bears this name are a tag, a file, and flow runs again.
-    called, logger = name or experiment_name(str(flow_run.name)), get_run_logger()
-    with last_commit():
+    called, logger = name or make_experiment_name(str(flow_run.name)), get_run_logger()
+    with enter_last_commit():
         children = children_of(called, profile, params.model_dump(by_alias=True, exclude_unset=True), grid, overrides)
     if why := why_in_process():
         logger.info("Sweep %s: %d children one after the other in this process, since %s", called, len(children), why)
@@ -103,8 +104,8 @@ def prepare(profile: str | None, children: Sequence[Child]) -> None:
     different = {json.dumps([child.params.section(stage) for stage in _PREPARATION]): child for child in children}
     for child in different.values():
         try:
-            with opened("isolated") as place:
-                place.put_in_force(profile, child.overrides)
+            with open_workspace("isolated") as place:
+                place.activate(profile, child.overrides)
                 download()
                 preprocess()
                 reference()
@@ -231,12 +232,12 @@ def main() -> None:
     try:
         grid = flat(parse_overrides(arguments.grid))
         shared, overrides = parse_overrides(arguments.set), _parsed_list(arguments.overrides)
-        with last_commit():
+        with enter_last_commit():
             children = children_of("sweep", arguments.profile, shared, grid, overrides)
     except (ParamsError, SweepError, WorkspaceError) as error:
         sys.exit(f"sweep: {error}")
     print(f"A sweep of {len(children)} experiments.", flush=True)
-    state = completed(
+    state = run_to_completion(
         "sweep",
         lambda: sweep(
             arguments.profile,

@@ -1,6 +1,7 @@
-"""What the service needs on a Prefect server: the work pool, the GPU's slots, the deployments, the watch over runs.
+"""Set up what the service needs on a Prefect server: the work pool, the deployments, the watch over runs.
 
-`python -m flows.service.provision` makes it on the server that PREFECT_API_URL names, and can be run again at any time.
+`flowers set-up` does it on the server that PREFECT_API_URL names, and can be run again at any time; `flowers up` runs
+this file in a process of its own.
 """
 
 import os
@@ -18,7 +19,8 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
-from flows.service.up import POOL
+from contract.errors import FlowersError
+from flows.service.places import POOL, ServiceError
 from tasks import gpu
 from tasks.cards import visible_cards
 
@@ -26,30 +28,32 @@ SLOTS_VARIABLE = "DDPM_GPU_SLOTS"
 """How many processes of runs may use a GPU at once; unset, as many as this machine has cards, and one without."""
 
 HEARTBEAT_SECONDS = 30
-"""How often a run says that it is alive; Prefect takes no less. prefect.toml says the same for runs by hand."""
+"""Interval of a run's heartbeats, the shortest that Prefect takes; prefect.toml says the same for runs by hand."""
 
 SILENCE_SECONDS = 100
-"""After this long without a word a run has died with its worker."""
+"""Time without a heartbeat after which a run counts as dead, together with its worker."""
 
 
-class ProvisionError(Exception):
+class ProvisionError(ServiceError):
     """The Prefect server cannot be set up; the message says why."""
 
 
-def main() -> None:
-    """`python -m flows.service.provision`."""
+def provision() -> None:
+    """Make or update pool, automation and deployments on the server that PREFECT_API_URL names.
+
+    Raises:
+        ProvisionError: the variable is not set, or Prefect refuses the deployments.
+    """
     if not os.environ.get("PREFECT_API_URL"):
-        sys.exit("provision: PREFECT_API_URL must name the Prefect server, such as http://127.0.0.1:4200/api")
-    try:
-        slots = num_gpu_slots(os.environ)
-    except ProvisionError as error:
-        sys.exit(f"provision: {error}")
+        raise ProvisionError("PREFECT_API_URL must name the Prefect server, such as http://127.0.0.1:4200/api")
+    slots = num_gpu_slots(os.environ)
     with get_client(sync_client=True) as client:
-        put_work_pool(client, work_pool())
+        put_work_pool(client, describe_work_pool())
         client.upsert_global_concurrency_limit_by_name(gpu.LIMIT, slots)
-        put_automation(client, crash_of_silent_runs())
+        put_automation(client, describe_crash_watch())
     deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    sys.exit(subprocess.run(deploy, check=False).returncode)
+    if status := subprocess.run(deploy, check=False).returncode:
+        raise ProvisionError(f"`prefect deploy --all` ended with {status}, as it says above")
 
 
 def num_gpu_slots(environment: Mapping[str, str]) -> int:
@@ -66,8 +70,8 @@ def num_gpu_slots(environment: Mapping[str, str]) -> int:
     return int(wanted)
 
 
-def work_pool() -> WorkPoolCreate:
-    """Runs are child processes of their worker, wherever that is, and say that they are alive."""
+def describe_work_pool() -> WorkPoolCreate:
+    """Return the pool: runs are child processes of their worker and send heartbeats."""
     template = ProcessWorker.get_default_base_job_template()
     variables = template["variables"]["properties"]
     variables["env"]["default"] = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
@@ -75,15 +79,18 @@ def work_pool() -> WorkPoolCreate:
 
 
 def put_work_pool(client: SyncPrefectClient, pool: WorkPoolCreate) -> None:
-    """Make the pool, or bring the one of its name up to date; its limit, and whether it is paused, are people's."""
+    """Create or update the pool; keep the limit and the pause that users have set."""
     try:
         client.create_work_pool(pool)
     except ObjectAlreadyExists:
         client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=pool.base_job_template))
 
 
-def crash_of_silent_runs() -> AutomationCore:
-    """Prefect's pattern for runs whose worker died: no heartbeat and no end for so long means Crashed."""
+def describe_crash_watch() -> AutomationCore:
+    """Return an automation that marks a run as crashed when its heartbeats stop without an end.
+
+    It is the one that Prefect's documentation gives for runs with a dead worker.
+    """
     ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
     heartbeat = "prefect.flow-run.heartbeat"
     return AutomationCore(
@@ -102,7 +109,7 @@ def crash_of_silent_runs() -> AutomationCore:
             ChangeFlowRunState(
                 name="Crashed",
                 state=StateType.CRASHED,
-                message=f"Not heard of for {SILENCE_SECONDS} seconds: its worker has died.",
+                message=f"No heartbeat for {SILENCE_SECONDS} seconds: its worker has died.",
                 force=False,
             )
         ],
@@ -110,7 +117,7 @@ def crash_of_silent_runs() -> AutomationCore:
 
 
 def put_automation(client: SyncPrefectClient, automation: AutomationCore) -> None:
-    """Make the automation, or bring the one of its name up to date."""
+    """Create the automation, or update the one of its name."""
     existing = client.read_automations_by_name(automation.name)
     if existing:
         client.update_automation(existing[0].id, automation)
@@ -119,4 +126,7 @@ def put_automation(client: SyncPrefectClient, automation: AutomationCore) -> Non
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        provision()
+    except FlowersError as error:
+        sys.exit(f"provision: {error}")

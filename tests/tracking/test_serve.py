@@ -77,4 +77,4 @@ def test_make_serves_at_the_port_that_it_is_given(project):
         text=True,
         check=True,
     )
-    assert plan.stdout.splitlines()[-1] == "python -m tracking.serve --port 6001"
+    assert plan.stdout.splitlines()[-1] == "flowers serve --port 6001"
