@@ -224,7 +224,7 @@ def draw(
     sampler: SamplerName = "ddim",
     steps: Count = 50,
     eta: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.0,
-    classes: Annotated[tuple[int | str, ...], Parameter("--class", metavar="NAME", show_default=False)] = (),
+    classes: Annotated[tuple[str, ...], Parameter("--class", metavar="NAME", show_default=False)] = (),
     guidance: Annotated[float, Parameter(validator=Number(gte=0, lte=100))] = 1.0,
 ) -> None:
     """Draw images into a folder: a PNG file each, and a grid of them.
@@ -243,7 +243,7 @@ def draw(
     """
     from flows.drawing import draw_images
 
-    draw_images(n, model, output, weights, seed, sampler, steps, eta, list(classes) or None, guidance)
+    draw_images(n, model, output, weights, seed, sampler, steps, eta, classes, guidance)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def draw_images(
     sampler: SamplerName,
     steps: int,
     eta: float,
-    classes: Sequence[int | str] | None,
+    class_words: Sequence[str],
     guidance: float,
 ) -> None:
     """Write `n` images as PNG files into a folder, with a grid of them and a record of how they were drawn.
@@ -40,8 +40,9 @@ def draw_images(
         FlowersError: the folder holds something, or the model cannot be loaded or asked for this.
     """
     require_empty(folder)
-    settings = {"seed": seed, "sampler": sampler, "steps": steps, "eta": eta, "classes": classes, "guidance": guidance}
     model = load(source, weights)
+    classes = choose_classes(model, class_words)
+    settings = {"seed": seed, "sampler": sampler, "steps": steps, "eta": eta, "classes": classes, "guidance": guidance}
     try:
         with Progress(transient=True) as progress:
             bar = progress.add_task("drawing", total=steps * -(-n // BATCH_SIZE))
@@ -90,6 +91,12 @@ def load(source: str, weights: str | None, device: str | None = None) -> Publish
         return ddpm.load(source, weights, device)
     except CheckpointError as error:
         raise FlowersError(str(error)) from None
+
+
+def choose_classes(model: PublishedModel, words: Sequence[str]) -> list[str | int] | None:
+    """Return the classes that words mean, each a name or a number of the model; None for all."""
+    names = {each.name for each in model.classes}
+    return [int(word) if word.isdecimal() and word not in names else word for word in words] or None
 
 
 def require_empty(folder: Path) -> None:
