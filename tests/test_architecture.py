@@ -12,7 +12,6 @@ from ruamel.yaml import YAML
 
 from contract import paths
 from contract.params import OF_OTHER_SECTIONS, Params
-from flows.workspaces import workspace
 from tasks import evaluate, sample, train
 
 PROJECT = Path(__file__).parents[1]
@@ -74,8 +73,8 @@ def test_the_flow_runs_the_stages_of_dvc_in_their_order():
     # A docstring, and in the workspace the parameters put in force and one call a stage: nothing else.
     docstring, block = flow().body
     first, *calls = block.body
-    assert isinstance(docstring.value, ast.Constant) and ast.unparse(block.items[0]) == "opened(workspace) as place"
-    assert first.value.func.attr == "put_in_force"
+    assert isinstance(docstring.value, ast.Constant) and ast.unparse(block.items[0]) == "open_workspace(workspace) as place"
+    assert first.value.func.attr == "activate"
     assert [call.value.func.id for call in calls] == STAGES
     assert all(not call.value.args and not call.value.keywords for call in calls)
 
@@ -267,10 +266,6 @@ def test_tasks_show_the_files_that_the_stages_write():
     assert paths.LOSSES == train.LOSSES
     assert paths.GRID == sample.GRID
     assert paths.METRICS == evaluate.METRICS
-
-
-def test_the_checkpoints_that_worktrees_share_are_those_of_the_stages():
-    assert paths.CHECKPOINTS == workspace.CHECKPOINTS
 
 
 def test_places_that_flows_and_tasks_name_are_outputs():
