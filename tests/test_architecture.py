@@ -73,7 +73,8 @@ def test_the_flow_runs_the_stages_of_dvc_in_their_order():
     # A docstring, and in the workspace the parameters put in force and one call a stage: nothing else.
     docstring, block = flow().body
     first, *calls = block.body
-    assert isinstance(docstring.value, ast.Constant) and ast.unparse(block.items[0]) == "open_workspace(workspace) as place"
+    assert isinstance(docstring.value, ast.Constant)
+    assert ast.unparse(block.items[0]) == "open_workspace(workspace) as place"
     assert first.value.func.attr == "activate"
     assert [call.value.func.id for call in calls] == STAGES
     assert all(not call.value.args and not call.value.keywords for call in calls)
