@@ -9,44 +9,44 @@ SERVE_PORT ?= 5001
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-# Nothing here reports home; the stages, prefect.toml and .dvc/config see to it where make is not used.
+# No tool reports usage; the stages, prefect.toml and .dvc/config turn it off where make is not used.
 export DO_NOT_TRACK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
-# Installed without compiling, so what is imported must be kept compiled: it halves the start of every process.
+# Packages are installed without bytecode, so that Python must keep it on import: it halves the start of every process.
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: help run up test check tests slow gpu format mlflow prefect serve clean
 
-help:  ## this list
+help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-run: $(VENV)/installed  ## bring everything up to date; PROFILE=name puts a profile of profiles/ in force
-	@python -m flows.pipeline $(if $(PROFILE),--profile $(PROFILE))
+run: $(VENV)/installed  ## run the pipeline until everything is up to date; PROFILE=name writes a saved experiment into params.yaml first
+	@flowers run $(if $(PROFILE),--profile $(PROFILE))
 
-up: $(VENV)/installed  ## the service on this machine, until Ctrl-C (SERVICE_HOST, PREFECT_PORT, MLFLOW_PORT)
-	@python -m flows.service.up --host $(SERVICE_HOST) --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT)
+up: $(VENV)/installed  ## Prefect, MLflow and a worker on this machine, until Ctrl-C (SERVICE_HOST, PREFECT_PORT, MLFLOW_PORT)
+	@flowers up --host $(SERVICE_HOST) --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT)
 
-test: check tests  ## style, types, layers, tests
+test: check tests  ## style, types, import rules and tests
 
-check: $(VENV)/installed-dev  ## style, types, layers
+check: $(VENV)/installed-dev  ## style, types and import rules
 	ruff format --check .
 	ruff check .
 	mypy
 	lint-imports --no-logo
 
-tests: $(VENV)/installed-dev  ## the tests alone
+tests: $(VENV)/installed-dev  ## tests only
 	pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
 
-slow: $(VENV)/installed-dev  ## the tests that take minutes each
+slow: $(VENV)/installed-dev  ## tests that take minutes each
 	pytest -m slow
 
-gpu: $(VENV)/installed-dev  ## on a GPU: its tests, all speeds, the published setting trained and drawn from, in ten minutes
+gpu: $(VENV)/installed-dev  ## on a GPU: test it, train and sample the published setting, measure all speeds; ten minutes
 	@if [ -n "$(SOURCE)" ] || [ ! -e build/gpu/images.npz ]; then \
 		python -m bench.gpu pack $(if $(SOURCE),--source "$(SOURCE)"); fi
 	@python -m bench.gpu
 
-format: $(VENV)/installed-dev  ## bring the sources into style
+format: $(VENV)/installed-dev  ## format the sources
 	ruff format .
 	ruff check --fix .
 
@@ -57,7 +57,7 @@ prefect: $(VENV)/installed  ## look at flow runs in the browser, at http://127.0
 	PREFECT_SERVER_API_PORT=$(PREFECT_PORT) prefect server start
 
 serve: $(VENV)/installed  ## draw images on request over HTTP, at http://127.0.0.1:5001/invocations (SERVE_PORT)
-	@python -m tracking.serve --port $(SERVE_PORT)
+	@flowers serve --port $(SERVE_PORT)
 
 clean:  ## remove the environment; data and results stay
 	rm -rf $(VENV)
@@ -67,7 +67,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one by PYTHON=..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) --editable .
+	@$(PIP) --editable '.[pipeline]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -1,4 +1,4 @@
-"""Export of published models: `python -m ddpm.export build/model FOLDER` writes one for 🤗 diffusers.
+"""Export published models for other libraries: `to_diffusers(ddpm.load("build/model"), FOLDER)` for 🤗 diffusers.
 
 The folder holds JSON and safetensors, and is written without diffusers. Load it in diffusers with
 
@@ -7,20 +7,16 @@ The folder holds JSON and safetensors, and is written without diffusers. Load it
 trust_remote_code is needed because the folder contains a network class, a few lines long: see `ddpm.diffusers_unet`.
 """
 
-import argparse
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
-from ddpm.checkpoint import CheckpointError
 from ddpm.config import UNetConfig
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.loading import load
 from ddpm.published import PublishedModel
 
 _NETWORK = Path(__file__).with_name("diffusers_unet.py")
@@ -157,21 +153,3 @@ def _block_names(ours: str, theirs: str, number: int) -> dict[str, str]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m ddpm.export", description="Write a model as 🤗 diffusers load it.")
-    parser.add_argument("model", help="a folder such as build/model, or models:/flowers-ddpm@champion")
-    parser.add_argument("folder", type=Path, help="the folder to create")
-    parser.add_argument("--weights", help='such as "raw"; default: the averaged weights')
-    arguments = parser.parse_args()
-    try:
-        to_diffusers(load(arguments.model, arguments.weights, "cpu"), arguments.folder)
-    except (CheckpointError, ExportError, OSError) as error:
-        sys.exit(f"export: {error}")
-    print(f'export: DDPMPipeline.from_pretrained("{arguments.folder}", trust_remote_code=True) loads it')
-
-
-if __name__ == "__main__":
-    main()

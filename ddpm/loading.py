@@ -60,14 +60,14 @@ def _store(scheme: str, address: str) -> Store:
     if scheme not in installed:
         raise CheckpointError(
             f"no installed package opens model addresses of {scheme}:, got {address} (known: "
-            f"{', '.join(sorted(installed)) or 'none'}): install the project with `pip install --editable .`, or name "
+            f"{', '.join(sorted(installed)) or 'none'}): run `pip install 'flowers-ddpm[pipeline]'`, or name "
             "a folder"
         )
     try:
         store: Store = installed[scheme].load()
     except ImportError as error:
         raise CheckpointError(
-            f"the store of {address} cannot be opened: {error}; install the project with `pip install --editable .`, "
+            f"the store of {address} cannot be opened: {error}; run `pip install 'flowers-ddpm[pipeline]'`, "
             "or name a folder"
         ) from error
     return store

@@ -1,4 +1,4 @@
-"""Flows that are started from a terminal, on a temporary Prefect server where none is configured."""
+"""Run flows from a terminal, on a temporary Prefect server where none is configured."""
 
 import os
 import signal
@@ -10,37 +10,46 @@ from typing import Any, NoReturn
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 
+from contract.errors import FlowersError
 from flows.service.proxy import proxy_exceptions
 
-EXIT_INTERRUPTED = 130  # as a shell counts Ctrl-C
-EXIT_TERMINATED = 143  # as a shell counts SIGTERM
+EXIT_INTERRUPTED = 130  # a shell's status for Ctrl-C
+EXIT_TERMINATED = 143  # a shell's status for SIGTERM
 
-_GOES_ON = "what is done is kept, and the same command goes on"
+_CONTINUE = "finished work is kept; the same command continues"
 
 
-def completed(name: str, flow: Callable[[], State[Any]]) -> State[Any]:
-    """The final state of a flow run in this process; where it has not completed, this process ends.
+class FlowFailedError(FlowersError):
+    """A flow run has not completed; the message says how it ended."""
+
+
+def run_to_completion(command: str, flow: Callable[[], State[Any]]) -> State[Any]:
+    """Run a flow in this process and return its final state. Ctrl-C and SIGTERM end the process.
 
     Args:
-        name: of the program, for its messages.
-        flow: runs the flow and gives its state.
+        command: name of the command, for its messages.
+        flow: function that runs the flow and returns its state.
+
+    Raises:
+        FlowFailedError: the flow has not completed.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: _terminate(name, number, frame))
+    signal.signal(signal.SIGTERM, lambda number, frame: _terminate(command, number, frame))
     try:
         start_server()
         state = flow()
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; {_GOES_ON}", file=sys.stderr)
+        print(f"{command}: interrupted; {_CONTINUE}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     if not state.is_completed():
-        sys.exit(f"{name}: {state.message}")
+        raise FlowFailedError(str(state.message))
     return state
 
 
 def start_server() -> None:
-    """Start the temporary server, where no other is configured, out of reach of the terminal's Ctrl-C.
+    """Start the temporary server, if no other is configured, out of reach of the terminal's Ctrl-C.
 
-    That signal goes to all that the terminal runs, and a flow whose server has ended hangs in reporting its own end.
+    The terminal sends that signal to all of its processes, and a flow hangs in reporting its end to a server that has
+    ended.
     """
     os.environ.update(proxy_exceptions(os.environ))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -50,10 +59,10 @@ def start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _terminate(name: str, _number: int, _frame: FrameType | None) -> NoReturn:
-    """Leave by way of Python's own end, which stops the temporary server; the signal's default would leave it behind.
+def _terminate(command: str, _number: int, _frame: FrameType | None) -> NoReturn:
+    """Leave through Python's own exit, which stops the temporary server; the signal's default would leave it behind.
 
-    Prefect calls this when it has ended the flow.
+    Prefect calls this after it has ended the flow.
     """
-    print(f"{name}: ended by SIGTERM; {_GOES_ON}", file=sys.stderr, flush=True)
+    print(f"{command}: ended by SIGTERM; {_CONTINUE}", file=sys.stderr, flush=True)
     sys.exit(EXIT_TERMINATED)

@@ -1,1 +1,1 @@
-"""`make up`: the servers, the worker, and their set-up."""
+"""The service of `flowers up`: servers, worker, and the set-up of the Prefect server."""

@@ -1,6 +1,7 @@
 """Set up what the service needs on a Prefect server: the work pool, the deployments, the watch over runs.
 
-`python -m flows.service.provision` makes it on the server that PREFECT_API_URL names, and can be run again at any time.
+`flowers set-up` does it on the server that PREFECT_API_URL names, and can be run again at any time; `flowers up` runs
+this file in a process of its own.
 """
 
 import os
@@ -18,33 +19,39 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
 from contract.errors import FlowersError
-from flows.service.up import POOL
+from flows.service.places import POOL, ServiceError
 from tasks.gpus import read_num_slots
 
 HEARTBEAT_SECONDS = 30
-"""How often a run says that it is alive; Prefect takes no less. prefect.toml says the same for runs by hand."""
+"""Interval of a run's heartbeats, the shortest that Prefect takes; prefect.toml says the same for runs by hand."""
 
 SILENCE_SECONDS = 100
-"""After this long without a word a run has died with its worker."""
+"""Time without a heartbeat after which a run counts as dead, together with its worker."""
 
 
-def main() -> None:
-    """`python -m flows.service.provision`."""
+class ProvisionError(ServiceError):
+    """The Prefect server cannot be set up; the message says why."""
+
+
+def provision() -> None:
+    """Make or update pool, automation and deployments on the server that PREFECT_API_URL names.
+
+    Raises:
+        ProvisionError: the variable is not set, or Prefect refuses the deployments.
+    """
     if not os.environ.get("PREFECT_API_URL"):
-        sys.exit("provision: PREFECT_API_URL must name the Prefect server, such as http://127.0.0.1:4200/api")
-    try:
-        read_num_slots(os.environ)  # here, so that the service does not start with it
-    except FlowersError as error:
-        sys.exit(f"provision: {error}")
+        raise ProvisionError("PREFECT_API_URL must name the Prefect server, such as http://127.0.0.1:4200/api")
+    read_num_slots(os.environ)  # a wrong number is an error now, not in the first run
     with get_client(sync_client=True) as client:
-        put_work_pool(client, work_pool())
-        put_automation(client, crash_of_silent_runs())
+        put_work_pool(client, describe_work_pool())
+        put_automation(client, describe_crash_watch())
     deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    sys.exit(subprocess.run(deploy, check=False).returncode)
+    if status := subprocess.run(deploy, check=False).returncode:
+        raise ProvisionError(f"`prefect deploy --all` ended with {status}, as it says above")
 
 
-def work_pool() -> WorkPoolCreate:
-    """Runs are child processes of their worker, wherever that is, and say that they are alive."""
+def describe_work_pool() -> WorkPoolCreate:
+    """Return the pool: runs are child processes of their worker and send heartbeats."""
     template = ProcessWorker.get_default_base_job_template()
     variables = template["variables"]["properties"]
     variables["env"]["default"] = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
@@ -52,15 +59,18 @@ def work_pool() -> WorkPoolCreate:
 
 
 def put_work_pool(client: SyncPrefectClient, pool: WorkPoolCreate) -> None:
-    """Make the pool, or bring the one of its name up to date; its limit, and whether it is paused, are people's."""
+    """Create or update the pool; keep the limit and the pause that users have set."""
     try:
         client.create_work_pool(pool)
     except ObjectAlreadyExists:
         client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=pool.base_job_template))
 
 
-def crash_of_silent_runs() -> AutomationCore:
-    """Prefect's pattern for runs whose worker died: no heartbeat and no end for so long means Crashed."""
+def describe_crash_watch() -> AutomationCore:
+    """Return an automation that marks a run as crashed when its heartbeats stop without an end.
+
+    It is the one that Prefect's documentation gives for runs with a dead worker.
+    """
     ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
     heartbeat = "prefect.flow-run.heartbeat"
     return AutomationCore(
@@ -79,7 +89,7 @@ def crash_of_silent_runs() -> AutomationCore:
             ChangeFlowRunState(
                 name="Crashed",
                 state=StateType.CRASHED,
-                message=f"Not heard of for {SILENCE_SECONDS} seconds: its worker has died.",
+                message=f"No heartbeat for {SILENCE_SECONDS} seconds: its worker has died.",
                 force=False,
             )
         ],
@@ -87,7 +97,7 @@ def crash_of_silent_runs() -> AutomationCore:
 
 
 def put_automation(client: SyncPrefectClient, automation: AutomationCore) -> None:
-    """Make the automation, or bring the one of its name up to date."""
+    """Create the automation, or update the one of its name."""
     existing = client.read_automations_by_name(automation.name)
     if existing:
         client.update_automation(existing[0].id, automation)
@@ -96,4 +106,7 @@ def put_automation(client: SyncPrefectClient, automation: AutomationCore) -> Non
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        provision()
+    except FlowersError as error:
+        sys.exit(f"provision: {error}")

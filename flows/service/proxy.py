@@ -1,12 +1,12 @@
-"""A proxy has no way to this machine's own ports, where the servers of the flows listen."""
+"""Exempt local servers from HTTP proxies: a proxy cannot reach this machine's own ports."""
 
 from collections.abc import Mapping
 
-_OWN = ("127.0.0.1", "localhost", "::1")
+_LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 def proxy_exceptions(environment: Mapping[str, str], *hosts: str) -> dict[str, str]:
-    """Variables that keep requests to this machine, and to `hosts`, away from the proxy that `environment` may name."""
+    """Return variables that keep requests to this machine and `hosts` away from a proxy that `environment` names."""
     named = (environment.get("no_proxy") or environment.get("NO_PROXY") or "").split(",")
-    exceptions = ",".join(dict.fromkeys(host.strip() for host in (*named, *_OWN, *hosts) if host.strip()))
+    exceptions = ",".join(dict.fromkeys(host.strip() for host in (*named, *_LOCAL_HOSTS, *hosts) if host.strip()))
     return {"no_proxy": exceptions, "NO_PROXY": exceptions}

@@ -1,1 +1,1 @@
-"""Where a flow run works: git worktrees, DVC's cache and DVC experiments."""
+"""Places where flow runs work: git worktrees, DVC's cache and DVC experiments."""

@@ -1,8 +1,8 @@
-"""DVC's experiments: the results of a run, saved as a commit that no branch holds.
+"""DVC experiments: the results of a run, saved as a commit that no branch holds.
 
 DVC knows an experiment by its ref, refs/exps/BASELINE/NAME. It is written here as `dvc exp save` would write it, but
-in one step: DVC's own way leads over refs that all worktrees of a repository share (refs/exps/exec, refs/exps/stash),
-so that two runs that end together, a `dvc exp run` in the checkout, or a kill in between would leave each other's.
+in one step. DVC itself goes through refs that all worktrees of a repository share (refs/exps/exec, refs/exps/stash):
+two runs that end together, a `dvc exp run` in the checkout, or a kill in between would leave each other's refs behind.
 """
 
 import re
@@ -12,45 +12,47 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from flows.workspaces.git import GitError, commit_named, git
+from contract.errors import FlowersError
+from contract.paths import DATA_PIN
+from flows.workspaces.git import GitError, git, resolve_commit
 
-STATE = ("params.yaml", "dvc.lock", "data.dvc")
-"""All that a run changes in git."""
+STATE = ("params.yaml", "dvc.lock", str(DATA_PIN))
+"""The files under git that a run changes."""
 
 _NAMESPACE = "refs/exps"
-_APART = {"exec", "stash", "apply", "celery", "temp"}  # what DVC keeps beside the experiments
+_INTERNAL = {"exec", "stash", "apply", "celery", "temp"}  # refs of DVC's own, beside the experiments
 _ABSENT = "0" * 40
-_LONGEST_NAME = 100
+_MAX_NAME_LENGTH = 100
 
 
-class UnknownRevisionError(Exception):
+class UnknownRevisionError(FlowersError):
     """A name stands for no revision of git and no DVC experiment; the message says what to do."""
 
 
-def experiment_name(run_name: str) -> str:
-    """A flow run's name as a git ref and a folder may be called."""
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", run_name).strip("-")[:_LONGEST_NAME].rstrip("-")
+def make_experiment_name(run_name: str) -> str:
+    """Return a flow run's name in a form that git refs and folders accept."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", run_name).strip("-")[:_MAX_NAME_LENGTH].rstrip("-")
     return name or "run"
 
 
-def free_names(name: str) -> Iterator[str]:
-    """The name, and where it is taken: name-2, name-3, …"""
+def number_names(name: str) -> Iterator[str]:
+    """Yield the name, then name-2, name-3, … for where it is taken."""
     yield name
     yield from (f"{name}-{number}" for number in count(2))
 
 
 def list_experiments(folder: Path) -> dict[str, str]:
-    """Each experiment's commit by its ref, the newest first."""
+    """Return each experiment's commit by its ref, newest first."""
     listed = git(folder, "for-each-ref", "--sort=-creatordate", "--format=%(refname) %(objectname)", _NAMESPACE)
     refs = dict(line.split(" ") for line in listed.splitlines())
-    return {ref: commit for ref, commit in refs.items() if ref.split("/")[2] not in _APART}
+    return {ref: commit for ref, commit in refs.items() if ref.split("/")[2] not in _INTERNAL}
 
 
 def save_experiment(folder: Path, name: str) -> str:
     """Save parameters, lock and data pin of a worktree as an experiment on its HEAD; the bytes lie in the DVC cache.
 
     Returns:
-        The experiment's name: `name`, or with a number behind it where git or DVC knows that name already.
+        The experiment's name: `name`, followed by a number where git or DVC knows that name already.
 
     Raises:
         GitError: git refuses.
@@ -58,8 +60,8 @@ def save_experiment(folder: Path, name: str) -> str:
     git(folder, "add", "--", *(path for path in STATE if (folder / path).is_file()))
     tree, baseline = git(folder, "write-tree"), git(folder, "rev-parse", "HEAD")
     message = f"dvc: commit experiment {tree}"
-    commit = git(folder, "commit-tree", tree, "-p", baseline, "-m", message, environment=_identity(folder))
-    for candidate in free_names(name):
+    commit = git(folder, "commit-tree", tree, "-p", baseline, "-m", message, environment=_name_committer(folder))
+    for candidate in number_names(name):
         if not _is_taken(folder, candidate):
             ref = f"{_NAMESPACE}/{baseline[:2]}/{baseline[2:]}/{candidate}"
             try:
@@ -73,39 +75,39 @@ def save_experiment(folder: Path, name: str) -> str:
 
 
 def keep_stages(lock: Path, stages: Collection[str]) -> None:
-    """Take out of a dvc.lock what it holds of other stages: an experiment would show their figures as its own."""
+    """Remove all other stages from a dvc.lock: an experiment would show their metrics as its own."""
     yaml = YAML()
     document = yaml.load(lock.read_text())
-    document["stages"] = {name: made for name, made in document["stages"].items() if name in stages}
+    document["stages"] = {name: entry for name, entry in document["stages"].items() if name in stages}
     with lock.open("w") as file:
         yaml.dump(document, file)
 
 
-def commit_of(folder: Path, revision: str) -> str:
-    """The commit of a git revision or of an experiment.
+def find_commit(folder: Path, revision: str) -> str:
+    """Return the commit of a git revision or of an experiment.
 
     Raises:
-        UnknownRevisionError: there is none, or several experiments of that name.
+        UnknownRevisionError: there is none, or several experiments have that name.
     """
-    if commit := commit_named(folder, revision):
+    if commit := resolve_commit(folder, revision):
         return commit
     found = [commit for ref, commit in list_experiments(folder).items() if ref.rpartition("/")[2] == revision]
     if len(found) == 1:
         return found[0]
     problem = f"the name of {len(found)} DVC experiments" if found else "neither a git revision nor a DVC experiment"
     raise UnknownRevisionError(
-        f"revision {revision!r} is {problem}; `dvc exp list --all-commits` lists the experiments, "
-        "`git log` the commits, and a commit's digest names it for sure"
+        f"revision {revision!r} is {problem}; `dvc exp list --all-commits` lists the experiments, `git log` the "
+        "commits, and the digest of a commit is never ambiguous"
     )
 
 
 def _is_taken(folder: Path, name: str) -> bool:
     names = {ref.rpartition("/")[2] for ref in list_experiments(folder)}
-    return name in names or commit_named(folder, name) is not None
+    return name in names or resolve_commit(folder, name) is not None
 
 
-def _identity(folder: Path) -> dict[str, str]:
-    """Whose commit it is, where git knows nobody: a service's account may have no name."""
+def _name_committer(folder: Path) -> dict[str, str]:
+    """Return variables that name an author where git knows none: a service's account may have no name."""
     try:
         git(folder, "var", "GIT_COMMITTER_IDENT")
         git(folder, "var", "GIT_AUTHOR_IDENT")

@@ -1,17 +1,19 @@
-"""Git commands, as the flows need them."""
+"""The git commands that flows need."""
 
 import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from contract.errors import FlowersError
 
-class GitError(Exception):
-    """A git command failed; the message holds the command and what git said."""
+
+class GitError(FlowersError):
+    """A git command failed; the message holds the command and git's own message."""
 
 
 def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """What a git command in `folder` prints, without the last line's end. Hooks, which are people's, do not run.
+    """Run a git command in `folder`, without the user's hooks, and return what it prints.
 
     Args:
         folder: where it runs.
@@ -35,16 +37,16 @@ def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = N
     return result.stdout.rstrip("\n")
 
 
-def commit_named(folder: Path, name: str) -> str | None:
-    """The commit that git finds under a name: a branch, a tag, HEAD~2, a digest."""
+def resolve_commit(folder: Path, name: str) -> str | None:
+    """Return the commit that git knows by a name, such as a branch, a tag, HEAD~2 or a digest; None if none."""
     try:
         return git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     except GitError:
         return None
 
 
-def file_in(folder: Path, commit: str, name: str) -> str | None:
-    """The text of a file as a commit holds it, or None where it holds none."""
+def read_file_at(folder: Path, commit: str, name: str) -> str | None:
+    """Return the text of a file in a commit; None if the commit does not hold it."""
     try:
         return git(folder, "show", f"{commit}:{name}") + "\n"
     except GitError:

@@ -1,4 +1,4 @@
-"""What a worktree shares with its checkout: DVC's cache and remotes, and the data that they hold."""
+"""Parts that a worktree shares with its checkout: DVC's cache and remotes, and the data in them."""
 
 import subprocess
 import sys
@@ -8,21 +8,23 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from contract.errors import FlowersError
+from contract.paths import DATA, DATA_PIN
 from flows.workspaces.experiments import list_experiments
-from flows.workspaces.git import file_in
+from flows.workspaces.git import read_file_at
 
-_PIN = "data.dvc"
+_PIN = str(DATA_PIN)
 
 
-class NotCachedError(Exception):
-    """The DVC cache does not hold what is needed; the message says what, and what to do."""
+class NotCachedError(FlowersError):
+    """Required outputs are neither in the DVC cache nor in a remote; the message says which, and what to do."""
 
 
 def share_cache(checkout: Path, worktree: Path) -> None:
-    """Let DVC in `worktree` use the cache and the settings of `checkout`, also those that git does not know.
+    """Let DVC in `worktree` use the cache and the settings of `checkout`, including those that git does not know.
 
-    Relative paths, of remotes for instance, go on meaning what they mean in the checkout. What DVC remembers of files
-    lies within the worktree, and goes with it.
+    Relative paths, of remotes for instance, keep the meaning that they have in the checkout. DVC's records about files
+    lie inside the worktree and are removed with it.
     """
     from dvc.config import Config, merge
 
@@ -34,68 +36,67 @@ def share_cache(checkout: Path, worktree: Path) -> None:
         settings["core"]["site_cache_dir"] = str(worktree / ".dvc" / "tmp" / "site")
 
 
-def bring_raw_data(checkout: Path, worktree: Path, wanted: Mapping[str, Any]) -> None:
-    """Put raw data that were made with the same parameters into `worktree`, where the cache holds them.
+def bring_raw_data(checkout: Path, worktree: Path, params: Mapping[str, Any]) -> None:
+    """Put raw data that were made with the same parameters into `worktree`, if the cache holds them.
 
-    Those of the last commit come with their receipt, so that the download stage has nothing to do, as in the checkout;
-    others it verifies. It fetches what is missing.
+    Data of the last commit come with their receipt, so that the download stage has nothing to do, as in the checkout.
+    The stage verifies other data, and fetches what is missing.
 
     Args:
-        checkout: whose pin may be newer than the last commit.
+        checkout: folder whose pin may be newer than the last commit.
         worktree: where the flow runs.
-        wanted: section `download` of the parameters.
+        params: section `download` of the parameters.
     """
-    committed = file_in(worktree, "HEAD", _PIN)
-    for pin in _pins(checkout, worktree):
-        if (YAML(typ="safe").load(pin) or {}).get("meta", {}).get("download") == wanted:
-            (worktree / _PIN).write_text(pin)
-            _dvc(worktree, "checkout", "--quiet", "--allow-missing", _PIN)
-            if (worktree / "data").is_dir():
+    committed = read_file_at(worktree, "HEAD", _PIN)
+    for pin in _list_pins(checkout, worktree):
+        if (YAML(typ="safe").load(pin) or {}).get("meta", {}).get("download") == params:
+            (worktree / DATA_PIN).write_text(pin)
+            _run_dvc(worktree, "checkout", "--quiet", "--allow-missing", _PIN)
+            if (worktree / DATA).is_dir():
                 if pin == committed:
-                    _dvc(worktree, "checkout", "--quiet", "--allow-missing", "download")
+                    _run_dvc(worktree, "checkout", "--quiet", "--allow-missing", "download")
                 return
 
 
-def bring_outputs(worktree: Path, needed: Mapping[str, str], stages: Sequence[str]) -> None:
-    """Put the outputs of `stages` that dvc.lock names into `worktree`, from the cache, or from the default remote.
+def bring_outputs(worktree: Path, required: Mapping[Path, str], stages: Sequence[str]) -> None:
+    """Put the outputs of `stages` that dvc.lock names into `worktree`, from the cache or the default remote.
 
     Args:
         worktree: where the flow runs.
-        needed: the outputs that cannot be done without, each with what it is called.
-        stages: in dvc.yaml.
+        required: outputs that must be there, mapped to display names.
+        stages: names of stages in dvc.yaml.
 
     Raises:
-        NotCachedError: one of those is in neither.
+        NotCachedError: a required output is in neither.
     """
-    _dvc(worktree, "checkout", "--quiet", "--allow-missing", *stages)
-    missing = [path for path in needed if not (worktree / path).exists()]
-    said = ""
+    _run_dvc(worktree, "checkout", "--quiet", "--allow-missing", *stages)
+    missing = [path for path in required if not (worktree / path).exists()]
+    output = ""
     if missing:  # without a remote, DVC says so
-        said = _dvc(worktree, "pull", "--quiet", *missing).strip()
+        output = _run_dvc(worktree, "pull", "--quiet", *map(str, missing)).strip()
         missing = [path for path in missing if not (worktree / path).exists()]
     if missing:
-        names = " and ".join(f"{needed[path]} ({path})" for path in missing)
+        names = " and ".join(f"{required[path]} ({path})" for path in missing)
         raise NotCachedError(
-            f"the DVC cache does not hold {names}; `dvc pull` brings it from a remote that has it, and the pipeline "
-            f"makes it anew. DVC says: {said.splitlines()[-1] if said else 'nothing'}"
+            f"the DVC cache does not hold {names}; `dvc pull` fetches it from a remote that has it, and the pipeline "
+            f"makes it again. DVC says: {output.splitlines()[-1] if output else 'nothing'}"
         )
 
 
-def _pins(checkout: Path, worktree: Path) -> Iterator[str]:
-    """data.dvc as it is known: of the commit, of the checkout, of the experiments."""
+def _list_pins(checkout: Path, worktree: Path) -> Iterator[str]:
+    """Yield the known versions of data.dvc: of the commit, of the checkout, of the experiments."""
     for folder in (worktree, checkout):
-        if (folder / _PIN).is_file():
-            yield (folder / _PIN).read_text()
+        if (folder / DATA_PIN).is_file():
+            yield (folder / DATA_PIN).read_text()
     for commit in list_experiments(checkout).values():
-        if pin := file_in(checkout, commit, _PIN):
+        if pin := read_file_at(checkout, commit, _PIN):
             yield pin
 
 
-def _dvc(worktree: Path, *arguments: str) -> str:
-    """All that a DVC command says, whether it succeeds or not."""
-    command = [sys.executable, "-m", "dvc", *arguments]
+def _run_dvc(worktree: Path, *arguments: str) -> str:
+    """Run a DVC command and return all that it prints, whether it succeeds or not."""
     return subprocess.run(
-        command,
+        [sys.executable, "-m", "dvc", *arguments],
         cwd=worktree,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -78,7 +78,7 @@ class Checkout:
         self.git("commit", "--quiet", "--message", message)
 
     def pipeline(self, *arguments: str, status: int = 0) -> str:
-        return self.run(sys.executable, "-m", "flows.pipeline", *arguments, status=status)
+        return self.run(sys.executable, "-m", "flows.cli", "run", *arguments, status=status)
 
     def copy(self, folder: Path) -> "Checkout":
         # Without the socket of a service that runs there.

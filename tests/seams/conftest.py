@@ -203,7 +203,7 @@ def service(project, tmp_path_factory):
         DDPM_GPU_SLOTS="1",
     )
     log = folder / "up.log"
-    command = [sys.executable, "-m", "flows.service.up"]
+    command = [sys.executable, "-m", "flows.cli", "up"]
     command += ["--prefect-port", str(prefect_port), "--mlflow-port", str(mlflow_port)]
     with running(command, checkout.folder, checkout.environment, log) as process:
         wait_until_up(process, log)

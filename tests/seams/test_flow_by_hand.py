@@ -1,4 +1,4 @@
-"""The second door: `python -m flows.pipeline`, on a temporary Prefect server."""
+"""The second door: `flowers run`, on a temporary Prefect server."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def start_training(checkout, tmp_path):
     def start(name):
         log = tmp_path / f"{name}.log"
         settings = [word for setting in ENDLESS for word in ("--set", setting)]
-        command = [sys.executable, "-m", "flows.pipeline", *settings]
+        command = [sys.executable, "-m", "flows.cli", "run", *settings]
         process = contexts.enter_context(running(command, checkout.folder, checkout.environment, log))
         num_before = num_losses(checkout)
 
@@ -94,7 +94,7 @@ def test_a_parameter_that_cannot_be_used_is_one_clear_error(checkout):
     before = (checkout.folder / "params.yaml").read_text()
     output = checkout.pipeline("--set", "train.num_step=7", status=1)
     assert output.splitlines() == [
-        "pipeline: params.yaml with what was set cannot be used:",
+        "flowers run: params.yaml with what was set cannot be used:",
         "  train.num_step is not a parameter",
     ]
     assert (checkout.folder / "params.yaml").read_text() == before
@@ -134,5 +134,5 @@ def test_sigterm_saves_the_training_and_takes_the_temporary_server_with_it(check
     wait_until(lambda: not checkout.processes(), "the end of every process", seconds=10)
     (saved,) = set(checkpoints(checkout)) - set(before)
     assert f"step {saved}, kept in build/checkpoints/" in log.read_text()
-    assert "pipeline: ended by SIGTERM" in log.read_text()
+    assert "flowers run: ended by SIGTERM" in log.read_text()
     assert "Traceback" not in log.read_text()

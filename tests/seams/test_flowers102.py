@@ -34,7 +34,7 @@ def settings(wanted, prefix=""):
 
 def by_hand(checkout, tmp_path):
     words = [word for setting in settings(WANTED) for word in ("--set", setting)]
-    output = checkout.run(sys.executable, "-m", "flows.pipeline", *words, timeout=LONG_SECONDS)
+    output = checkout.run(sys.executable, "-m", "flows.cli", "run", *words, timeout=LONG_SECONDS)
     assert stages_run(output) == STAGES
     return checkout
 

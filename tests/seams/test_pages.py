@@ -96,7 +96,7 @@ def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, se
 
 
 def test_the_address_that_compare_prints_is_the_page_of_these_runs(service, second_run, browser):
-    output = service.checkout.run(sys.executable, "-m", "flows.compare", *second_run)
+    output = service.checkout.run(sys.executable, "-m", "flows.cli", "compare", *second_run)
     browser.open(output.rpartition("MLflow: ")[2].strip())
     names = [service.tracking("/runs/get", run_id=number)["run"]["info"]["run_name"] for number in second_run]
     browser.wait_for(f"{names}.every(name => document.body.innerText.includes(name))")

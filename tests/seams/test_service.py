@@ -86,7 +86,7 @@ def test_up_and_down_and_up_again(place):
         assert up.api("GET", "/variables/name/kept")["value"] == "over the night"
         pool = up.api("GET", "/work_pools/local")
         assert (pool["concurrency_limit"], pool["is_paused"]) == (3, False)
-        ends_with(up, up.one("-m flows.service.up").terminate, statuses={0})
+        ends_with(up, up.one("-m flows.cli up").terminate, statuses={0})
 
 
 def shows_what_is_set_up(up):

@@ -24,7 +24,7 @@ def address(reproduced, tmp_path_factory):
     port, log = free_port(), tmp_path_factory.mktemp("serve") / "serve.log"
     # As in a shell that has not activated the environment.
     bare = reproduced.checkout.environment | {"PATH": os.defpath}
-    command = [sys.executable, "-m", "tracking.serve", "--port", str(port)]
+    command = [sys.executable, "-m", "flows.cli", "serve", "--port", str(port)]
     with running(command, reproduced.checkout.folder, bare, log) as server:
         wait_for_server(server, f"http://127.0.0.1:{port}/ping", log)
         said = log.read_text()
@@ -148,7 +148,7 @@ class Tracker:
         return self._capsys.readouterr().out
 
     def promote(self, number):
-        return self.checkout.run(sys.executable, "-m", "flows.promote", number)
+        return self.checkout.run(sys.executable, "-m", "flows.cli", "promote", number)
 
     def champion(self):
         return self._client.get_registered_model("tulips").aliases["champion"]

@@ -174,7 +174,7 @@ def test_the_page_of_a_failed_child_has_its_mlflow_run_all_the_same(service, owl
 @in_the_service
 def test_runs_of_a_sweep_stand_side_by_side(service, owls, tmp_path):
     path = tmp_path / "owls.csv"
-    output = service.checkout.run(sys.executable, "-m", "flows.compare", "--sweep", "owls", "--csv", str(path))
+    output = service.checkout.run(sys.executable, "-m", "flows.cli", "compare", "--sweep", "owls", "--csv", str(path))
     table = pd.read_csv(path)
     assert table[KID].dropna().is_monotonic_increasing and len(table) == 4 and table[KID].isna().tolist()[-1]
     assert {"train.learning_rate", "train.seed", "sample.seed"} <= set(table.columns)
@@ -221,7 +221,7 @@ def rooks(reproduced, tmp_path_factory):
     """A sweep by hand, without a pool: one child that DVC has already, one that fails."""
     checkout = reproduced.checkout.copy(tmp_path_factory.mktemp("rooks") / "flowers")
     overrides = json.dumps([{"train.learning_rate": 0.002}, RUNAWAY])
-    output = checkout.run(sys.executable, "-m", "flows.sweep", "--overrides", overrides, "--name", "rooks")
+    output = checkout.run(sys.executable, "-m", "flows.cli", "sweep", "--overrides", overrides, "--name", "rooks")
     yield checkout, output
     checkout.end_processes()
 
@@ -244,7 +244,7 @@ def test_a_child_that_dvc_had_is_served_by_the_run_that_made_it_which_joins_the_
     table = pd.read_csv(checkout.folder / "build/sweeps/rooks.csv")
     made_it = json.loads((checkout.folder / "build/metrics.json").read_text())["mlflow_run_id"]
     assert table["run"].tolist()[0] == made_it
-    output = checkout.run(sys.executable, "-m", "flows.compare", "--sweep", "rooks")
+    output = checkout.run(sys.executable, "-m", "flows.cli", "compare", "--sweep", "rooks")
     assert made_it[:8] in output and table["run"].tolist()[1][:8] in output
 
 
@@ -252,6 +252,6 @@ def test_a_child_that_dvc_had_is_served_by_the_run_that_made_it_which_joins_the_
 def test_what_cannot_be_compared_is_one_clear_error(rooks):
     checkout, _ = rooks
     for words, message in ((["rose"], "has no run 'rose'"), (["--sweep", "owl"], "no sweep 'owl'; there are rooks")):
-        output = checkout.run(sys.executable, "-m", "flows.compare", *words, status=1)
+        output = checkout.run(sys.executable, "-m", "flows.cli", "compare", *words, status=1)
         (line,) = output.splitlines()
         assert line.startswith("compare: MLflow at sqlite:///") and message in line

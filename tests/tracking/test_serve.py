@@ -59,4 +59,4 @@ def test_the_server_is_mlflows_with_the_champion_and_its_programs(folder, write_
 def test_make_serves_at_the_port_that_it_is_given(project):
     command = ["make", "--dry-run", "--no-print-directory", "serve", "SERVE_PORT=6001"]
     plan = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
-    assert plan.stdout.splitlines()[-1].endswith("--port 6001")
+    assert plan.stdout.splitlines()[-1] == "flowers serve --port 6001"

@@ -1,4 +1,7 @@
-"""Whatever proxy the environment names, this machine's own servers are reached directly."""
+"""This machine's own servers are reached directly, whatever proxy the environment names."""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -7,23 +10,34 @@ import requests
 from flows.service.proxy import proxy_exceptions
 
 
-def test_what_was_excepted_stays_so_and_comes_first():
-    found = proxy_exceptions({"NO_PROXY": "intranet, 127.0.0.1"}, "box")
-    assert found == dict.fromkeys(("no_proxy", "NO_PROXY"), "intranet,127.0.0.1,localhost,::1,box")
+@pytest.mark.parametrize(
+    ("environment", "exceptions"),
+    [
+        ({"NO_PROXY": "intranet, 127.0.0.1"}, "intranet,127.0.0.1,localhost,::1,box"),
+        ({"NO_PROXY": "big", "no_proxy": "small"}, "small,127.0.0.1,localhost,::1,box"),
+    ],
+)
+def test_exceptions_that_are_set_stay_and_come_first(environment, exceptions):
+    assert proxy_exceptions(environment, "box") == {"no_proxy": exceptions, "NO_PROXY": exceptions}
 
 
-def test_the_small_letters_count_where_both_are_set():
-    assert proxy_exceptions({"NO_PROXY": "big", "no_proxy": "small"})["NO_PROXY"].startswith("small,127.0.0.1")
-
-
+@pytest.mark.parametrize("get", [httpx.get, requests.get])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_the_libraries_that_ask_the_servers_understand_it(monkeypatch, host):
-    environment = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
-    for name, value in (environment | proxy_exceptions(environment)).items():
+def test_the_libraries_that_ask_the_servers_go_past_the_proxy(monkeypatch, host, get):
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    proxy = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}  # nobody listens there
+    for name, value in (proxy | proxy_exceptions({})).items():
         monkeypatch.setenv(name, value)
-    address = f"http://{host}:4200/api"
-    assert requests.utils.get_environ_proxies(address) == {}
-    assert "http" in requests.utils.get_environ_proxies("http://example.org/")
-    with httpx.Client() as client:
-        assert client._transport_for_url(httpx.URL(address)) is client._transport
-        assert client._transport_for_url(httpx.URL("http://example.org/")) is not client._transport
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert get(f"http://{host}:{server.server_port}/", timeout=10).status_code == 204
+        server.shutdown()
+    with pytest.raises((httpx.ConnectError, requests.exceptions.ProxyError)):
+        get("http://example.org/", timeout=10)

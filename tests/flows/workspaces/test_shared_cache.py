@@ -1,21 +1,22 @@
 """Worktrees use the cache and remotes of their checkout, and get raw data from there."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from flows.workspaces.experiments import save_experiment
 from flows.workspaces.shared_cache import NotCachedError, bring_outputs, bring_raw_data
-from flows.workspaces.workspace import worktree
+from flows.workspaces.worktrees import make_worktree
 from tests.seams.checkout import Checkout
 
-MODEL = {"build/model": "the model"}
+MODEL = {Path("build/model"): "the model"}
 
 
 @pytest.fixture
 def in_worktree(checkout):
     """A worktree, in which commands run."""
-    with worktree(checkout.folder, "wise-owl") as folder:
+    with make_worktree(checkout.folder, "wise-owl") as folder:
         yield Checkout(folder, checkout.environment)
 
 
@@ -33,7 +34,7 @@ def test_cache_and_remotes_are_those_of_the_checkout(checkout):
     local = "[core]\n    remote = mine\n['remote \"mine\"']\n    url = ../../mine\n['remote \"store\"']\n    jobs = 3\n"
     (checkout.folder / ".dvc/config.local").write_text(local)
     checkout.commit("A store")
-    with worktree(checkout.folder, "wise-owl") as folder:
+    with make_worktree(checkout.folder, "wise-owl") as folder:
         inside = Checkout(folder, checkout.environment)
         above = checkout.folder.parent
         listed = inside.dvc("remote", "list").split()
@@ -43,13 +44,9 @@ def test_cache_and_remotes_are_those_of_the_checkout(checkout):
         assert inside.dvc("config", "core.remote").strip() == "mine"
         assert inside.dvc("cache", "dir").strip() == str(checkout.folder / ".dvc/cache")
         assert inside.git("status", "--porcelain") == ""
-
-
-def test_a_cache_elsewhere_is_shared_too(checkout):
     checkout.dvc("cache", "dir", "--local", "../caches")
-    with worktree(checkout.folder, "wise-owl") as folder:
-        inside = Checkout(folder, checkout.environment)
-        assert inside.dvc("cache", "dir").strip() == str(checkout.folder.parent / "caches")
+    with make_worktree(checkout.folder, "wise-owl") as folder:
+        assert Checkout(folder, checkout.environment).dvc("cache", "dir").strip() == str(above / "caches")
 
 
 def test_raw_data_of_the_commit_come_from_the_cache(checkout, in_worktree):
@@ -60,27 +57,24 @@ def test_raw_data_of_the_commit_come_from_the_cache(checkout, in_worktree):
 
 def test_raw_data_of_the_checkout_and_of_experiments_come_from_the_cache(checkout):
     pin_of("second", checkout)
-    with worktree(checkout.folder, "wise-owl") as folder:
+    with make_worktree(checkout.folder, "wise-owl") as folder:
         bring_raw_data(checkout.folder, folder, {"dataset": "second"})  # pinned, not committed
         assert (folder / "data/images").read_text() == "the second images"
         save_experiment(folder, "second")
     checkout.git("checkout", "--quiet", "data.dvc")
-    with worktree(checkout.folder, "wise-owl") as folder:
+    with make_worktree(checkout.folder, "wise-owl") as folder:
         bring_raw_data(checkout.folder, folder, {"dataset": "second"})  # known by the experiment alone
         assert (folder / "data/images").read_text() == "the second images"
         assert "dataset: second" in (folder / "data.dvc").read_text()
 
 
-def test_raw_data_that_nobody_has_made_are_left_to_the_stage(checkout, in_worktree):
-    bring_raw_data(checkout.folder, in_worktree.folder, {"dataset": "third"})
+@pytest.mark.parametrize("lost", ["never made", "lost from the cache"])
+def test_raw_data_that_the_cache_does_not_hold_are_left_to_the_stage(checkout, in_worktree, lost):
+    if lost == "lost from the cache":
+        shutil.rmtree(checkout.folder / ".dvc/cache")
+    bring_raw_data(checkout.folder, in_worktree.folder, {"dataset": "third" if lost == "never made" else "first"})
     assert not (in_worktree.folder / "data").exists()
     assert in_worktree.git("status", "--porcelain") == ""
-
-
-def test_raw_data_that_the_cache_has_lost_are_left_to_the_stage(checkout, in_worktree):
-    shutil.rmtree(checkout.folder / ".dvc/cache")
-    bring_raw_data(checkout.folder, in_worktree.folder, {"dataset": "first"})
-    assert not (in_worktree.folder / "data").exists()
 
 
 @pytest.fixture
@@ -95,25 +89,20 @@ def trained(checkout):
     return checkout
 
 
-def test_a_model_comes_from_the_cache(trained):
-    with worktree(trained.folder, "wise-owl") as folder:
-        bring_outputs(folder, MODEL, ["train"])
-        assert (folder / "build/model/weights").read_text() == "weights\n"
-
-
-def test_a_model_comes_from_the_remote_where_the_cache_has_lost_it(trained):
+def test_a_model_comes_from_the_cache_or_from_the_remote(trained):
     trained.dvc("remote", "add", "--local", "--default", "store", "../store")
     trained.dvc("push", "--quiet")
-    shutil.rmtree(trained.folder / ".dvc/cache")
-    with worktree(trained.folder, "wise-owl") as folder:
-        bring_outputs(folder, MODEL, ["train"])
-        assert (folder / "build/model/weights").read_text() == "weights\n"
+    for _ in ("from the cache", "from the remote"):
+        with make_worktree(trained.folder, "wise-owl") as folder:
+            bring_outputs(folder, MODEL, ["train"])
+            assert (folder / "build/model/weights").read_text() == "weights\n"
+        shutil.rmtree(trained.folder / ".dvc/cache")
 
 
 def test_a_model_that_nobody_holds_is_refused(trained):
     shutil.rmtree(trained.folder / ".dvc/cache")
     with (
-        worktree(trained.folder, "wise-owl") as folder,
-        pytest.raises(NotCachedError, match=r"does not hold the model \(build/model\); `dvc pull` brings it"),
+        make_worktree(trained.folder, "wise-owl") as folder,
+        pytest.raises(NotCachedError, match=r"does not hold the model \(build/model\)"),
     ):
         bring_outputs(folder, MODEL, ["train"])

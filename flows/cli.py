@@ -1,0 +1,250 @@
+"""The command `flowers`. Commands import what they need when they run, so that `flowers --help` answers at once."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
+
+from contract.errors import FlowersError
+from ddpm.config import SamplerName
+
+CHAMPION = "models:/flowers-ddpm@champion"
+EXIT_FAILED, EXIT_MISUSED = 1, 2
+
+Profile = Annotated[
+    str | None, Parameter(choices=sorted(path.stem for path in Path("profiles").glob("*.yaml")) or None)
+]
+Assignments = Annotated[tuple[str, ...], Parameter("--set", metavar="NAME=VALUE", show_default=False)]
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+PortNumber = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]
+
+app = App(
+    "flowers",
+    help="Train, sample, evaluate and version a diffusion model of flowers.",
+    version=lambda: version("flowers-ddpm"),
+    default_parameter=Parameter(negative=(), consume_multiple=False),
+    help_format="plaintext",
+    exit_on_error=False,
+    print_error=False,
+)
+app.register_install_completion_command(help="Install completion of commands and options for your shell.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that the command line names; an error meant for people ends it with one message."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    prefer_code_of_this_folder(words)
+    command = " ".join(["flowers", *app.parse_commands(words)[0]])
+    try:
+        app(words)
+    except CycloptsError as error:
+        fail(f"{command}: {error}", EXIT_MISUSED)
+    except FlowersError as error:
+        fail(f"{command}: {error}")
+    except ModuleNotFoundError as error:
+        fail(f"{command}: the package {error.name} is not installed: pip install 'flowers-ddpm[pipeline]'")
+
+
+def prefer_code_of_this_folder(words: Sequence[str]) -> None:
+    """Start again with the code of the current folder, where that is another checkout than the installed one.
+
+    Worktrees and copies of the project share its environment; DVC's stages run the code of the folder, too.
+    """
+    local = Path("flows/cli.py")
+    if local.is_file() and not local.samefile(__file__):
+        os.execv(sys.executable, [sys.executable, "-m", "flows.cli", *words])
+
+
+def fail(message: str, status: int = EXIT_FAILED) -> NoReturn:
+    """Print the message to stderr and end with the status."""
+    print(message, file=sys.stderr)
+    sys.exit(status)
+
+
+def require_checkout() -> None:
+    """Refuse to work outside the project's folder.
+
+    Raises:
+        FlowersError: this is another folder.
+    """
+    if not Path("dvc.yaml").is_file():
+        raise FlowersError(f"{Path.cwd()} holds no dvc.yaml: change to the folder of the project")
+
+
+@app.command
+def run(*, profile: Profile = None, assignments: Assignments = (), isolated: bool = False) -> None:
+    """Run the pipeline: bring all results up to date with the parameters.
+
+    Args:
+        profile: saved experiment to write into params.yaml first; without it, params.yaml is taken as it is.
+        assignments: a parameter and its new value, such as train.num_steps=100; repeatable.
+        isolated: run the last commit in a git worktree of its own and save the results as a DVC experiment.
+    """
+    require_checkout()
+    from flows.pipeline import run_by_hand
+
+    run_by_hand(profile, list(assignments), isolated)
+
+
+@app.command
+def sweep(
+    *,
+    profile: Profile = None,
+    grid: Annotated[tuple[str, ...], Parameter(metavar="NAME=[VALUE,VALUE]", show_default=False)] = (),
+    overrides: Annotated[str | None, Parameter(metavar="LIST")] = None,
+    assignments: Assignments = (),
+    name: str | None = None,
+    max_concurrent: Annotated[int, Parameter(validator=Number(gte=1, lte=64))] = 2,
+) -> None:
+    """Run the pipeline for many experiments and rank them.
+
+    Args:
+        profile: saved experiment to start from; without it, params.yaml of the last commit.
+        grid: a parameter and its values; repeatable, every combination is a trial.
+        overrides: the trials' parameters as a YAML list, instead of a grid, such as '[{train.seed: 1}]'.
+        assignments: a parameter of all trials and its value; repeatable.
+        name: of the sweep; small letters, digits and hyphens. Without it, the name of its flow run.
+        max_concurrent: trials at once, where a worker runs them.
+    """
+    require_checkout()
+    from flows.sweep import run_by_hand
+
+    run_by_hand(profile, list(grid), overrides, list(assignments), name, max_concurrent)
+
+
+@app.command
+def compare(
+    runs: Annotated[tuple[str, ...], Parameter(metavar="RUN", show_default=False)] = (),
+    /,
+    *,
+    sweep: str | None = None,
+    last: Count | None = None,
+    csv: Path | None = None,
+) -> None:
+    """Compare runs: their figures and the parameters that differ, best first.
+
+    Args:
+        runs: id of an MLflow run, its beginning, or its name; without any choice, all runs.
+        sweep: compare the runs of this sweep.
+        last: compare the newest runs, this many.
+        csv: file to write the table to as well.
+    """
+    from flows.compare import compare as compare_runs
+
+    compare_runs(list(runs), sweep, last, csv)
+
+
+@app.command
+def up(*, host: str = "127.0.0.1", prefect_port: PortNumber = 4200, mlflow_port: PortNumber = 5000) -> None:
+    """Start the service: a Prefect server, an MLflow server and a worker, until Ctrl-C.
+
+    Args:
+        host: address to listen on; 0.0.0.0 serves the whole network.
+        prefect_port: port of the Prefect server.
+        mlflow_port: port of the MLflow server.
+    """
+    require_checkout()
+    from flows.service.addresses import Addresses
+    from flows.service.up import serve_until_interrupted
+
+    serve_until_interrupted(Addresses(host, prefect_port, mlflow_port))
+
+
+@app.command
+def set_up() -> None:
+    """Set up the Prefect server that PREFECT_API_URL names: work pool, automation and deployments."""
+    require_checkout()
+    from flows.service.provision import provision
+
+    provision()
+
+
+@app.command
+def serve(
+    *,
+    host: str = "127.0.0.1",
+    port: PortNumber = 5001,
+    model: str | None = None,
+    timeout: Count = 600,
+) -> None:
+    """Serve the champion: draw images on request over HTTP, until Ctrl-C.
+
+    Args:
+        host: address to listen on; 0.0.0.0 serves the whole network.
+        port: port to listen on.
+        model: registered model; without it, register.model_name of params.yaml.
+        timeout: seconds that a request may take.
+    """
+    from tracking.serve import serve as serve_champion
+
+    serve_champion(host, port, model, timeout)
+
+
+@app.command
+def promote(number: Annotated[str, Parameter(metavar="VERSION")], /, *, model: str | None = None) -> None:
+    """Make a version of the registered model the champion, whatever its figures.
+
+    Args:
+        number: of the version, as MLflow's page and the register stage name it.
+        model: registered model; without it, register.model_name of params.yaml.
+    """
+    from flows.promote import promote as promote_version
+
+    promote_version(number, model)
+
+
+@app.command
+def export(model: str, folder: Path, /, *, weights: str | None = None) -> None:
+    """Write a model as a folder that Hugging Face diffusers loads.
+
+    Args:
+        model: folder such as build/model, or address such as models:/flowers-ddpm@champion.
+        folder: folder to write; must not exist.
+        weights: set of weights, such as raw; without it, the averaged ones.
+    """
+    from flows.drawing import export_model
+
+    export_model(model, folder, weights)
+
+
+@app.command
+def draw(
+    n: Count,
+    /,
+    *,
+    model: str = CHAMPION,
+    output: Path = Path("drawn"),
+    weights: str | None = None,
+    seed: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
+    sampler: SamplerName = "ddim",
+    steps: Count = 50,
+    eta: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.0,
+    classes: Annotated[tuple[str, ...], Parameter("--class", metavar="NAME", show_default=False)] = (),
+    guidance: Annotated[float, Parameter(validator=Number(gte=0, lte=100))] = 1.0,
+) -> None:
+    """Draw images into a folder: a PNG file each, and a grid of them.
+
+    Args:
+        n: number of images.
+        model: folder such as build/model, or address of a registered model.
+        output: folder for the images; must be new or empty.
+        weights: set of weights, such as raw; without it, the averaged ones.
+        seed: of the noise; image i depends on the seed and on i alone.
+        sampler: ddpm is the published one; the others need far fewer steps.
+        steps: network calls per image.
+        eta: amount of noise that each step of ddim and dpm_solver++ adds, 0 … 1.
+        classes: class to draw, by name or number; repeatable, images take them in turn.
+        guidance: how strongly the class counts; 1 as trained, more exaggerates it.
+    """
+    from flows.drawing import draw_images
+
+    draw_images(n, model, output, weights, seed, sampler, steps, eta, classes, guidance)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Addresses of the two servers, and the environment through which the programs of the service know them."""
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from contract.environment import TRACKING_URI
+from flows.service.places import ServiceError
+from flows.service.proxy import proxy_exceptions
+
+_EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Host and ports on which the two servers listen."""
+
+    host: str
+    prefect_port: int
+    mlflow_port: int
+
+    @property
+    def prefect(self) -> str:
+        """Address of the Prefect server, for programs on this machine."""
+        return f"http://{self._reachable_host}:{self.prefect_port}"
+
+    @property
+    def mlflow(self) -> str:
+        """Address of the MLflow server, for programs on this machine."""
+        return f"http://{self._reachable_host}:{self.mlflow_port}"
+
+    @property
+    def _reachable_host(self) -> str:
+        return _EVERY_ADDRESS.get(self.host, self.host)
+
+    def require_free(self) -> None:
+        """Check both ports before anything is started.
+
+        Raises:
+            ServiceError: one cannot be listened on; the message names its option.
+        """
+        for name, port in (("PREFECT_PORT", self.prefect_port), ("MLFLOW_PORT", self.mlflow_port)):
+            family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((self.host, port))
+                except OSError as error:
+                    option = f"--{name.lower().replace('_', '-')}"
+                    raise ServiceError(
+                        f"cannot listen on {self.host} port {port}: {error.strerror}. Stop the server that uses it, or "
+                        f"choose another port: flowers up {option} {port + 1000}, make up {name}={port + 1000}"
+                    ) from error
+        if self.prefect_port == self.mlflow_port:
+            raise ServiceError(f"the two servers need different ports, got {self.prefect_port} for both")
+
+
+def make_environment(addresses: Addresses, caller: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the programs; both servers read their own settings from it.
+
+    The caller's settings of databases and artifact places are kept: PostgreSQL, S3.
+    """
+    defaults = {
+        "MLFLOW_BACKEND_STORE_URI": "sqlite:///mlflow.db",
+        # The place that a run by hand uses without a server: each reads what the other has written.
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": "./mlartifacts",
+        "MLFLOW_WORKERS": "1",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # jobs of MLflow's own, which nothing here uses
+        "PATH": os.defpath,
+    }
+    ours = {
+        "PREFECT_API_URL": f"{addresses.prefect}/api",
+        "PREFECT_SERVER_API_HOST": addresses.host,
+        "PREFECT_SERVER_API_PORT": str(addresses.prefect_port),
+        "MLFLOW_HOST": addresses.host,
+        "MLFLOW_PORT": str(addresses.mlflow_port),
+        TRACKING_URI: addresses.mlflow,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "1",
+        **proxy_exceptions(caller, addresses.host),
+    }
+    environment = {**defaults, **caller, **ours}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    return environment

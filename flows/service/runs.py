@@ -1,0 +1,67 @@
+"""Flow runs of the service at its start and end: the pool that starts them, and their processes."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import psutil
+import requests
+
+from flows.service.places import POOL, STATE, ServiceError
+
+HELD = STATE / "pool-is-held"
+"""Marker file: the end of a service, not a user, has paused the pool."""
+
+RUN_GRACE_SECONDS = 75.0
+"""Time for runs in progress to end; their stages have 60 seconds to save their work (tasks/stage.py)."""
+
+
+def hold_pool(api: str) -> None:
+    """Pause the pool, so that the worker starts no waiting run while those in progress end; they stay queued."""
+    with suppress(requests.RequestException), direct_session() as session:
+        pool = session.get(f"{api}/work_pools/{POOL}", timeout=5).json()
+        if pool.get("is_paused") is False:
+            HELD.touch()
+            session.patch(f"{api}/work_pools/{POOL}", json={"is_paused": True}, timeout=5)
+
+
+def release_pool(api: str) -> None:
+    """Resume the pool, if the end of a service has paused it.
+
+    Raises:
+        ServiceError: the Prefect server refuses.
+    """
+    if not HELD.exists():
+        return
+    try:
+        with direct_session() as session:
+            session.patch(f"{api}/work_pools/{POOL}", json={"is_paused": False}, timeout=30).raise_for_status()
+    except requests.RequestException as error:
+        raise ServiceError(f"the work pool cannot be resumed: {error}") from error
+    HELD.unlink()
+
+
+def end_runs(api: str) -> None:
+    """Terminate the flow runs that report to this server, and wait for their end while the server still runs.
+
+    A worker that is stopped kills its runs at once, and a worker that was killed has left its runs behind.
+    """
+    runs = list(find_run_processes(api))
+    for run in runs:
+        with suppress(psutil.NoSuchProcess):
+            run.terminate()
+    psutil.wait_procs(runs, timeout=RUN_GRACE_SECONDS)
+
+
+def find_run_processes(api: str) -> Iterator[psutil.Process]:
+    """Yield this user's processes that execute a deployed flow run for the server at `api`."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it belongs to another user, or has ended
+            if "prefect.engine" in process.cmdline() and process.environ().get("PREFECT_API_URL") == api:
+                yield process
+
+
+def direct_session() -> requests.Session:
+    """Return a session that reaches this machine's own ports past any proxy."""
+    session = requests.Session()
+    session.trust_env = False
+    return session

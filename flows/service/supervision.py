@@ -1,0 +1,94 @@
+"""supervisord, which keeps the programs of the service running; supervisord.conf names them."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+from xmlrpc.client import Fault, ServerProxy
+
+import psutil
+from supervisor.xmlrpc import SupervisorTransport
+
+from flows.service.places import SOCKET, STATE, ServiceError
+
+_CONFIGURATION = "supervisord.conf"
+_KEPT_LINES = 15
+
+
+class Supervisor:
+    """A running supervisord, and its XML-RPC interface."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """Start supervisord, and with it both servers."""
+        STATE.mkdir(exist_ok=True)
+        # A session of its own: the terminal's Ctrl-C ends the programs in their order, not all at once.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "supervisor.supervisord", "--configuration", _CONFIGURATION],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def start(self, program: str) -> None:
+        """Start a program; its state shows whether that succeeded."""
+        call_supervisor("startProcess", program, False)
+
+    def list_starts(self) -> dict[str, int]:
+        """Return when each program was last started, in seconds since the epoch; 0 for never.
+
+        Raises:
+            ServiceError: supervisord has ended, or has given up a program.
+        """
+        if self._process.poll() is not None:
+            raise ServiceError(f"supervisord has ended:\n{read_log_end('supervisord')}")
+        try:
+            programs = call_supervisor("getAllProcessInfo")
+        except (FileNotFoundError, ConnectionRefusedError):  # it does not listen yet
+            return {}
+        except Fault as fault:
+            raise ServiceError(f"supervisord is shutting down ({fault.faultString})") from None
+        for program in programs:
+            if program["statename"] == "FATAL":
+                raise ServiceError(f"{program['name']} does not start:\n{read_log_end(program['name'])}")
+        return {program["name"]: program["start"] for program in programs}
+
+    def stop(self) -> None:
+        """Stop all programs in their order, then supervisord; kill what is left of them."""
+        self._process.terminate()
+        self._process.wait()  # it kills what has not ended in time
+        for process in psutil.process_iter():
+            with suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if os.getsid(process.pid) == self._process.pid:  # an orphan of a killed program
+                    process.kill()
+
+
+def call_supervisor(method: str, *arguments: Any) -> Any:
+    """Call a method of supervisord's XML-RPC interface and return its answer."""
+    # One connection per call: a connection that failed serves no other call.
+    transport = SupervisorTransport(serverurl=f"unix://{SOCKET}")
+    with ServerProxy("http://localhost", transport=transport) as server:
+        return getattr(server.supervisor, method)(*arguments)
+
+
+def refuse_second_service() -> None:
+    """Check that no service of this folder is running, on whatever ports.
+
+    Raises:
+        ServiceError: one is.
+    """
+    with socket.socket(socket.AF_UNIX) as probe, suppress(FileNotFoundError, ConnectionRefusedError):
+        probe.connect(str(SOCKET))
+        raise ServiceError(
+            "the service of this folder is running already: stop it by Ctrl-C in its terminal or by "
+            "`supervisorctl shutdown`"
+        )
+
+
+def read_log_end(program: str) -> str:
+    """Return the last lines of a program's log, and its path."""
+    path = STATE / f"{program}.log"
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    return "\n".join([*lines[-_KEPT_LINES:], f"(the end of {path})"])

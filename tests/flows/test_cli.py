@@ -1,0 +1,251 @@
+"""The command `flowers`: its words and their meaning, its errors, and drawing."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contract.errors import FlowersError
+from ddpm.config import SamplerName
+from flows import cli
+
+PROJECT = Path(__file__).parents[2]
+COMMANDS = {"run", "sweep", "compare", "up", "set-up", "serve", "promote", "export", "draw"}
+
+
+@pytest.fixture
+def flowers(capsys, monkeypatch):
+    """Runs the command in this process, which must end with `status`; returns what it prints."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words, status=0):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert (ended.value.code or 0) == status
+        printed = capsys.readouterr()
+        return printed.out if status == 0 else printed.err
+
+    return run
+
+
+@pytest.fixture
+def call(flowers, monkeypatch):
+    """Runs the command with another function in the place of the one that works; returns its arguments."""
+
+    def run(module, function, *words):
+        given = []
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{function: lambda *values: given.extend(values)}))
+        flowers(*words)
+        return given
+
+    return run
+
+
+def in_process(program, folder, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={"PYTHONPATH": str(PROJECT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_lists_the_commands_and_loads_no_tool(tmp_path):
+    program = """
+import sys
+from flows.cli import main
+try:
+    main(["--help"])
+finally:
+    print("loaded:", *{"torch", "prefect", "mlflow", "dvc", "pandas", "pydantic"} & set(sys.modules))
+"""
+    done = in_process(program, tmp_path, COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    assert {line.split()[1] for line in done.stdout.splitlines() if line.startswith("│")} >= COMMANDS
+    assert done.stdout.splitlines()[-1].split() == ["loaded:"]
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_option_has_a_help_text(flowers, command):
+    shown = [line.strip("│ \n") for line in flowers(command, "--help").splitlines() if line.startswith("│")]
+    for line in shown:
+        _, gap, text = line.partition("  ")
+        assert gap and text.strip(), line
+
+
+def test_the_version_is_that_of_the_package(flowers):
+    assert flowers("--version").strip().count(".") == 2
+
+
+def test_samplers_are_those_of_the_parameters(flowers):
+    assert f"[choices: {', '.join(get_args(SamplerName))}]" in flowers("draw", "--help")
+
+
+def test_profiles_are_those_of_the_folder():
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "run", "--profile", "rose"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert all(f'"{path.stem}"' in done.stderr for path in (PROJECT / "profiles").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "function", "given"),
+    [
+        (["run"], "flows.pipeline", "run_by_hand", [None, [], False]),
+        (
+            ["run", "--profile", "quickstart", "--set", "train.seed=1", "--set", "sample.classes=[a, b]", "--isolated"],
+            "flows.pipeline", "run_by_hand", ["quickstart", ["train.seed=1", "sample.classes=[a, b]"], True],
+        ),
+        (
+            ["sweep", "--grid", "a=[0,1]", "--grid", "b=[1]", "--set", "c=2", "--name", "x", "--max-concurrent", "3"],
+            "flows.sweep", "run_by_hand", [None, ["a=[0,1]", "b=[1]"], None, ["c=2"], "x", 3],
+        ),
+        (
+            ["sweep", "--overrides", "[{train.seed: 1}]"],
+            "flows.sweep", "run_by_hand", [None, [], "[{train.seed: 1}]", [], None, 2],
+        ),
+        (["compare"], "flows.compare", "compare", [[], None, None, None]),
+        (
+            ["compare", "3f2a", "wise-owl", "--last", "5", "--csv", "runs.csv"],
+            "flows.compare", "compare", [["3f2a", "wise-owl"], None, 5, Path("runs.csv")],
+        ),
+        (["serve", "--port", "6001"], "tracking.serve", "serve", ["127.0.0.1", 6001, None, 600]),
+        (["promote", "4", "--model", "tulips"], "flows.promote", "promote", ["4", "tulips"]),
+        (["export", "build/model", "out"], "flows.drawing", "export_model", ["build/model", Path("out"), None]),
+        (
+            ["draw", "3", "--class", "rose", "--class", "7", "--eta", "1"],
+            "flows.drawing", "draw_images",
+            [3, "models:/flowers-ddpm@champion", Path("drawn"), None, 0, "ddim", 50, 1.0, ("rose", "7"), 1.0],
+        ),
+    ],
+)  # fmt: skip
+def test_words_become_arguments(call, monkeypatch, words, module, function, given):
+    monkeypatch.chdir(PROJECT)
+    assert call(module, function, *words) == given
+
+
+def test_up_takes_host_and_ports(call, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    (addresses,) = call("flows.service.up", "serve_until_interrupted", "up", "--host", "::", "--mlflow-port", "5100")
+    assert (addresses.host, addresses.prefect_port, addresses.mlflow_port) == ("::", 4200, 5100)
+
+
+@pytest.mark.parametrize(
+    ("words", "decisive"),
+    [
+        (["draw", "0"], "flowers draw: .*N.* >= 1"),
+        (["draw", "3", "--eta", "1.5"], "flowers draw: .*--eta.* <= 1"),
+        (["draw", "3", "--seed", "-1"], "flowers draw: .*--seed.* >= 0"),
+        (["draw", "3", "--sampler", "euler"], 'flowers draw: .*"euler".*"ddim"'),
+        (["draw", "three"], "flowers draw: .*three"),
+        (["draw"], "flowers draw: .*N"),
+        (["up", "--prefect-port", "0"], "flowers up: .*--prefect-port.* >= 1"),
+        (["up", "--mlflow-port", "65536"], "flowers up: .*--mlflow-port.* <= 65535"),
+        (["sweep", "--max-concurrent", "65"], "flowers sweep: .*--max-concurrent.* <= 64"),
+        (["compare", "--last", "0"], "flowers compare: .*--last.* >= 1"),
+        (["run", "--sets", "a=1"], "flowers run: .*--sets"),
+        (["runs"], 'flowers: .*"runs".*"run"'),
+    ],
+)
+def test_a_word_that_cannot_be_used_is_one_line(flowers, words, decisive):
+    said = flowers(*words, status=2)
+    assert len(said.splitlines()) == 1
+    assert re.match(decisive, said), said
+
+
+def test_outside_the_project_the_error_says_where_it_has_to_be(flowers, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert flowers("run", status=1).startswith(f"flowers run: {tmp_path} holds no dvc.yaml")
+
+
+def test_an_error_is_a_message_and_status_1(flowers, monkeypatch):
+    def fail(*_):
+        raise FlowersError("MLflow does not answer")
+
+    monkeypatch.setitem(sys.modules, "flows.compare", SimpleNamespace(compare=fail))
+    assert flowers("compare", status=1) == "flowers compare: MLflow does not answer\n"
+
+
+def test_control_c_ends_with_status_130(flowers, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "flows.compare", SimpleNamespace(compare=interrupt))
+    assert flowers("compare", status=130) == ""
+
+
+def test_a_missing_package_is_one_line_that_names_the_extra(flowers, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setitem(sys.modules, "flows.pipeline", None)
+    monkeypatch.delattr("flows.pipeline", raising=False)
+    said = flowers("run", status=1)
+    assert said.startswith("flowers run: ") and said.endswith("pip install 'flowers-ddpm[pipeline]'\n")
+
+
+def test_another_checkout_runs_its_own_code(tmp_path):
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows/__init__.py").touch()
+    (tmp_path / "flows/cli.py").write_text("import sys; print('own code:', *sys.argv[1:])")
+    program = (
+        "import sys; sys.argv[1:] = ['run', '--isolated']; sys.path.remove(''); import flows.cli; flows.cli.main()"
+    )
+    assert in_process(program, tmp_path).stdout == "own code: run --isolated\n"
+
+
+def test_images_are_drawn_into_files_and_a_grid(flowers, folder, model):
+    printed = flowers("draw", "11", "--model", "build/model", "--steps", "2", "--seed", "5", "--weights", "raw")
+    assert "11 images" in printed
+    names = [*(f"{number:02}.png" for number in range(11)), "drawn.json", "grid.png"]
+    assert sorted(path.name for path in Path("drawn").iterdir()) == names
+    images = [np.asarray(Image.open(f"drawn/{number:02}.png")) for number in range(11)]
+    assert {image.shape for image in images} == {(16, 16, 3)}
+    record = json.loads(Path("drawn/drawn.json").read_text())
+    assert (record["model"], record["weights"], record["seed"], record["steps"]) == ("build/model", "raw", 5, 2)
+    # Image i depends on the seed and on i alone.
+    flowers("draw", "2", "--model", "build/model", "--steps", "2", "--seed", "5", "--weights", "raw", "--output", "two")
+    assert np.array_equal(np.asarray(Image.open("two/1.png")), images[1])
+    assert np.asarray(Image.open("two/grid.png")).shape[0] < np.asarray(Image.open("drawn/grid.png")).shape[0]
+
+
+def test_classes_can_be_asked_for(flowers, folder, conditional_model):
+    flowers("draw", "2", "--model", "build/model", "--steps", "2", "--class", "8", "--class", "01")
+    flowers("draw", "2", "--model", "build/model", "--steps", "2", "--output", "all")
+    assert json.loads(Path("drawn/drawn.json").read_text())["classes"] == [8, "01"]
+    assert not np.array_equal(np.asarray(Image.open("drawn/0.png")), np.asarray(Image.open("all/0.png")))
+
+
+@pytest.mark.parametrize(
+    ("words", "decisive"),
+    [
+        (["--model", "nowhere"], "nowhere"),
+        (["--model", "roses:/red"], "roses:"),
+        (["--model", "build/model", "--class", "rose"], "classes"),
+        (["--model", "build/model", "--steps", "9999"], "9999"),
+        (["--model", "build/model", "--output", "build"], "--output"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line_and_no_file(flowers, folder, model, words, decisive):
+    said = flowers("draw", "2", *words, status=1)
+    assert said.startswith("flowers draw: ") and len(said.splitlines()) == 1 and decisive in said
+    assert [path.name for path in folder.iterdir()] == ["build"]
+
+
+def test_a_model_is_exported_once(flowers, folder, model):
+    assert "DDPMPipeline" in flowers("export", "build/model", "out")
+    assert Path("out/model_index.json").is_file()
+    assert flowers("export", "build/model", "out", status=1).startswith("flowers export: out exists")
+    assert "nowhere" in flowers("export", "nowhere", "other", status=1)
