@@ -16,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help run up test check tests slow gpu format mlflow prefect serve clean
+.PHONY: help run up test check tests slow gpu format dependencies mlflow prefect serve clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ gpu: $(VENV)/installed-dev  ## on a GPU: its tests, all speeds, the published se
 format: $(VENV)/installed-dev  ## bring the sources into style
 	ruff format .
 	ruff check --fix .
+
+dependencies: $(VENV)/installed-dev  ## write the code that each stage depends on into dvc.yaml
+	python -m tools.dvc_dependencies
 
 mlflow: $(VENV)/installed  ## compare runs in the browser, at http://127.0.0.1:5000 (MLFLOW_PORT)
 	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(MLFLOW_PORT)
