@@ -19,7 +19,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 .PHONY: help run up test check tests slow gpu format dependencies mlflow prefect serve clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(VENV)/installed  ## bring everything up to date; PROFILE=name puts a profile of profiles/ in force
 	@python -m flows.pipeline $(if $(PROFILE),--profile $(PROFILE))
@@ -34,6 +34,7 @@ check: $(VENV)/installed-dev  ## style, types, layers
 	ruff check .
 	mypy
 	lint-imports --no-logo
+	python -m tools.dvc_dependencies --check
 
 tests: $(VENV)/installed-dev  ## the tests alone
 	pytest --numprocesses logical --maxprocesses 4 --dist loadgroup

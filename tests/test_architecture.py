@@ -119,4 +119,4 @@ def test_no_tool_reports_home():
 @pytest.mark.parametrize("module", ["contract.params", "contract.events", "flows.pipeline"])
 def test_what_starts_often_does_not_import_torch(module):
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=PROJECT).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=False).returncode == 0
