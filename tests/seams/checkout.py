@@ -13,7 +13,14 @@ import psutil
 from ruamel.yaml import YAML
 
 STAGES = ["download", "preprocess", "reference", "train", "sample", "evaluate", "register"]
+_MODULES = {"run": "flows.pipeline", "sweep": "flows.sweep", "compare": "flows.compare", "promote": "flows.promote",
+            "serve": "tracking.serve", "up": "flows.service.up"}  # fmt: skip
 _OURS = ("PREFECT_", "MLFLOW_", "DDPM_", "DVC_", "GIT_")
+
+
+def command(name: str, *arguments: str) -> list[str]:
+    """Return the words that start a command of the project, such as "run" or "sweep"."""
+    return [sys.executable, "-m", _MODULES[name], *arguments]
 
 
 def clean_environment(home: Path, **variables: str) -> dict[str, str]:
@@ -77,7 +84,7 @@ class Checkout:
         self.git("commit", "--quiet", "--message", message)
 
     def pipeline(self, *arguments: str, status: int = 0) -> str:
-        return self.run(sys.executable, "-m", "flows.pipeline", *arguments, status=status)
+        return self.run(*command("run", *arguments), status=status)
 
     def copy(self, folder: Path) -> "Checkout":
         # Without the socket of a service that runs there.

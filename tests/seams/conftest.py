@@ -4,14 +4,13 @@ import fcntl
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from contract.params import activate, parse_overrides
-from tests.seams.checkout import Checkout, clean_environment, wait_until
+from tests.seams.checkout import Checkout, clean_environment, command, wait_until
 from tests.seams.servers import free_port, running, wait_until_up, web
 
 PROJECT = Path(__file__).parents[2]
@@ -102,6 +101,8 @@ class Reproduced:
 
     checkout: Checkout
     output: str
+    opened: set[tuple[str, str]]
+    """each stage with the files in build/ that it opened, relative to the checkout"""
 
 
 @pytest.fixture(scope="session")
@@ -110,15 +111,18 @@ def reproduced(project, tmp_path_factory, worker_id):
     base = tmp_path_factory.getbasetemp()
     shared = (base if worker_id == "master" else base.parent) / "reproduced"
     shared.mkdir(exist_ok=True)
-    told, checkout = shared / "output.txt", Checkout(shared / "flowers", project.environment)
+    told, opened = shared / "output.txt", shared / "opened.txt"
+    checkout = Checkout(shared / "flowers", project.environment)
     with (shared / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not told.exists():
             project.copy(checkout.folder)
-            output = checkout.dvc("repro")
+            watching = {"PYTHONPATH": str(PROJECT / "tests/seams/watching"), "OPENED_FILES": str(opened)}
+            output = checkout.with_environment(**watching).dvc("repro")
             checkout.commit("The experiment")
             told.write_text(output)
-    return Reproduced(checkout, told.read_text())
+    lines = (line.replace(f"{checkout.folder}/", "").partition(" ") for line in opened.read_text().splitlines())
+    return Reproduced(checkout, told.read_text(), {(stage, path) for stage, _, path in lines if path[:6] == "build/"})
 
 
 @pytest.fixture
@@ -202,9 +206,8 @@ def service(project, tmp_path_factory):
         DDPM_GPU_SLOTS="1",
     )
     log = folder / "up.log"
-    command = [sys.executable, "-m", "flows.service.up"]
-    command += ["--prefect-port", str(prefect_port), "--mlflow-port", str(mlflow_port)]
-    with running(command, checkout.folder, checkout.environment, log) as process:
+    words = command("up", "--prefect-port", str(prefect_port), "--mlflow-port", str(mlflow_port))
+    with running(words, checkout.folder, checkout.environment, log) as process:
         wait_until_up(process, log)
         yield Service(prefect, mlflow, checkout, checkout.folder / ".service/worker.log")
         checkout.end_processes()

@@ -42,6 +42,21 @@ def test_a_fresh_checkout_runs_every_stage_and_is_then_clean(reproduced):
     assert "up to date" in reproduced.checkout.dvc("status")
 
 
+def outputs_of(entries):
+    """Return the paths of what a stage of dvc.yaml puts out."""
+    outs = [out for kind in ("outs", "metrics", "plots") for out in entries.get(kind, [])]
+    return {next(iter(out)) if isinstance(out, dict) else out for out in outs}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_data_that_it_reads(reproduced, stage):
+    stages = reproduced.checkout.read_yaml("dvc.yaml")["stages"]
+    others = set().union(*(outputs_of(entries) for name, entries in stages.items() if name != stage))
+    opened = [f"{path}/" for reader, path in reproduced.opened if reader == stage]
+    read = {output for output in others if any(path.startswith(f"{output}/") for path in opened)}
+    assert read == {path for path in stages[stage]["deps"] if path.startswith("build/")}
+
+
 def test_a_second_repro_runs_nothing(reproduced):
     assert stages_run(reproduced.checkout.dvc("repro")) == []
     assert reproduced.checkout.git("status", "--porcelain") == ""

@@ -6,7 +6,7 @@ import pytest
 
 from tests.seams.checkout import stages_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("service")]  # one worker, which makes the servers once
+pytestmark = pytest.mark.xdist_group("service")  # one worker, which makes the servers once
 
 
 @pytest.fixture(scope="module")

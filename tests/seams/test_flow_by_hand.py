@@ -3,13 +3,12 @@
 import os
 import signal
 import sqlite3
-import sys
 import time
 from contextlib import ExitStack, closing
 
 import pytest
 
-from tests.seams.checkout import stages_run, wait_until
+from tests.seams.checkout import command, stages_run, wait_until
 from tests.seams.servers import running
 
 pytestmark = pytest.mark.xdist_group("checkouts")  # one worker, which makes the experiment once
@@ -28,8 +27,7 @@ def start_training(checkout, tmp_path):
     def start(name):
         log = tmp_path / f"{name}.log"
         settings = [word for setting in ENDLESS for word in ("--set", setting)]
-        command = [sys.executable, "-m", "flows.pipeline", *settings]
-        process = contexts.enter_context(running(command, checkout.folder, checkout.environment, log))
+        process = contexts.enter_context(running(command("run", *settings), checkout.folder, checkout.environment, log))
         num_before = num_losses(checkout)
 
         def is_training():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.seams.checkout import STAGES, stages_run
+from tests.seams.checkout import STAGES, command, stages_run
 
 COPIES = Path(__file__).parents[3] / "shared" / "data" / "flowers-102"
 LONG_SECONDS = 900.0
@@ -34,7 +34,7 @@ def settings(wanted, prefix=""):
 
 def by_hand(checkout, tmp_path):
     words = [word for setting in settings(WANTED) for word in ("--set", setting)]
-    output = checkout.run(sys.executable, "-m", "flows.pipeline", *words, timeout=LONG_SECONDS)
+    output = checkout.run(*command("run", *words), timeout=LONG_SECONDS)
     assert stages_run(output) == STAGES
     return checkout
 

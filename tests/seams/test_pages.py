@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from urllib.parse import quote
@@ -12,7 +11,7 @@ import pytest
 
 from contract.params import Overrides
 from tests.seams.browser import CHROMIUM, opened_browser
-from tests.seams.checkout import STAGES, stages_run
+from tests.seams.checkout import STAGES, command, stages_run
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
@@ -96,7 +95,7 @@ def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, se
 
 
 def test_the_address_that_compare_prints_is_the_page_of_these_runs(service, second_run, browser):
-    output = service.checkout.run(sys.executable, "-m", "flows.compare", *second_run)
+    output = service.checkout.run(*command("compare", *second_run))
     browser.open(output.rpartition("MLflow: ")[2].strip())
     names = [service.tracking("/runs/get", run_id=number)["run"]["info"]["run_name"] for number in second_run]
     browser.wait_for(f"{names}.every(name => document.body.innerText.includes(name))")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from contract.params import activate, read_params
 from stages.register import main as register
+from tests.seams.checkout import command
 from tests.seams.servers import free_port, mlflow_server, running, wait_for_server, web
 
 pytestmark = pytest.mark.xdist_group("checkouts")  # one worker, which makes the experiment once
@@ -24,8 +25,7 @@ def address(reproduced, tmp_path_factory):
     port, log = free_port(), tmp_path_factory.mktemp("serve") / "serve.log"
     # As in a shell that has not activated the environment.
     bare = reproduced.checkout.environment | {"PATH": os.defpath}
-    command = [sys.executable, "-m", "tracking.serve", "--port", str(port)]
-    with running(command, reproduced.checkout.folder, bare, log) as server:
+    with running(command("serve", "--port", str(port)), reproduced.checkout.folder, bare, log) as server:
         wait_for_server(server, f"http://127.0.0.1:{port}/ping", log)
         said = log.read_text()
         assert f"serve: flowers-ddpm version 1 at http://127.0.0.1:{port}/invocations; Ctrl-C ends it" in said
@@ -148,7 +148,7 @@ class Tracker:
         return self._capsys.readouterr().out
 
     def promote(self, number):
-        return self.checkout.run(sys.executable, "-m", "flows.promote", number)
+        return self.checkout.run(*command("promote", number))
 
     def champion(self):
         return self._client.get_registered_model("tulips").aliases["champion"]
