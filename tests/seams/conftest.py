@@ -176,6 +176,11 @@ class Service:
         found = self.api("GET", f"/flow_runs/{run['id']}")
         return found if found["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"} else None
 
+    def artifacts(self, run):
+        """The newest artifact of each key on the page of a run."""
+        found = self.api("POST", "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
+        return {artifact["key"]: artifact for artifact in sorted(found, key=lambda artifact: artifact["created"])}
+
     def log_of(self, run):
         """What the page of a run shows as its log."""
         wanted = {"flow_run_id": {"any_": [run["id"]]}}

@@ -107,11 +107,7 @@ def test_the_prefect_page_shows_the_grid_of_samples(service, deployed_run, brows
     browser.wait_for(f"document.body.innerText.includes('{len(STAGES)} Task runs')")
     assert deployed_run["name"] in browser.text()
     keep("prefect_run")
-    (artifact,) = service.api(
-        "POST",
-        "/artifacts/filter",
-        artifacts={"flow_run_id": {"any_": [deployed_run["id"]]}, "key": {"any_": ["samples"]}},
-    )
+    artifact = service.artifacts(deployed_run)["samples"]
     browser.open(f"{service.prefect}/artifacts/artifact/{artifact['id']}")
     embedded = LOADED.format(condition="image.src.startsWith('data:image/png')")
     browser.wait_for(f"{embedded}.length > 0")
