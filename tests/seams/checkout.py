@@ -24,7 +24,7 @@ def command(name: str, *arguments: str) -> list[str]:
 
 
 def clean_environment(home: Path, **variables: str) -> dict[str, str]:
-    """The caller's environment without its settings of the tools, this interpreter's commands first."""
+    """Return the caller's environment without settings of the tools, with this interpreter first on PATH."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     identity = {"NAME": "Flora", "EMAIL": "flora@example.org"}
     return environment | {
@@ -53,7 +53,7 @@ class Checkout:
     environment: dict[str, str]
 
     def run(self, *command: str, status: int = 0, timeout: float = 200.0) -> str:
-        """All output of a command that must end with `status`; its whole process group ends with the time."""
+        """Return the output of a command that must end with `status`; kill its process group after the timeout."""
         process = subprocess.Popen(
             command,
             cwd=self.folder,
@@ -98,7 +98,7 @@ class Checkout:
         return YAML(typ="safe").load(self.folder / name)
 
     def processes(self, word: str = "") -> list[psutil.Process]:
-        """The living processes in this folder, or below it, whose command holds `word`."""
+        """Return the living processes in or below this folder whose command holds `word`."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -110,18 +110,18 @@ class Checkout:
         return found
 
     def end_processes(self) -> None:
-        """Kill what a test has left running in this folder and its worktrees."""
+        """Kill all processes in this folder and its worktrees."""
         for process in self.processes():
             process.kill()
 
 
 def stages_run(output: str) -> list[str]:
-    """The stages that DVC says it ran, in their order."""
+    """Return the stages that DVC says it ran, in the pipeline's order."""
     return [stage for stage in STAGES if f"Running stage '{stage}'" in output]
 
 
 def wait_until(condition, what: str, seconds: float = 60.0):
-    """The first true value of `condition()`.
+    """Return the first true value of `condition()`.
 
     Raises:
         AssertionError: it stayed false.

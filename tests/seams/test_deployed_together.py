@@ -17,7 +17,7 @@ ENDLESS = {"seed": 3, "log_every": 20} | dict.fromkeys(("num_steps", "sample_eve
 
 
 def start(service, name, **train):
-    """A run that trains, and does little else."""
+    """Start a run that trains and does little else."""
     return service.start(
         "quickstart",
         name=name,
@@ -34,13 +34,13 @@ def trains(service, run):
 
 
 def losses_of(service, mlflow_run):
-    """How many are logged."""
+    """Return the number of logged losses."""
     asked = {"run_id": mlflow_run["info"]["run_id"], "metric_key": "loss"}
     return len(service.tracking("/metrics/get-history", **asked).get("metrics", []))
 
 
 def mlflow_runs(service, run_of_prefect):
-    """Those that a flow run has written to."""
+    """Return the MLflow runs to which a flow run has written."""
     experiments = service.tracking_post("/experiments/search", max_results=10).get("experiments", [])
     numbers = [experiment["experiment_id"] for experiment in experiments]
     wanted = f"tags.`train.prefect_flow_run` LIKE '%{run_of_prefect['id']}%'"
@@ -110,7 +110,7 @@ def test_a_run_waits_for_the_slot_of_another_and_says_so(story):
     assert waits < story.second_log.index("Got a slot of 'gpu'") < story.second_log.index("going on from")
 
 
-def test_a_cancelled_run_ends_its_training_saves_it_and_takes_its_worktree_along(story):
+def test_a_cancelled_run_saves_its_training_and_removes_its_worktree(story):
     assert story.first["state"]["type"] == "CANCELLED"
     (saved,) = story.saved
     assert f"SIGINT at step {int(saved.stem.removeprefix('step_'))}, kept in build/checkpoints/" in story.first_log

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.xdist_group("service")  # one worker, which makes the s
 
 
 def mlflow_run_of(service, run):
-    """The id of the MLflow run that the run page links to."""
+    """Return the id of the MLflow run that the run page links to."""
     return re.search(r"/runs/([0-9a-f]{32})", service.artifacts(run)["mlflow-run"]["data"])[1]
 
 
@@ -27,7 +27,7 @@ def num_flow_runs(service):
 
 
 def figures_of(checkout, name):
-    """The row of an experiment in DVC's table."""
+    """Return an experiment's row of DVC's table."""
     rows = csv.DictReader(io.StringIO(checkout.dvc("exp", "show", "--csv")))
     (row,) = [row for row in rows if row["Experiment"] == name]
     return row
@@ -140,7 +140,7 @@ def test_wrong_parameters_are_refused_before_a_run_is_made(service, deployed_run
     assert num_flow_runs(service) == before
 
 
-def test_parameters_that_do_not_fit_together_fail_the_run_before_its_first_stage(service, deployed_run):
+def test_parameters_that_do_not_fit_together_fail_before_the_first_stage(service, deployed_run):
     run = service.ended(service.start("quickstart", params={"train": {"warmup_steps": 1000000}}))
     assert run["state"]["type"] == "FAILED"
     assert "warmup_steps=1000000 must not exceed num_steps" in run["state"]["message"]

@@ -23,7 +23,7 @@ def mlflow_client(reproduced):
 
 @pytest.fixture(scope="module")
 def mlflow_run(reproduced, mlflow_client):
-    """The only run of the experiment."""
+    """Return the only run of the experiment."""
     experiment = mlflow_client.get_experiment_by_name("flowers-ddpm")
     (run,) = mlflow_client.search_runs([experiment.experiment_id])
     return run

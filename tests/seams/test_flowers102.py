@@ -24,7 +24,7 @@ pytestmark = [
 
 
 def settings(wanted, prefix=""):
-    """As words of `--set` or `-S`."""
+    """Return parameters as words for `--set` or `-S`."""
     words = []
     for name, value in wanted.items():
         nested = isinstance(value, dict)

@@ -1,4 +1,4 @@
-"""What people see: the run pages of MLflow and Prefect, in a real browser."""
+"""Run pages of MLflow and Prefect, in a real browser."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def keep(browser, tmp_path):
 
 @pytest.fixture(scope="module")
 def second_run(applied, tmp_path_factory):
-    """Another experiment on the same servers, started by hand; the MLflow runs of the two."""
+    """Run another experiment by hand on the same servers; return both MLflow runs."""
     checkout = applied.copy(tmp_path_factory.mktemp("second") / "flowers")
     run_file = checkout.folder / "build/model/run.json"
     runs = [json.loads(run_file.read_text())["mlflow_run_id"]]
@@ -136,7 +136,7 @@ def resting_pool(service):
 
 
 class Form:
-    """The page on which a custom run of a deployment is started."""
+    """Page on which a custom run of a deployment is started."""
 
     def __init__(self, service, browser):
         self._browser = browser
@@ -174,7 +174,7 @@ class Form:
         self._browser.evaluate(f"{button}.click()")
 
 
-def test_the_prefect_form_explains_and_bounds_each_parameter_refuses_and_starts(service, resting_pool, browser, keep):
+def test_the_prefect_form_explains_bounds_refuses_and_starts(service, resting_pool, browser, keep):
     form = Form(service, browser)
     assert "a saved experiment of profiles/" in form.text()
     assert [stage for stage in STAGES if f"{stage.capitalize()} (Optional)" in form.text()] == STAGES

@@ -1,4 +1,4 @@
-"""The champion: registered by the pipeline, served by MLflow's own server, and replaced at a real MLflow server."""
+"""The champion is registered by the pipeline, served by MLflow's own server, and replaced at a real one."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.xdist_group("checkouts")  # one worker, which makes the
 
 @pytest.fixture(scope="module")
 def address(reproduced, tmp_path_factory):
-    """Where the champion of the small experiment is served, as `make serve` does it."""
+    """Serve the champion of the small experiment as `make serve` does; yield the address."""
     port, log = free_port(), tmp_path_factory.mktemp("serve") / "serve.log"
     # As in a shell that has not activated the environment.
     bare = reproduced.checkout.environment | {"PATH": os.defpath}
@@ -33,13 +33,13 @@ def address(reproduced, tmp_path_factory):
 
 
 def post(address, content):
-    """What the server answers to this, as JSON; numbers that JSON does not know are sent as Python writes them."""
+    """Return the server's answer to JSON; NaN is sent as Python writes it."""
     body = content if isinstance(content, str) else json.dumps(content)
     return web.post(address, data=body, headers={"Content-Type": "application/json"}, timeout=60)
 
 
 def drawn(answer):
-    """The images of each row."""
+    """Return the images of each row."""
     assert answer.status_code == 200, answer.text
     return [
         np.stack([np.asarray(Image.open(io.BytesIO(base64.b64decode(word)))) for word in row["png_base64"]])
@@ -61,7 +61,7 @@ def test_the_server_draws_the_images_of_the_sample_stage(address, reproduced):
     np.testing.assert_array_equal(images, np.load(checkout.folder / "build/samples/samples.npy"))
 
 
-def test_rows_are_drawn_each_by_its_own_wishes_and_all_but_n_may_be_left_out(address):
+def test_rows_are_drawn_each_by_its_own_fields_and_all_but_n_are_optional(address):
     rows = [{"n": 1}, {"n": 2, "seed": 0, "steps": 50}, {"n": 2, "seed": 1, "sampler": "ddpm"}, {"n": 2, "eta": 1}]
     few, same, other, noisy = drawn(post(address, {"inputs": rows}))
     assert few.shape == (1, 16, 16, 3) and same.shape == other.shape == (2, 16, 16, 3)

@@ -29,7 +29,7 @@ def logs_of(service, run):
 
 
 def tagged(service, name):
-    """MLflow's runs of a sweep, by their id."""
+    """Return MLflow's runs of a sweep by their ids."""
     experiment = service.tracking("/experiments/get-by-name", experiment_name="flowers-ddpm")["experiment"]
     runs = service.tracking_post(
         "/runs/search", experiment_ids=[experiment["experiment_id"]], filter=f"tags.`ddpm.sweep` = '{name}'"
@@ -39,7 +39,7 @@ def tagged(service, name):
 
 @pytest.fixture(scope="module")
 def owls(service):
-    """A sweep of three as a deployment, one of which fails: its flow run, and those of its children by name."""
+    """Run a sweep of three by its deployment, one of which fails; return its flow run, and its children's by name."""
     before = (service.checkout.folder / "params.yaml").read_text()
     overrides = [
         {"train.learning_rate": 0.0015},
@@ -201,7 +201,7 @@ def test_a_cancelled_sweep_cancels_its_children(service):
 
 @pytest.fixture(scope="module")
 def rooks(reproduced, tmp_path_factory):
-    """A sweep by hand, without a pool: one child that DVC has already, one that fails."""
+    """Run a sweep by hand without a pool: DVC has one child's results already, the other fails."""
     checkout = reproduced.checkout.copy(tmp_path_factory.mktemp("rooks") / "flowers")
     overrides = json.dumps([{"train.learning_rate": 0.002}, RUNAWAY])
     output = checkout.run(*command("sweep", "--overrides", overrides, "--name", "rooks"))
@@ -224,7 +224,7 @@ def test_without_a_pool_children_run_in_process_one_by_one(rooks):
 
 @pytest.mark.slow
 @by_hand
-def test_a_child_that_dvc_had_is_served_by_the_run_that_made_it_which_joins_the_sweep(rooks):
+def test_the_run_that_made_a_cached_result_joins_the_sweep(rooks):
     checkout, _ = rooks
     table = pd.read_csv(checkout.folder / "build/sweeps/rooks.csv")
     made_it = json.loads((checkout.folder / "build/metrics.json").read_text())["mlflow_run_id"]
