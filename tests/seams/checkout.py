@@ -52,7 +52,7 @@ class Checkout:
     folder: Path
     environment: dict[str, str]
 
-    def run(self, *command: str, status: int = 0, timeout: float = 200.0) -> str:
+    def run(self, *command: str, status: int = 0, timeout: float = 280.0) -> str:
         """Return the output of a command that must end with `status`; kill its process group after the timeout."""
         process = subprocess.Popen(
             command,
