@@ -16,10 +16,10 @@ export MLFLOW_DISABLE_TELEMETRY = true
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help run up test check tests slow gpu format mlflow prefect serve clean
+.PHONY: help run up test check tests slow gpu format dependencies mlflow prefect serve clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(VENV)/installed  ## run the pipeline until everything is up to date; PROFILE=name writes a saved experiment into params.yaml first
 	@flowers run $(if $(PROFILE),--profile $(PROFILE))
@@ -34,6 +34,7 @@ check: $(VENV)/installed-dev  ## style, types and import rules
 	ruff check .
 	mypy
 	lint-imports --no-logo
+	python -m tools.dvc_dependencies --check
 
 tests: $(VENV)/installed-dev  ## tests only
 	pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
@@ -49,6 +50,9 @@ gpu: $(VENV)/installed-dev  ## on a GPU: test it, train and sample the published
 format: $(VENV)/installed-dev  ## format the sources
 	ruff format .
 	ruff check --fix .
+
+dependencies: $(VENV)/installed-dev  ## write the code that each stage depends on into dvc.yaml
+	python -m tools.dvc_dependencies
 
 mlflow: $(VENV)/installed  ## compare runs in the browser, at http://127.0.0.1:5000 (MLFLOW_PORT)
 	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(MLFLOW_PORT)

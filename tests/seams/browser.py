@@ -29,7 +29,7 @@ class Browser:
         self._numbers = itertools.count(1)
 
     def call(self, method: str, **arguments):
-        """The result of a method of the protocol; events on the way are passed over."""
+        """Return the result of a method of the protocol; skip events."""
         number = next(self._numbers)
         self._connection.send(json.dumps({"id": number, "method": method, "params": arguments}))
         while True:
@@ -43,17 +43,17 @@ class Browser:
         wait_until(lambda: self.evaluate("document.readyState == 'complete' && document.body != null"), address)
 
     def evaluate(self, script: str):
-        """The value of a JavaScript expression."""
+        """Return the value of a JavaScript expression."""
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
     def text(self) -> str:
-        """All that can be read on the page."""
+        """Return the text of the page."""
         return self.evaluate("document.body.innerText")
 
     def wait_for(self, script: str, seconds: float = 60.0):
-        """The first true value of an expression."""
+        """Return the first true value of an expression."""
         try:
             return wait_until(lambda: self.evaluate(script), script, seconds)
         except AssertionError as error:

@@ -13,12 +13,6 @@ import psutil
 from ruamel.yaml import YAML
 
 STAGES = ["download", "preprocess", "reference", "train", "sample", "evaluate", "register"]
-_OURS = ("PREFECT_", "MLFLOW_", "DDPM_", "DVC_", "GIT_")
-
-
-def clean_environment(home: Path, **variables: str) -> dict[str, str]:
-    """The caller's environment without its settings of the tools, this interpreter's commands first."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     identity = {"NAME": "Flora", "EMAIL": "flora@example.org"}
     return environment | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
@@ -46,8 +40,8 @@ class Checkout:
     folder: Path
     environment: dict[str, str]
 
-    def run(self, *command: str, status: int = 0, timeout: float = 200.0) -> str:
-        """All output of a command that must end with `status`; its whole process group ends with the time."""
+    def run(self, *command: str, status: int = 0, timeout: float = 280.0) -> str:
+        """Return the output of a command that must end with `status`; kill its process group after the timeout."""
         process = subprocess.Popen(
             command,
             cwd=self.folder,
@@ -78,7 +72,7 @@ class Checkout:
         self.git("commit", "--quiet", "--message", message)
 
     def pipeline(self, *arguments: str, status: int = 0) -> str:
-        return self.run(sys.executable, "-m", "flows.cli", "run", *arguments, status=status)
+        return self.run(*command("run", *arguments), status=status)
 
     def copy(self, folder: Path) -> "Checkout":
         # Without the socket of a service that runs there.
@@ -92,7 +86,7 @@ class Checkout:
         return YAML(typ="safe").load(self.folder / name)
 
     def processes(self, word: str = "") -> list[psutil.Process]:
-        """The living processes in this folder, or below it, whose command holds `word`."""
+        """Return the living processes in or below this folder whose command holds `word`."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -104,18 +98,18 @@ class Checkout:
         return found
 
     def end_processes(self) -> None:
-        """Kill what a test has left running in this folder and its worktrees."""
+        """Kill all processes in this folder and its worktrees."""
         for process in self.processes():
             process.kill()
 
 
 def stages_run(output: str) -> list[str]:
-    """The stages that DVC says it ran, in their order."""
+    """Return the stages that DVC says it ran, in the pipeline's order."""
     return [stage for stage in STAGES if f"Running stage '{stage}'" in output]
 
 
 def wait_until(condition, what: str, seconds: float = 60.0):
-    """The first true value of `condition()`.
+    """Return the first true value of `condition()`.
 
     Raises:
         AssertionError: it stayed false.

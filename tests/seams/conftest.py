@@ -4,7 +4,6 @@ import fcntl
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from contract.assignments import parse_overrides
 from contract.params import activate
-from tests.seams.checkout import Checkout, clean_environment, wait_until
+from tests.seams.checkout import Checkout, clean_environment, command, wait_until
 from tests.seams.servers import free_port, running, wait_until_up, web
 
 PROJECT = Path(__file__).parents[2]
@@ -42,7 +41,7 @@ SMALL = {
     "evaluate.kernel_subsets": 2,
     "evaluate.kernel_subset_size": 4,
 }
-"""What makes the quickstart profile an experiment whose stages take little more than their imports."""
+"""Changes to the quickstart profile after which a stage takes little more than its imports."""
 
 SHOWN = {
     "download.synthetic.num_images": 2000,
@@ -65,7 +64,7 @@ SHOWN = {
     "reference.max_images_per_split": 128,
     "evaluate.kernel_subset_size": 32,
 }
-"""What more it takes for pages worth looking at: in force where DDPM_SCREENSHOTS names a folder for them."""
+"""Further changes for screenshots, used where DDPM_SCREENSHOTS names a folder for them."""
 
 
 @pytest.fixture(scope="session")
@@ -99,32 +98,37 @@ def project(tmp_path_factory):
 
 @dataclass
 class Reproduced:
-    """The small experiment as `dvc repro` made it in a fresh checkout, and committed."""
+    """Small experiment, made by `dvc repro` in a fresh checkout and committed."""
 
     checkout: Checkout
     output: str
+    opened: set[tuple[str, str]]
+    """each stage with the files in build/ that it opened, relative to the checkout"""
 
 
 @pytest.fixture(scope="session")
 def reproduced(project, tmp_path_factory, worker_id):
-    """For looking at only: tests that change something take `checkout`. The first of pytest's workers makes it."""
+    """Make the small experiment once for all workers of pytest; tests that change something take `checkout`."""
     base = tmp_path_factory.getbasetemp()
     shared = (base if worker_id == "master" else base.parent) / "reproduced"
     shared.mkdir(exist_ok=True)
-    told, checkout = shared / "output.txt", Checkout(shared / "flowers", project.environment)
+    told, opened = shared / "output.txt", shared / "opened.txt"
+    checkout = Checkout(shared / "flowers", project.environment)
     with (shared / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not told.exists():
             project.copy(checkout.folder)
-            output = checkout.dvc("repro")
+            watching = {"PYTHONPATH": str(PROJECT / "tests/seams/watching"), "OPENED_FILES": str(opened)}
+            output = checkout.with_environment(**watching).dvc("repro")
             checkout.commit("The experiment")
             told.write_text(output)
-    return Reproduced(checkout, told.read_text())
+    lines = (line.replace(f"{checkout.folder}/", "").partition(" ") for line in opened.read_text().splitlines())
+    return Reproduced(checkout, told.read_text(), {(stage, path) for stage, _, path in lines if path[:6] == "build/"})
 
 
 @pytest.fixture
 def checkout(reproduced, tmp_path):
-    """A copy of the reproduced checkout; what runs in it at the end of the test is ended."""
+    """Yield a copy of the reproduced checkout; end its processes after the test."""
     made = reproduced.checkout.copy(tmp_path / "flowers")
     yield made
     made.end_processes()
@@ -141,47 +145,52 @@ class Service:
     worker_log: Path
 
     def api(self, method: str, path: str, **body):
-        """What the Prefect server answers."""
+        """Return the Prefect server's answer."""
         answer = web.request(method, f"{self.prefect}/api{path}", json=body or None, timeout=30)
         answer.raise_for_status()
         return answer.json()
 
     def tracking(self, method: str, /, **query):
-        """What the MLflow server answers."""
+        """Return the MLflow server's answer."""
         return self._tracked(web.get(f"{self.mlflow}/api/2.0/mlflow{method}", params=query, timeout=30))
 
     def tracking_post(self, method: str, /, **body):
-        """What the MLflow server answers to a body."""
+        """Return the MLflow server's answer to a body."""
         return self._tracked(web.post(f"{self.mlflow}/api/2.0/mlflow{method}", json=body, timeout=30))
 
     def start(self, deployment, /, name=None, **parameters):
-        """A new run of a deployment of the flow `pipeline`, as the server tells it."""
+        """Start a run of a deployment of the flow `pipeline`, and return it."""
         found = self.api("GET", f"/deployments/name/pipeline/{deployment}")
         body = {"parameters": parameters, "name": name} if name else {"parameters": parameters}
         return self.api("POST", f"/deployments/{found['id']}/create_flow_run", **body)
 
     def cancel(self, run):
-        """As the button of the page does."""
+        """Cancel a run as the page's button does."""
         self.api("POST", f"/flow_runs/{run['id']}/set_state", state={"type": "CANCELLING"})
 
     def ended(self, run, seconds=120.0):
-        """The run once it has ended, however it has."""
+        """Wait for the end of a run, and return it."""
         return wait_until(lambda: self.has_ended(run), f"the end of {run['name']}", seconds)
 
     def has_ended(self, run):
-        """The run as it is, or None while it has not ended."""
+        """Return the run if it has ended, else None."""
         found = self.api("GET", f"/flow_runs/{run['id']}")
         return found if found["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"} else None
 
+    def artifacts(self, run):
+        """Return the newest artifact of each key on the page of a run."""
+        found = self.api("POST", "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
+        return {artifact["key"]: artifact for artifact in sorted(found, key=lambda artifact: artifact["created"])}
+
     def log_of(self, run):
-        """What the page of a run shows as its log."""
+        """Return the log on the page of a run."""
         wanted = {"flow_run_id": {"any_": [run["id"]]}}
         return "\n".join(
             line["message"] for line in self.api("POST", "/logs/filter", logs=wanted, sort="TIMESTAMP_ASC")
         )
 
     def workspace(self, run):
-        """The worktree that a run has while it lasts."""
+        """Return the worktree that a run has while it lasts."""
         return Checkout(self.checkout.folder / "workspaces" / run["name"], self.checkout.environment)
 
     @staticmethod
@@ -192,7 +201,7 @@ class Service:
 
 @pytest.fixture(scope="session")
 def service(project, tmp_path_factory):
-    """The service as `make up` starts it, on free ports, with one slot of GPUs."""
+    """Start the service as `make up` does, on free ports, with one GPU slot."""
     folder = tmp_path_factory.mktemp("service")
     prefect_port, mlflow_port = free_port(), free_port()
     prefect, mlflow = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
@@ -203,9 +212,8 @@ def service(project, tmp_path_factory):
         DDPM_GPU_SLOTS="1",
     )
     log = folder / "up.log"
-    command = [sys.executable, "-m", "flows.cli", "up"]
-    command += ["--prefect-port", str(prefect_port), "--mlflow-port", str(mlflow_port)]
-    with running(command, checkout.folder, checkout.environment, log) as process:
+    words = command("up", "--prefect-port", str(prefect_port), "--mlflow-port", str(mlflow_port))
+    with running(words, checkout.folder, checkout.environment, log) as process:
         wait_until_up(process, log)
         yield Service(prefect, mlflow, checkout, checkout.folder / ".service/worker.log")
         checkout.end_processes()
@@ -213,7 +221,7 @@ def service(project, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def deployed_run(service):
-    """The flow run that the deployment made of the whole small experiment, as the server tells it."""
+    """Run the small experiment by its deployment, and return the flow run."""
     run = service.ended(service.start("quickstart", params={"train": {"learning_rate": 0.001}}), seconds=280)
     assert run["state"]["type"] == "COMPLETED", service.log_of(run)
     return run
@@ -221,7 +229,7 @@ def deployed_run(service):
 
 @pytest.fixture(scope="session")
 def applied(service, deployed_run, tmp_path_factory):
-    """A copy of the checkout into which the experiment of that run has been brought."""
+    """Return a copy of the checkout with the experiment of that run applied."""
     made = service.checkout.copy(tmp_path_factory.mktemp("applied") / "flowers")
     made.dvc("exp", "apply", deployed_run["name"])
     return made

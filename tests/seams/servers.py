@@ -33,7 +33,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(command: list[str], folder: Path, environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
-    """A process in a group of its own, which ends with the block."""
+    """Start a process in its own group; end the group with the block."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -55,7 +55,7 @@ def running(command: list[str], folder: Path, environment: dict[str, str], log: 
 
 
 def wait_until_up(process: subprocess.Popen, log: Path) -> None:
-    """Until `make up`, or what it calls, says that everything is there."""
+    """Wait until `make up`, or the command behind it, says that everything is up."""
 
     def is_up() -> bool:
         assert process.poll() is None, f"{' '.join(process.args)} ended:\n{log.read_text()}"
@@ -65,7 +65,7 @@ def wait_until_up(process: subprocess.Popen, log: Path) -> None:
 
 
 def wait_for_server(process: subprocess.Popen, address: str, log: Path) -> None:
-    """Until the address answers 200."""
+    """Wait until the address answers 200."""
 
     def answers() -> bool:
         assert process.poll() is None, f"{' '.join(process.args)} ended:\n{log.read_text()}"
@@ -78,7 +78,7 @@ def wait_for_server(process: subprocess.Popen, address: str, log: Path) -> None:
 
 @contextmanager
 def mlflow_server(folder: Path, environment: dict[str, str]) -> Iterator[str]:
-    """The address of an MLflow server of its own, whose database and files lie in `folder`, which this makes."""
+    """Start an MLflow server that keeps everything in the new folder `folder`; yield its address."""
     folder.mkdir()
     port, log = free_port(), folder / "mlflow.log"
     command = [

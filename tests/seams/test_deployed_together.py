@@ -1,17 +1,15 @@
-"""Several deployed runs on one machine: they share its GPU slot, can be cancelled and go on, and may be killed."""
+"""Several deployed runs on one machine share its GPU slot, can be cancelled and continued, and may be killed."""
 
 import fcntl
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from tests.seams.checkout import Checkout, wait_until
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.xdist_group("service"),  # one worker, which makes the servers once
     pytest.mark.timeout(600),  # several runs, which may share two cores with other tests
 ]
@@ -21,7 +19,7 @@ ENDLESS = {"seed": 3, "log_every": 20} | dict.fromkeys(("num_steps", "sample_eve
 
 
 def start(service, name, **train):
-    """A run that trains, and does little else."""
+    """Start a run that trains and does little else."""
     return service.start(
         "quickstart",
         name=name,
@@ -43,13 +41,13 @@ def trains(service, run):
 
 
 def losses_of(service, mlflow_run):
-    """How many are logged."""
+    """Return the number of logged losses."""
     asked = {"run_id": mlflow_run["info"]["run_id"], "metric_key": "loss"}
     return len(service.tracking("/metrics/get-history", **asked).get("metrics", []))
 
 
 def mlflow_runs(service, run_of_prefect):
-    """Those that a flow run has written to."""
+    """Return the MLflow runs to which a flow run has written."""
     experiments = service.tracking_post("/experiments/search", max_results=10).get("experiments", [])
     numbers = [experiment["experiment_id"] for experiment in experiments]
     wanted = f"tags.`train.prefect_flow_run_id` = '{run_of_prefect['id']}'"
@@ -62,84 +60,80 @@ def checkpoints(checkout):
 
 @dataclass
 class Story:
-    """Two runs that want the one slot; the first is cancelled, and started again."""
+    """Two runs of one experiment that want the one slot: the first is cancelled, and the second goes on from it."""
 
-    waiting: SimpleNamespace = field(default_factory=SimpleNamespace)
-    cancelled: SimpleNamespace = field(default_factory=SimpleNamespace)
-    again: SimpleNamespace = field(default_factory=SimpleNamespace)
-    most_training: int = 0
+    first: dict
+    second: dict
+    first_log: str
+    second_log: str
+    is_slot_taken_while_waiting: bool
+    saved: set
+    first_folder_stays: bool
+    mlflow_runs: list
+    most_training: int
 
 
 @pytest.fixture(scope="module")
 def story(service):
-    told = Story()
-    first = start(service, "first", **ENDLESS)
-    runs = [first]
+    runs, num_training = [start(service, "first", **ENDLESS)], []
 
-    def watched(condition):
+    def wait(condition, what, seconds):
         def check():
-            told.most_training = max(told.most_training, sum(trains(service, run) for run in runs))
+            num_training.append(sum(trains(service, run) for run in runs))
             return condition()
 
-        return check
+        wait_until(check, what, seconds)
 
-    def is_learning(run):
-        return any(losses_of(service, one) > 3 for one in mlflow_runs(service, run))
-
-    wait_until(lambda: is_learning(first), "the first training", seconds=200)
-    second = start(service, "second", learning_rate=0.003)
+    (first,) = runs
+    wait(lambda: any(losses_of(service, one) > 3 for one in mlflow_runs(service, first)), "the first training", 200)
+    second = start(service, "second", **ENDLESS)
     runs.append(second)
-    wait_until(watched(lambda: "Waiting for a free slot" in service.log_of(second)), "the wait", seconds=120)
-    told.waiting.is_slot_taken = is_slot_taken(service)
-    told.waiting.trains = trains(service, first)
-
-    known = checkpoints(service.checkout)
-    (told.cancelled.mlflow_run,) = mlflow_runs(service, first)
+    wait(lambda: "Waiting for a free slot" in service.log_of(second), "the wait", 120)
+    is_slot_taken_while_waiting = is_slot_taken(service)
+    known, (recorded,) = checkpoints(service.checkout), mlflow_runs(service, first)
     service.cancel(first)
-    wait_until(watched(lambda: not trains(service, first)), "the end of the training", seconds=20)
-    told.cancelled.run = service.ended(first)
-    told.cancelled.log = service.log_of(first)
-    told.cancelled.saved = checkpoints(service.checkout) - known
-    told.cancelled.folder_stays = service.workspace(first).folder.exists()
-
-    again = start(service, "again", **ENDLESS)
-    runs.append(again)
-    wait_until(watched(lambda: "going on from build/checkpoints/" in service.log_of(again)), "the rest", seconds=240)
-    wait_until(watched(lambda: mlflow_runs(service, again)), "the MLflow run", seconds=60)
-    (told.again.mlflow_run,) = mlflow_runs(service, again)
-    service.cancel(again)
-    told.again.run = service.ended(again)
-    wait_until(watched(lambda: service.has_ended(second)), "the second run", seconds=240)
-    told.waiting.run, told.waiting.log = service.ended(second), service.log_of(second)
-    return told
+    wait(lambda: service.has_ended(first), "the end of the first", 120)
+    saved, stays = checkpoints(service.checkout) - known, service.workspace(first).folder.exists()
+    wait(lambda: "going on from build/checkpoints/" in service.log_of(second), "the second training", 240)
+    wait(lambda: mlflow_runs(service, second), "the MLflow run", 60)
+    (continued,) = mlflow_runs(service, second)
+    service.cancel(second)
+    return Story(
+        first=service.ended(first),
+        second=service.ended(second),
+        first_log=service.log_of(first),
+        second_log=service.log_of(second),
+        is_slot_taken_while_waiting=is_slot_taken_while_waiting,
+        saved=saved,
+        first_folder_stays=stays,
+        mlflow_runs=[one["info"]["run_id"] for one in (recorded, continued)],
+        most_training=max(num_training),
+    )
 
 
 def test_a_run_waits_for_the_slot_of_another_and_says_so(story):
-    assert story.waiting.trains and story.waiting.is_slot_taken
-    assert story.waiting.log.index("Waiting for a free slot") < story.waiting.log.index("Got a slot")
-    assert story.waiting.run["state"]["type"] == "COMPLETED"
+    assert story.is_slot_taken_while_waiting and story.most_training == 1
+    waits = story.second_log.index("Waiting for a free slot")
+    assert waits < story.second_log.index("Got a slot") < story.second_log.index("going on from")
 
 
-def test_two_runs_are_never_both_in_training(story):
-    assert story.most_training == 1
+def test_a_cancelled_run_saves_its_training_and_removes_its_worktree(story):
+    assert story.first["state"]["type"] == "CANCELLED"
+    (saved,) = story.saved
+    assert f"SIGINT at step {int(saved.stem.removeprefix('step_'))}, kept in build/checkpoints/" in story.first_log
+    assert not story.first_folder_stays
 
 
-def test_a_cancelled_run_ends_its_training_saves_it_and_takes_its_worktree_along(story):
-    assert story.cancelled.run["state"]["type"] == "CANCELLED"
-    (saved,) = story.cancelled.saved
-    assert f"SIGINT at step {int(saved.stem.removeprefix('step_'))}, kept in build/checkpoints/" in story.cancelled.log
-    assert not story.cancelled.folder_stays
-
-
-def test_the_same_run_started_again_goes_on_in_the_same_mlflow_run(story):
-    assert story.again.mlflow_run["info"]["run_id"] == story.cancelled.mlflow_run["info"]["run_id"]
-    assert story.again.run["state"]["type"] == "CANCELLED"
+def test_the_next_run_goes_on_in_the_same_mlflow_run(story):
+    assert len(set(story.mlflow_runs)) == 1
+    assert story.second["state"]["type"] == "CANCELLED"
 
 
 def test_afterwards_no_slot_is_taken(service, story):
     assert not is_slot_taken(service)
 
 
+@pytest.mark.slow
 def test_a_killed_run_frees_its_slot_and_the_next_clears_up(service):
     killed = start(service, "killed", **ENDLESS)
     folder = service.workspace(killed).folder

@@ -17,14 +17,9 @@ from tests.seams.servers import web
 pytestmark = pytest.mark.xdist_group("service")  # one worker, which makes the servers once
 
 
-def artifacts_of(service, run):
-    found = service.api("POST", "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
-    return {artifact["key"]: artifact for artifact in found}
-
-
 def mlflow_run_of(service, run):
-    """The id of the MLflow run that the run page links to."""
-    return re.search(r"/runs/([0-9a-f]{32})", artifacts_of(service, run)["mlflow-run"]["data"])[1]
+    """Return the id of the MLflow run that the run page links to."""
+    return re.search(r"/runs/([0-9a-f]{32})", service.artifacts(run)["mlflow-run"]["data"])[1]
 
 
 def num_flow_runs(service):
@@ -32,7 +27,7 @@ def num_flow_runs(service):
 
 
 def figures_of(checkout, name):
-    """The row of an experiment in DVC's table."""
+    """Return an experiment's row of DVC's table."""
     rows = csv.DictReader(io.StringIO(checkout.dvc("exp", "show", "--csv")))
     (row,) = [row for row in rows if row["Experiment"] == name]
     return row
@@ -64,7 +59,7 @@ def test_the_experiment_can_be_applied_and_dvc_has_nothing_to_do(applied, deploy
 
 
 def test_the_run_page_shows_the_samples_themselves(service, deployed_run, applied):
-    shown = artifacts_of(service, deployed_run)["samples"]
+    shown = service.artifacts(deployed_run)["samples"]
     assert shown["type"] == "markdown"
     encoded = re.search(r"data:image/png;base64,([^)]+)\)", shown["data"])[1]
     with (
@@ -75,13 +70,13 @@ def test_the_run_page_shows_the_samples_themselves(service, deployed_run, applie
 
 
 def test_the_run_page_shows_the_metrics(service, deployed_run):
-    shown = artifacts_of(service, deployed_run)["metrics"]
+    shown = service.artifacts(deployed_run)["metrics"]
     assert shown["type"] == "table"
     assert "fd_efficientnet_lite0" in shown["data"]
 
 
 def test_the_run_page_links_to_the_mlflow_run_which_names_the_flow_run(service, deployed_run):
-    link = re.search(r"\((http[^)]+)\)", artifacts_of(service, deployed_run)["mlflow-run"]["data"])[1]
+    link = re.search(r"\((http[^)]+)\)", service.artifacts(deployed_run)["mlflow-run"]["data"])[1]
     assert link.startswith(f"{service.mlflow}/#/experiments/")
     assert web.get(link, timeout=30).status_code == 200
     run = service.tracking("/runs/get", run_id=mlflow_run_of(service, deployed_run))["run"]
@@ -146,7 +141,7 @@ def test_wrong_parameters_are_refused_before_a_run_is_made(service, deployed_run
     assert num_flow_runs(service) == before
 
 
-def test_parameters_that_do_not_fit_together_fail_the_run_before_its_first_stage(service, deployed_run):
+def test_parameters_that_do_not_fit_together_fail_before_the_first_stage(service, deployed_run):
     run = service.ended(service.start("quickstart", params={"train": {"warmup_steps": 1000000}}))
     assert run["state"]["type"] == "FAILED"
     assert "warmup_steps=1000000 must not exceed num_steps" in run["state"]["message"]

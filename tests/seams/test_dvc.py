@@ -23,7 +23,7 @@ def mlflow_client(reproduced):
 
 @pytest.fixture(scope="module")
 def mlflow_run(reproduced, mlflow_client):
-    """The only run of the experiment."""
+    """Return the only run of the experiment."""
     experiment = mlflow_client.get_experiment_by_name("flowers-ddpm")
     (run,) = mlflow_client.search_runs([experiment.experiment_id])
     return run
@@ -40,6 +40,21 @@ def digest_of_data(checkout):
 def test_a_fresh_checkout_runs_every_stage_and_is_then_clean(reproduced):
     assert stages_run(reproduced.output) == STAGES
     assert "up to date" in reproduced.checkout.dvc("status")
+
+
+def outputs_of(entries):
+    """Return the paths of what a stage of dvc.yaml puts out."""
+    outs = [out for kind in ("outs", "metrics", "plots") for out in entries.get(kind, [])]
+    return {next(iter(out)) if isinstance(out, dict) else out for out in outs}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_data_that_it_reads(reproduced, stage):
+    stages = reproduced.checkout.read_yaml("dvc.yaml")["stages"]
+    others = set().union(*(outputs_of(entries) for name, entries in stages.items() if name != stage))
+    opened = [f"{path}/" for reader, path in reproduced.opened if reader == stage]
+    read = {output for output in others if any(path.startswith(f"{output}/") for path in opened)}
+    assert read == {path for path in stages[stage]["deps"] if path.startswith("build/")}
 
 
 def test_a_second_repro_runs_nothing(reproduced):

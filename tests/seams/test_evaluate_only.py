@@ -6,12 +6,12 @@ import pytest
 
 from tests.seams.checkout import stages_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("service")]  # one worker, which makes the servers once
+pytestmark = pytest.mark.xdist_group("service")  # one worker, which makes the servers once
 
 
 @pytest.fixture(scope="module")
 def evaluated(service, deployed_run):
-    """The run that drew other samples with the model of the first."""
+    """Return the run that drew other samples with the first run's model."""
     changes = {"sample": {"seed": 7}, "evaluate": {"kernel_subsets": 3}}
     run = service.ended(service.start("evaluate-only", revision=deployed_run["name"], params=changes))
     assert run["state"]["type"] == "COMPLETED", service.log_of(run)
@@ -44,7 +44,7 @@ def test_its_mlflow_run_names_the_training(service, evaluated, applied):
     assert {"key": "sample.seed", "value": "7"} in run["data"]["params"]
 
 
-def test_a_revision_that_is_unknown_or_has_no_model_is_refused_before_a_stage(service, deployed_run):
+def test_a_revision_without_a_model_is_refused_before_a_stage(service, deployed_run):
     for revision, reason in (("no-such-owl", "neither a git revision nor a DVC"), ("HEAD", "holds no dvc.lock")):
         run = service.ended(service.start("evaluate-only", revision=revision))
         assert run["state"]["type"] == "FAILED" and reason in run["state"]["message"]

@@ -3,13 +3,12 @@
 import os
 import signal
 import sqlite3
-import sys
 import time
 from contextlib import ExitStack, closing
 
 import pytest
 
-from tests.seams.checkout import stages_run, wait_until
+from tests.seams.checkout import command, stages_run, wait_until
 from tests.seams.servers import running
 
 pytestmark = pytest.mark.xdist_group("checkouts")  # one worker, which makes the experiment once
@@ -22,14 +21,13 @@ ENDLESS = [f"train.{name}=10000000" for name in ("num_steps", "sample_every", "c
 
 @pytest.fixture
 def start_training(checkout, tmp_path):
-    """Starts the flow, waits until its training has logged losses, and gives the process and its log."""
+    """Start the flow, wait until its training has logged losses, and return the process and its log."""
     contexts = ExitStack()
 
     def start(name):
         log = tmp_path / f"{name}.log"
         settings = [word for setting in ENDLESS for word in ("--set", setting)]
-        command = [sys.executable, "-m", "flows.cli", "run", *settings]
-        process = contexts.enter_context(running(command, checkout.folder, checkout.environment, log))
+        process = contexts.enter_context(running(command("run", *settings), checkout.folder, checkout.environment, log))
         num_before = num_losses(checkout)
 
         def is_training():
@@ -49,7 +47,7 @@ def num_losses(checkout):
 
 
 def checkpoints(checkout):
-    """Their steps."""
+    """Return the steps of all checkpoints."""
     paths = (checkout.folder / "build/checkpoints").glob("*/step_*")
     return sorted(int(path.stem.removeprefix("step_")) for path in paths)
 
@@ -73,7 +71,7 @@ def test_a_changed_parameter_is_brought_up_to_date_and_every_door_agrees(checkou
 
 
 @pytest.mark.slow
-def test_an_isolated_run_takes_what_the_cache_holds_and_leaves_the_checkout_alone(checkout):
+def test_an_isolated_run_uses_the_cache_and_leaves_the_checkout_alone(checkout):
     (checkout.folder / "build/metrics.json").write_text("{}")  # what stands here is not what it works on
     # A proxy that nobody listens at has no part in what this machine's own servers are asked.
     behind_proxy = checkout.with_environment(HTTP_PROXY="http://127.0.0.1:9", NO_PROXY="", no_proxy="")
@@ -113,7 +111,7 @@ def test_control_c_saves_the_training_and_leaves_no_process(checkout, start_trai
 
 
 @pytest.mark.slow
-def test_the_stage_of_a_flow_that_dies_without_a_word_saves_and_the_next_run_goes_on(checkout, start_training):
+def test_a_stage_whose_flow_is_killed_saves_and_the_next_run_goes_on(checkout, start_training):
     before = checkpoints(checkout)
     process, _ = start_training("killed")
     process.kill()
@@ -126,7 +124,7 @@ def test_the_stage_of_a_flow_that_dies_without_a_word_saves_and_the_next_run_goe
 
 
 @pytest.mark.slow
-def test_sigterm_saves_the_training_and_takes_the_temporary_server_with_it(checkout, start_training):
+def test_sigterm_saves_the_training_and_ends_the_temporary_server(checkout, start_training):
     before = checkpoints(checkout)
     process, log = start_training("terminated")
     process.terminate()  # the flow alone, as `kill` does

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.seams.checkout import STAGES, stages_run
+from tests.seams.checkout import STAGES, command, stages_run
 
 COPIES = Path(__file__).parents[3] / "shared" / "data" / "flowers-102"
 LONG_SECONDS = 900.0
@@ -24,7 +24,7 @@ pytestmark = [
 
 
 def settings(wanted, prefix=""):
-    """As words of `--set` or `-S`."""
+    """Return parameters as words for `--set` or `-S`."""
     words = []
     for name, value in wanted.items():
         nested = isinstance(value, dict)
@@ -34,7 +34,7 @@ def settings(wanted, prefix=""):
 
 def by_hand(checkout, tmp_path):
     words = [word for setting in settings(WANTED) for word in ("--set", setting)]
-    output = checkout.run(sys.executable, "-m", "flows.cli", "run", *words, timeout=LONG_SECONDS)
+    output = checkout.run(*command("run", *words), timeout=LONG_SECONDS)
     assert stages_run(output) == STAGES
     return checkout
 

@@ -1,9 +1,8 @@
-"""What people see: the run pages of MLflow and Prefect, in a real browser."""
+"""Run pages of MLflow and Prefect, in a real browser."""
 
 import json
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from urllib.parse import quote
@@ -12,7 +11,7 @@ import pytest
 
 from flows.forms import Overrides
 from tests.seams.browser import CHROMIUM, opened_browser
-from tests.seams.checkout import STAGES, stages_run
+from tests.seams.checkout import STAGES, command, stages_run
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
@@ -52,7 +51,7 @@ def keep(browser, tmp_path):
 
 @pytest.fixture(scope="module")
 def second_run(applied, tmp_path_factory):
-    """Another experiment on the same servers, started by hand; the MLflow runs of the two."""
+    """Run another experiment by hand on the same servers; return both MLflow runs."""
     checkout = applied.copy(tmp_path_factory.mktemp("second") / "flowers")
     run_file = checkout.folder / "build/model/run.json"
     runs = [json.loads(run_file.read_text())["mlflow_run_id"]]
@@ -96,7 +95,7 @@ def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, se
 
 
 def test_the_address_that_compare_prints_is_the_page_of_these_runs(service, second_run, browser):
-    output = service.checkout.run(sys.executable, "-m", "flows.cli", "compare", *second_run)
+    output = service.checkout.run(*command("compare", *second_run))
     browser.open(output.rpartition("MLflow: ")[2].strip())
     names = [service.tracking("/runs/get", run_id=number)["run"]["info"]["run_name"] for number in second_run]
     browser.wait_for(f"{names}.every(name => document.body.innerText.includes(name))")
@@ -108,11 +107,7 @@ def test_the_prefect_page_shows_the_grid_of_samples(service, deployed_run, brows
     browser.wait_for(f"document.body.innerText.includes('{len(STAGES)} Task runs')")
     assert deployed_run["name"] in browser.text()
     keep("prefect_run")
-    (artifact,) = service.api(
-        "POST",
-        "/artifacts/filter",
-        artifacts={"flow_run_id": {"any_": [deployed_run["id"]]}, "key": {"any_": ["samples"]}},
-    )
+    artifact = service.artifacts(deployed_run)["samples"]
     browser.open(f"{service.prefect}/artifacts/artifact/{artifact['id']}")
     embedded = LOADED.format(condition="image.src.startsWith('data:image/png')")
     browser.wait_for(f"{embedded}.length > 0")
@@ -141,7 +136,7 @@ def resting_pool(service):
 
 
 class Form:
-    """The page on which a custom run of a deployment is started."""
+    """Page on which a custom run of a deployment is started."""
 
     def __init__(self, service, browser):
         self._browser = browser
@@ -179,7 +174,7 @@ class Form:
         self._browser.evaluate(f"{button}.click()")
 
 
-def test_the_prefect_form_explains_and_bounds_each_parameter_refuses_and_starts(service, resting_pool, browser, keep):
+def test_the_prefect_form_explains_bounds_refuses_and_starts(service, resting_pool, browser, keep):
     form = Form(service, browser)
     assert "a saved experiment of profiles/" in form.text()
     assert [stage for stage in STAGES if f"{stage.capitalize()} (Optional)" in form.text()] == STAGES

@@ -41,20 +41,20 @@ class Up:
         return [worker for worker in workers if worker["status"] == "ONLINE"]
 
     def one(self, words):
-        """The one process in the checkout whose command holds the words."""
+        """Return the only process of the checkout whose command holds these words."""
         (found,) = self.checkout.processes(words)
         return found
 
 
 def make_up(ports):
-    """The command of `make up` with this interpreter's environment as the project's."""
+    """Return the command `make up`, run in this interpreter's environment."""
     settings = [f"{name}={port}" for name, port in zip(("PREFECT_PORT", "MLFLOW_PORT"), ports, strict=True)]
     return ["make", "up", f"VENV={sys.prefix}", "--old-file", f"{sys.prefix}/installed", *settings]
 
 
 @contextmanager
 def started(checkout, ports, log):
-    """`make up`, once it says that all is up."""
+    """Start `make up`, and wait until it says that all is up."""
     with running(make_up(ports), checkout.folder, checkout.environment, log) as process:
         wait_until_up(process, log)
         yield Up(checkout, *(f"http://127.0.0.1:{port}" for port in ports), process, log)
@@ -62,7 +62,7 @@ def started(checkout, ports, log):
 
 @pytest.fixture(scope="module")
 def place(reproduced, tmp_path_factory):
-    """A checkout with an experiment made by DVC alone, and a Prefect home of its own."""
+    """Yield a checkout with an experiment made by DVC alone, and a folder for Prefect."""
     folder = tmp_path_factory.mktemp("up")
     checkout = reproduced.checkout.copy(folder / "flowers with a space")
     yield checkout.with_environment(PREFECT_HOME=str(folder / "prefect"), DDPM_GPU_SLOTS="2"), folder
@@ -103,7 +103,7 @@ def shows_what_is_set_up(up):
 
 
 def shows_the_experiment_made_before(up):
-    """Its picture, too: through the server, whose run it is not."""
+    """Check that the MLflow server shows figures and pictures of a run that DVC made without it."""
     metrics = json.loads((up.checkout.folder / "build/metrics.json").read_text())
     run_id = metrics["mlflow_run_id"]
     found = web.get(f"{up.mlflow}/api/2.0/mlflow/runs/get", params={"run_id": run_id}, timeout=30).json()
@@ -125,7 +125,7 @@ def refuses_to_start_twice(up, ports):
 
 
 def retrains_when_the_data_have_changed(up):
-    """The example of docs/operations.md, up to the run, which a pool at rest keeps waiting."""
+    """Follow the example of docs/operations.md; the paused pool keeps the run waiting."""
     checkout = up.checkout.with_environment(PREFECT_API_URL=f"{up.prefect}/api")
     checkout.run("prefect", "work-pool", "pause", "local")
     checkout.run("prefect", "event", "emit", "flowers.data.changed", "--resource-id", "flowers.data")
