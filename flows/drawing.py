@@ -10,11 +10,12 @@ from rich.progress import Progress
 
 import ddpm
 from contract.errors import FlowersError
-from ddpm.checkpoint import CheckpointError, PublishedModel
+from ddpm.checkpoint import CheckpointError
 from ddpm.classes import labels_of
 from ddpm.config import SamplerName
 from ddpm.export import ExportError, to_diffusers
 from ddpm.images import class_grid, enlargement, grid
+from ddpm.published import PublishedModel
 
 GRID = "grid.png"
 RECORD = "drawn.json"

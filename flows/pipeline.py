@@ -8,8 +8,8 @@ from prefect import flow
 
 from contract.assignments import parse_overrides
 from contract.params import activate, compose
-from flows.forms import Overrides
 from flows.by_hand import run_to_completion
+from flows.forms import Overrides
 from flows.summary import summarise_results
 from flows.workspaces.workspace import ProfileName, WorkspaceKind, enter_last_commit, open_workspace
 from tasks.download import download

@@ -15,5 +15,5 @@ def promote(version: str, model: str | None) -> None:
     Raises:
         TrackingError: there is no such version, or MLflow cannot be reached.
     """
-    registry = Registry(model or read_params().register_.model_name)
+    registry = Registry(model or read_params().register.model_name)
     print(f"promote: {promote_by_hand(registry, version)}")

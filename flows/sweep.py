@@ -12,18 +12,19 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from contract.params import Overrides, parse_overrides
-from flows.by_hand import completed
+from contract.assignments import parse_grid, parse_overrides
+from flows.by_hand import run_to_completion
 from flows.fan_out import Outcome, run_as_deployments, run_in_process, why_in_process
-from flows.trials import SweepError, Trial, parse_grid, parse_overrides_list, plan_trials
-from flows.workspaces.experiments import experiment_name, keep_stages
+from flows.forms import Overrides
+from flows.trials import SweepError, Trial, parse_overrides_list, plan_trials
+from flows.workspaces.experiments import keep_stages, make_experiment_name
 from flows.workspaces.git import GitError
-from flows.workspaces.workspace import ProfileName, last_commit, opened
+from flows.workspaces.workspace import ProfileName, enter_last_commit, open_workspace
 from tasks.download import download
-from tasks.gpu import GpuSlotLostError, TooFewGpusError
+from tasks.gpus import GpuSlotsError
 from tasks.preprocess import preprocess
 from tasks.reference import reference
-from tasks.stage import StageFailedError
+from tasks.stage import StageFailedError, log_failures_once
 
 NAME_PATTERN = "^[a-z0-9][a-z0-9-]{0,39}$"
 MAX_CONCURRENT = 64
@@ -31,7 +32,7 @@ MAX_CONCURRENT = 64
 _SHARED_STAGES = ("download", "preprocess", "reference")
 """Stages whose outputs trials with equal parameters share."""
 
-_TRIAL_ERRORS = (StageFailedError, GpuSlotLostError, TooFewGpusError, GitError)
+_TRIAL_ERRORS = (StageFailedError, GpuSlotsError, GitError)
 """Errors that concern one trial, not the sweep."""
 
 
@@ -57,11 +58,12 @@ def sweep(
         params: parameters that differ from the profile in all trials.
         name: name of the sweep, in small letters, digits and hyphens; its MLflow runs get it as tag ddpm.sweep; left
             out, the name of its flow run.
-        max_concurrent: number of trials at once, where a worker runs them; how many share a GPU is limited elsewhere.
+        max_concurrent: number of trials at once, where a worker runs them; each waits for a free GPU of its machine.
     """
+    log_failures_once()
     # The name of a flow run may hold anything; this one names a tag, a file, and flow runs.
-    sweep_name, logger = name or experiment_name(str(flow_run.name)), get_run_logger()
-    with last_commit():
+    sweep_name, logger = name or make_experiment_name(str(flow_run.name)), get_run_logger()
+    with enter_last_commit():
         shared = params.model_dump(by_alias=True, exclude_unset=True)
         trials = plan_trials(sweep_name, profile, shared, grid, overrides)
     if why := why_in_process():
@@ -79,8 +81,8 @@ def prepare(profile: str | None, trials: Sequence[Trial]) -> None:
     different = {json.dumps([trial.params.section(stage) for stage in _SHARED_STAGES]): trial for trial in trials}
     for trial in different.values():
         try:
-            with opened("isolated") as place:
-                place.put_in_force(profile, trial.overrides)
+            with open_workspace("isolated") as place:
+                place.activate(profile, trial.overrides)
                 download()
                 preprocess()
                 reference()
@@ -127,10 +129,10 @@ def run_by_hand(
     if not 1 <= max_concurrent <= MAX_CONCURRENT:
         raise SweepError(f"the number of trials at once must be in 1 … {MAX_CONCURRENT}, got {max_concurrent}")
     parsed_grid, shared, parsed_list = parse_grid(grid), parse_overrides(assignments), parse_overrides_list(overrides)
-    with last_commit():
+    with enter_last_commit():
         trials = plan_trials("sweep", profile, shared, parsed_grid, parsed_list)
     print(f"A sweep of {len(trials)} trials.", flush=True)
-    state = completed(
+    state = run_to_completion(
         "sweep",
         lambda: sweep(profile, parsed_grid, parsed_list, Overrides(**shared), name, max_concurrent, return_state=True),
     )

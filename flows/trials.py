@@ -9,7 +9,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from contract.errors import FlowersError
-from contract.params import Params, ParamsError, composed, flat
+from contract.nesting import flatten
+from contract.params import Params, ParamsError, compose
 
 MAX_TRIALS = 256
 """Maximum size of a sweep; more is probably a mistake."""
@@ -59,7 +60,7 @@ def plan_trials(
         got = "both" if grid else "neither"
         raise SweepError(f"a sweep takes a grid or a list of overrides, got {got}")
     try:
-        composed(profile, nest(shared))
+        compose(profile, nest(shared))
     except ParamsError as error:
         raise SweepError(str(error)) from None
     choices = list(itertools.islice(combine(grid) if grid else iter(overrides), MAX_TRIALS + 1))
@@ -70,7 +71,7 @@ def plan_trials(
         try:
             trials.append(_plan_trial(f"{sweep}-{number}", profile, shared, choice))
         except ParamsError as error:
-            problems.append(f"  {_list_values(flat(choice))}: {_strip_source(error)}")
+            problems.append(f"  {_list_values(flatten(choice))}: {_strip_source(error)}")
     problems += _find_duplicates(trials)
     if problems:
         raise SweepError("\n".join([f"{len(problems)} of {len(choices)} trials cannot be used:", *problems]))
@@ -98,25 +99,10 @@ def nest(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     for name, value in overrides.items():
-        leaves = flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        leaves = flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
         for leaf, leaf_value in leaves.items():
             _put(result, leaf, leaf_value)
     return result
-
-
-def parse_grid(words: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the grid that words such as "train.seed=[0, 1]" spell.
-
-    Raises:
-        SweepError: a word is not NAME=[VALUE, VALUE].
-    """
-    grid = {}
-    for word in words:
-        name, equals, values = word.partition("=")
-        if not equals:
-            raise SweepError(f"a grid is given by NAME=[VALUE,VALUE], such as train.seed=[0,1], got {word!r}")
-        grid[name] = _parse_yaml(values, word)
-    return grid
 
 
 def parse_overrides_list(text: str | None) -> list[dict[str, Any]]:
@@ -151,9 +137,9 @@ def _put(result: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _plan_trial(name: str, profile: str | None, shared: Mapping[str, Any], choice: Mapping[str, Any]) -> Trial:
-    varied = flat(nest(choice))
-    overrides = nest(flat(nest(shared)) | varied)
-    return Trial(name, overrides, varied, composed(profile, overrides))
+    varied = flatten(nest(choice))
+    overrides = nest(flatten(nest(shared)) | varied)
+    return Trial(name, overrides, varied, compose(profile, overrides))
 
 
 def _strip_source(error: ParamsError) -> str:
@@ -168,8 +154,8 @@ def _list_values(values: Mapping[str, Any]) -> str:
 
 def _find_duplicates(trials: Sequence[Trial]) -> Iterator[str]:
     """Yield a line per trial that repeats an earlier one: both would do the same work at the same time."""
-    first: dict[str, Trial] = {}
+    first: dict[Params, Trial] = {}
     for trial in trials:
-        same = first.setdefault(trial.params.model_dump_json(), trial)
+        same = first.setdefault(trial.params, trial)
         if same is not trial:
             yield f"  {_list_values(trial.varied)}: the same experiment as {_list_values(same.varied)}"

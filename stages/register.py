@@ -9,8 +9,8 @@ import ddpm
 from contract.environment import VISIBLE_GPUS
 from contract.params import Params
 from contract.paths import METRICS, MODEL
+from contract.results import read_run_id
 from ddpm.files import file_digest
-from stages.datasets.prepared import recorded_run_id
 from stages.runtime.reporting import say
 from stages.runtime.runner import run_stage
 from tracking.champion import promote_if_better
@@ -22,16 +22,16 @@ from tracking.runs import reopen_run
 
 def main(params: Params) -> None:
     """Register build/model as a version, and make it the champion if it is better."""
-    if not params.register_.enabled:
+    if not params.register.enabled:
         say("register", "switched off by register.enabled")
         return
     # The stage holds no GPU, so torch must find none: the trial of the model is drawn on the CPU.
     os.environ[VISIBLE_GPUS] = ""
-    with reopen_run(params, "register", recorded_run_id(METRICS)) as tracker:
+    with reopen_run(params, "register", read_run_id(METRICS)) as tracker:
         if not tracker.run_id:
             say("register", "nothing is registered, since tracking is off")
             return
-        register(params, tracker.run_id, Registry(params.register_.model_name))
+        register(params, tracker.run_id, Registry(params.register.model_name))
 
 
 def register(params: Params, run_id: str, registry: Registry) -> None:

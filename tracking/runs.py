@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from contract.environment import PREFECT_RUN, SWEEP, TRACKING, is_first_process
 from contract.events import Message, RunOpened, are_read, emit
-from contract.params import Params, flat
+from contract.nesting import flatten
+from contract.params import Params
+from contract.stage_names import LINEAGE
 from tracking.connection import connect, explain_refusals, open_experiment
 from tracking.lineage import read_lineage
 
@@ -31,9 +33,6 @@ MODEL_RUN_TAG = "ddpm.trained_in"
 CONTINUES_TAG = "ddpm.continues"
 SWEEP_TAG = "ddpm.sweep"
 """Names of the sweeps that a run belongs to, separated by spaces: a later sweep may reuse the run of an earlier one."""
-
-STAGES = ("download", "preprocess", "train", "sample", "reference", "evaluate", "register")
-"""Stages in dependency order; `reference` runs before `train` only to fail early."""
 
 _REQUEST_PARAMS = 100
 """Parameters that MLflow takes in one request."""
@@ -261,8 +260,8 @@ def _join_sweep(client: "MlflowClient", run: "Run", sweep: str) -> None:
 
 def _params_until(params: Params, last_stage: str) -> dict[str, str]:
     """Return the parameters of all stages up to this one, as MLflow keeps them."""
-    sections = {stage: params.section(stage) for stage in STAGES[: STAGES.index(last_stage) + 1]}
-    return {name: str(value) for name, value in flat(sections).items()}
+    sections = {stage: params.section(stage) for stage in LINEAGE[: LINEAGE.index(last_stage) + 1]}
+    return {name: str(value) for name, value in flatten(sections).items()}
 
 
 def _agree(recorded: Mapping[str, str], values: Mapping[str, str]) -> bool:

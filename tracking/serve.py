@@ -30,7 +30,7 @@ def serve(host: str, port: int, model: str | None, timeout: int) -> NoReturn:
     Raises:
         FlowersError: there is no champion, or the port is in use.
     """
-    name = model or read_params().register_.model_name
+    name = model or read_params().register.model_name
     require_free(host, port)
     number = find_champion(name)
     print(f"serve: {name} version {number} at http://{host}:{port}/invocations; Ctrl-C ends it", flush=True)

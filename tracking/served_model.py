@@ -176,7 +176,7 @@ def _read_row(row: Mapping[str, Any], model: Any, limits: Mapping[str, int]) -> 
         "classes": _read_classes(given.get("class")),
         "guidance": _read_number("guidance", given.get("guidance", 1.0), _MAX_GUIDANCE),
     }
-    model.asked(asked["classes"], [0], asked["guidance"])  # refuses what this model cannot be asked for
+    model.bind_classes(asked["classes"], [0], asked["guidance"])  # refuses what this model cannot be asked for
     return asked
 
 
@@ -189,7 +189,7 @@ def _read_whole(name: str, value: Any, least: int, most: int) -> int:
 def _read_sampler(value: Any) -> str:
     from typing import get_args
 
-    from ddpm.samplers import SamplerName
+    from ddpm.config import SamplerName
 
     if value not in get_args(SamplerName):
         raise ValueError(f"sampler must be one of {', '.join(get_args(SamplerName))}, got {_shorten(value)}")

@@ -9,7 +9,7 @@ import httpx
 import pandas as pd
 import pytest
 
-from contract.params import read_params
+from contract.params import compose
 from flows import ranking
 from flows.fan_out import Outcome
 from flows.ranking import rank_trials, show_ranking
@@ -18,7 +18,7 @@ from flows.trials import Trial
 from tracking.connection import TrackingError
 from tracking.search import to_records
 
-PARAMS = read_params(Path(__file__).parents[2] / "profiles/quickstart.yaml")
+PARAMS = compose("quickstart", {}, Path(__file__).parents[2] / "params.yaml")
 KID = "kid_efficientnet_lite0"
 
 

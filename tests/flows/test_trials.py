@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from contract.params import ParamsError
-from flows.trials import MAX_TRIALS, SweepError, nest, parse_grid, parse_overrides_list, plan_trials
+from flows.trials import MAX_TRIALS, SweepError, nest, parse_overrides_list, plan_trials
 
 
 @pytest.fixture
@@ -104,6 +104,5 @@ def test_a_sweep_that_cannot_run_is_refused(spelt, sweep, message):
         spelt(**sweep)
 
 
-def test_grids_and_lists_are_read_from_a_command_line():
-    assert parse_grid(["train.seed=[0, 1]", "train.loss=[mse]"]) == {"train.seed": [0, 1], "train.loss": ["mse"]}
+def test_a_list_of_overrides_is_read_from_a_command_line():
     assert parse_overrides_list("[{train.seed: 1}, {}]") == [{"train.seed": 1}, {}] and parse_overrides_list(None) == []

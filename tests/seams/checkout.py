@@ -13,6 +13,17 @@ import psutil
 from ruamel.yaml import YAML
 
 STAGES = ["download", "preprocess", "reference", "train", "sample", "evaluate", "register"]
+_OURS = ("PREFECT_", "MLFLOW_", "DDPM_", "DVC_", "GIT_")
+
+
+def command(name: str, *arguments: str) -> list[str]:
+    """Return the words that start a command of the project, such as "run" or "sweep"."""
+    return [sys.executable, "-m", "flows.cli", name, *arguments]
+
+
+def clean_environment(home: Path, **variables: str) -> dict[str, str]:
+    """Return the caller's environment without settings of the tools, with this interpreter first on PATH."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     identity = {"NAME": "Flora", "EMAIL": "flora@example.org"}
     return environment | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",

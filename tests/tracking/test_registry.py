@@ -14,7 +14,8 @@ import pytest
 import ddpm
 from contract.errors import StageError
 from ddpm import loading
-from ddpm.checkpoint import CheckpointError, load_model
+from ddpm.checkpoint import CheckpointError
+from ddpm.published import load_model
 from tracking.connection import TrackingError
 from tracking.registry import CONTENTS_TAG, Registry
 from tracking.runs import open_run

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from contract.events import Message, RunOpened, parse_event
-from contract.params import flat
+from contract.nesting import flatten
 from stages.runtime.interruption import Interrupted
 from tracking.connection import EXPERIMENT, TrackingError
 from tracking.runs import SWEEP_TAG, open_run, reopen_run
@@ -66,7 +66,7 @@ def test_a_training_leaves_parameters_metrics_images_and_tags(client, runs, make
     (run,) = runs()
     assert (id_of(run), run.info.experiment_id) == (tracker.run_id, tracker.experiment_id)
     assert run.info.status == "FINISHED" and run.info.end_time is not None
-    expected = flat({name: params.section(name) for name in ("download", "preprocess", "train")})
+    expected = flatten({name: params.section(name) for name in ("download", "preprocess", "train")})
     assert run.data.params == {name: str(value) for name, value in expected.items()}
     history = client.get_metric_history(id_of(run), "loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5)]
@@ -204,7 +204,7 @@ def test_later_stages_add_to_the_run_of_the_training(runs, record, make_params):
     (run,) = runs()
     assert run.info.status == "FINISHED" and {f"of.{stage}" for stage in stages} <= set(run.data.tags)
     sections = ("download", "preprocess", "reference", "train", *stages)
-    assert set(run.data.params) == set(flat({name: make_params().section(name) for name in sections}))
+    assert set(run.data.params) == set(flatten({name: make_params().section(name) for name in sections}))
 
 
 def test_another_experiment_on_the_same_model_gets_a_run_of_its_own(runs, record):
