@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from ruamel.yaml import YAML
 
 import flows.pipeline
 from contract import paths
-from contract.params import OF_OTHER_SECTIONS, Params
+from contract.params import Params
+from contract.stage_names import READ_BESIDE
 from tools.dvc_dependencies import PACKAGES, SHAPE_NO_RESULT, SHAPE_RESULTS, build_graph, rewrite_dependencies
 
 PROJECT = Path(__file__).parents[1]
@@ -45,13 +47,13 @@ def test_the_flow_runs_the_stages_of_dvc_in_their_order():
 def test_each_stage_has_a_task_a_program_and_parameters_of_its_name(stage):
     assert getattr(flows.pipeline, stage).fn.__module__ == f"tasks.{stage}"
     assert DVC["stages"][stage]["cmd"] == f"python -m stages.{stage}"
-    assert DVC["stages"][stage]["params"] == [stage, *OF_OTHER_SECTIONS.get(stage, ())]
+    assert DVC["stages"][stage]["params"] == [stage, *READ_BESIDE.get(stage, ())]
     named = re.findall(r"^    run_stage\(\s*\"(\w+)\"", (PROJECT / f"stages/{stage}.py").read_text(), re.MULTILINE)
     assert named == [stage], "the runner compares the parameters of the stage of this name before and after"
 
 
 def test_the_sections_of_the_parameters_are_the_stages_in_their_order():
-    sections = [field.alias or name for name, field in Params.model_fields.items()]
+    sections = [field.name for field in fields(Params)]
     assert sections == list(YAML(typ="safe").load(PROJECT / "params.yaml")) == ["profile", *STAGES]
 
 

@@ -39,7 +39,7 @@ def test_a_folder_is_loaded_by_its_path_or_name(folder):
 def test_the_best_device_is_taken_and_the_callers_process_left_alone(folder, monkeypatch):
     touched, devices = [], []
     monkeypatch.setattr("ddpm.devices.keep_freed_memory", lambda: touched.append("malloc"))
-    monkeypatch.setattr("ddpm.checkpoint.load_model", lambda *given: devices.append(given[2]))
+    monkeypatch.setattr("ddpm.published.load_model", lambda *given: devices.append(given[2]))
     before = torch.backends.cudnn.benchmark
     for has_gpu in (False, True):
         monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)

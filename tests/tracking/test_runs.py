@@ -123,8 +123,10 @@ def test_records_that_wait_hold_nothing_up_and_are_sent_before_the_end(client, m
     is_released = threading.Event()
     owner, name = (SqlAlchemyStore, "log_batch") if kind == "metrics" else (LocalArtifactRepository, "log_artifact")
     send = getattr(owner, name)
+    is_released.set()
+    monkeypatch.setattr(owner, name, lambda *given, **named: is_released.wait(60) and send(*given, **named))
     with open_run(make_params()) as tracker:
-        monkeypatch.setattr(owner, name, lambda *arguments: is_released.wait(60) and send(*arguments))
+        is_released.clear()
         for step in range(3):
             if kind == "metrics":
                 tracker.record_metrics({"loss": float(step)}, step)
