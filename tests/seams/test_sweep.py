@@ -238,4 +238,4 @@ def test_what_cannot_be_compared_is_one_clear_error(rooks):
     for words, message in ((["rose"], "has no run 'rose'"), (["--sweep", "owl"], "no sweep 'owl'; there are rooks")):
         output = checkout.run(*command("compare", *words), status=1)
         (line,) = output.splitlines()
-        assert line.startswith("compare: MLflow at sqlite:///") and message in line
+        assert line.startswith("flowers compare: MLflow at sqlite:///") and message in line
