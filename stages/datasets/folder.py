@@ -35,11 +35,11 @@ class Folder:
 
     def images(self, folder: Path) -> Iterator[SourceImage]:
         paths = list_images(folder)
-        class_names = sorted({_name_class(path, folder) for path in paths})
-        for index, path in enumerate(paths):
-            name = _name_class(path, folder)
+        class_of = {path: path.parent.relative_to(folder).as_posix().removeprefix(".") for path in paths}
+        class_names = sorted(set(class_of.values()))
+        for number, (path, name) in enumerate(class_of.items(), start=1):
             relative = path.relative_to(folder).as_posix()
-            yield SourceImage(index + 1, relative, path.read_bytes(), class_names.index(name), name, None)
+            yield SourceImage(number, relative, path.read_bytes(), class_names.index(name), name, None)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -52,7 +52,3 @@ def list_images(folder: Path) -> list[Path]:
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _name_class(path: Path, folder: Path) -> str:
-    return "/".join(path.relative_to(folder).parts[:-1])

@@ -23,6 +23,8 @@ from stages.datasets.decoding import DamagedImageError, crop_centre, decode
 from stages.datasets.source import SourceImage
 from stages.runtime.progress import progress_bar
 
+SOURCE_COLUMNS = ("number", "name", "class_number", "class_name", "split")
+
 Row = dict[str, Any]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,10 +32,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """A row of the array and its row of the index."""
+    """Pixels, shape (size, size, 3), and the row of the index."""
 
     pixels: NDArray[np.uint8]
-    """shape (size, size, 3)"""
     row: Row
 
 
@@ -50,19 +51,8 @@ def prepare(image: SourceImage, size: int) -> PreparedImage | DamagedImageError:
 def describe_source(image: SourceImage) -> Row:
     """Return the columns of the index that are known without decoding the image."""
     content = image.content if isinstance(image.content, bytes) else image.content.tobytes()
-    return {
-        "number": image.number,
-        "name": image.name,
-        "class_number": image.class_number,
-        "class_name": image.class_name,
-        "split": image.split,
-        "source_md5": hashlib.md5(content, usedforsecurity=False).hexdigest(),
-    }
-
-
-def prepare_all(images: Iterable[SourceImage], size: int) -> Iterator[PreparedImage | DamagedImageError]:
-    """Prepare images on all cores, in their order."""
-    return parallel_map(partial(prepare, size=size), images)
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    return {name: getattr(image, name) for name in SOURCE_COLUMNS} | {"source_md5": digest}
 
 
 def write_images(
@@ -79,18 +69,18 @@ def write_images(
     """
     rows: list[Row] = []
     skipped: list[Row] = []
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    bar = progress_bar("preprocess", count, "images")
+    with bar, atomic_path(path) as temporary, temporary.open("wb") as file:
         _write_header(file, count, params.image_size)
-        with progress_bar("preprocess", count, "images") as bar:
-            for prepared in prepare_all(images, params.image_size):
-                if isinstance(prepared, PreparedImage):
-                    file.write(prepared.pixels.tobytes())
-                    rows.append(prepared.row)
-                elif params.skip_damaged:
-                    skipped.append(describe_source(prepared.image) | {"reason": prepared.reason})
-                else:
-                    raise prepared
-                bar.update()
+        for prepared in parallel_map(partial(prepare, size=params.image_size), images):
+            if isinstance(prepared, PreparedImage):
+                file.write(prepared.pixels.tobytes())
+                rows.append(prepared.row)
+            elif params.skip_damaged:
+                skipped.append(describe_source(prepared.image) | {"reason": prepared.reason})
+            else:
+                raise prepared
+            bar.update()
         if skipped and not rows:
             raise StageError(f"none of the {len(skipped)} images can be decoded; the first: {skipped[0]['reason']}")
         _write_header(file, len(rows), params.image_size)

@@ -21,12 +21,9 @@ def warn(stage: str, text: str) -> None:
 
 
 def fail(stage: str, reason: str, *, is_passing: bool = False) -> None:
-    """Report why the stage fails; each of several processes speaks, and all but the first give their number.
+    """Report why the stage fails, and whether another try may succeed.
 
-    Args:
-        stage: its name.
-        reason: what is wrong, in one or several lines.
-        is_passing: whether another try may succeed.
+    Each of several processes speaks, and all but the first give their number.
     """
     process = "" if is_first_process() else f"process {process_number()}: "
     if are_read():
