@@ -41,12 +41,7 @@ class Dataset(Protocol):
     """whether the same parameters must always give the same bytes"""
 
     def fetch(self, params: DownloadParams, folder: Path, previous: Path) -> None:
-        """Put the raw bytes into the empty `folder`.
-
-        Args:
-            params: section `download` of the parameters.
-            folder: where to put the files.
-            previous: folder of the last download, which may be missing; files in it may be copied once verified.
+        """Put the raw bytes into the empty `folder`; verified files of `previous`, the last download, may be copied.
 
         Raises:
             DatasetError: the bytes are not available, or are not the expected ones.

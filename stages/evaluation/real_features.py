@@ -13,7 +13,7 @@ from torch import Tensor
 from ddpm.files import atomic_path
 from stages.runtime.outputs import write_json, write_table
 
-_RECORD = "reference.json"
+RECORD = "reference.json"
 _IMAGES = "images.csv"
 
 
@@ -52,17 +52,12 @@ def write_real_features(folder: Path, real: RealFeatures) -> None:
             with atomic_path(folder / f"{split}_statistics.npz") as temporary:
                 np.savez(temporary, mu=exact.mean(axis=0), sigma=np.cov(exact, rowvar=False))
     write_table(folder / _IMAGES, real.images)
-    write_record(folder, real.record)
-
-
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write reference.json."""
-    write_json(folder / _RECORD, record)
+    write_json(folder / RECORD, real.record)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Read reference.json."""
-    record: dict[str, Any] = json.loads((folder / _RECORD).read_text())
+    record: dict[str, Any] = json.loads((folder / RECORD).read_text())
     return record
 
 

@@ -76,8 +76,7 @@ class TrainingEvaluation:
         from ddpm.metrics import kernel_distance
 
         num_images = len(self._positions)
-        samples = draw_samples(self._experiment, num_images)
-        fake = self._extract(samples, torch.arange(num_images))
+        fake = self._extract(draw_samples(self._experiment, num_images), torch.arange(num_images))
         # Whole sets instead of subsets: with so few images every pair counts.
         kernel = kernel_distance(self._real, fake, num_subsets=1, subset_size=num_images)
         figures = {FIGURE: kernel.mean, f"{FIGURE}_low": kernel.low, f"{FIGURE}_high": kernel.high}
