@@ -25,8 +25,7 @@ from stages.evaluation.memorisation import draw_closest_pairs, measure_memorisat
 from stages.evaluation.real_features import read_real_features, read_record
 from stages.evaluation.report import describe_metrics
 from stages.runtime.outputs import write_json, write_table
-from stages.runtime.progress import progress_bar
-from stages.runtime.reporting import say
+from stages.runtime.reporting import progress_bar, say
 from stages.runtime.runner import run_stage
 from tracking.runs import Tracker, reopen_run
 

@@ -13,8 +13,7 @@ from stages.datasets.prepared import all_images, dataset_digest, image_index, po
 from stages.evaluation.extraction import choose_at_random, describe_extractor, extract_together, load_extractor
 from stages.evaluation.real_features import RECORD, RealFeatures, write_real_features
 from stages.runtime.outputs import write_json
-from stages.runtime.progress import progress_bar
-from stages.runtime.reporting import say
+from stages.runtime.reporting import progress_bar, say
 from stages.runtime.runner import run_stage
 
 

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from contract.paths import DATASET
 from ddpm.files import atomic_path
+from stages.datasets.decoding import DamagedImageError
 from stages.datasets.flowers102 import ARCHIVE, LABELS, Flowers102
 from stages.datasets.flowers102 import SPLITS as SPLIT_NUMBERS
-from stages.datasets.preparation import PreparedImage, parallel_map, prepare
+from stages.datasets.preparation import parallel_map, prepare
 from stages.datasets.prepared import all_images, dataset_summary, positions_of
 
 SPLITS = ("train", "valid")
@@ -57,7 +58,8 @@ def _read(source: Path) -> dict[str, NDArray[np.uint8]]:
     images = (image for image in Flowers102().images(source) if image.split in SPLITS)
     found: dict[str, list[NDArray[np.uint8]]] = {split: [] for split in SPLITS}
     for prepared in parallel_map(partial(prepare, size=IMAGE_SIZE), images):
-        if not isinstance(prepared, PreparedImage):
+        if isinstance(prepared, DamagedImageError):
             raise PackError(f"an image in {source} cannot be read: {prepared}")
-        found[prepared.row["split"]].append(prepared.pixels)
+        pixels, row = prepared
+        found[row["split"]].append(pixels)
     return {split: np.stack(arrays) for split, arrays in found.items()}

@@ -8,7 +8,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -21,7 +20,7 @@ from contract.sections import PreprocessParams
 from ddpm.files import atomic_path
 from stages.datasets.decoding import DamagedImageError, crop_centre, decode
 from stages.datasets.source import SourceImage
-from stages.runtime.progress import progress_bar
+from stages.runtime.reporting import progress_bar
 
 SOURCE_COLUMNS = ("number", "name", "class_number", "class_name", "split")
 
@@ -30,22 +29,17 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class PreparedImage:
-    """Pixels, shape (size, size, 3), and the row of the index."""
+def prepare(image: SourceImage, size: int) -> tuple[NDArray[np.uint8], Row] | DamagedImageError:
+    """Return the pixels of an image, shape (size, size, 3), and its row of the index.
 
-    pixels: NDArray[np.uint8]
-    row: Row
-
-
-def prepare(image: SourceImage, size: int) -> PreparedImage | DamagedImageError:
-    """Decode and crop an image; return the error if it is damaged, so that the other images still come."""
+    The error of a damaged image is returned, so that the other images still come.
+    """
     try:
         picture = decode(image, size)
     except DamagedImageError as error:
         return error
     row = describe_source(image) | {"original_width": picture.width, "original_height": picture.height}
-    return PreparedImage(crop_centre(picture, size), row)
+    return crop_centre(picture, size), row
 
 
 def describe_source(image: SourceImage) -> Row:
@@ -73,9 +67,10 @@ def write_images(
     with bar, atomic_path(path) as temporary, temporary.open("wb") as file:
         _write_header(file, count, params.image_size)
         for prepared in parallel_map(partial(prepare, size=params.image_size), images):
-            if isinstance(prepared, PreparedImage):
-                file.write(prepared.pixels.tobytes())
-                rows.append(prepared.row)
+            if not isinstance(prepared, DamagedImageError):
+                pixels, row = prepared
+                file.write(pixels.tobytes())
+                rows.append(row)
             elif params.skip_damaged:
                 skipped.append(describe_source(prepared.image) | {"reason": prepared.reason})
             else:

@@ -1,4 +1,4 @@
-"""Reads the prepared dataset."""
+"""Read the prepared dataset."""
 
 import hashlib
 import json

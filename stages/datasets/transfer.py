@@ -18,8 +18,7 @@ from urllib3.util import Retry
 
 from ddpm.files import file_digest
 from stages.datasets.source import DatasetError
-from stages.runtime.progress import progress_bar
-from stages.runtime.reporting import warn
+from stages.runtime.reporting import progress_bar, warn
 
 CONNECT_SECONDS = 10.0
 """Longest wait for a connection; a name that cannot be resolved fails sooner."""
