@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from contract.sections import DownloadParams
-from stages.datasets.source import DatasetError, SourceImage
+from stages.datasets.source import DatasetError, SourceImage, list_visible_files
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
@@ -43,12 +43,5 @@ class Folder:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the images in and below `folder`, sorted by relative path, without hidden files and folders."""
-    paths = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
+    """Return the visible images in and below `folder`, sorted by relative path."""
+    return [path for path in list_visible_files(folder) if path.suffix.lower() in SUFFIXES]

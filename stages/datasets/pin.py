@@ -14,6 +14,7 @@ from contract.errors import StageError
 from contract.paths import DATA, DATA_PIN, RECEIPT
 from contract.sections import DownloadParams, as_plain
 from ddpm.files import atomic_path, file_digest
+from stages.datasets.source import list_visible_files
 from stages.runtime.outputs import write_json
 from stages.runtime.reporting import warn
 
@@ -102,10 +103,9 @@ def read_receipt() -> Receipt:
         StageError: a file of data/ is missing, has other bytes, or was not downloaded.
     """
     receipt: Receipt = json.loads(RECEIPT.read_text())
-    found = {path.relative_to(DATA) for path in DATA.rglob("*") if path.is_file()}
-    visible = {path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)}
+    known = {DATA / file["path"] for file in receipt["files"]}
     # No dataset reads hidden files, such as those of a desktop.
-    if unknown := sorted(visible - {file["path"] for file in receipt["files"]}):
+    if unknown := [path.relative_to(DATA).as_posix() for path in list_visible_files(DATA) if path not in known]:
         more = f" and {len(unknown) - _NUM_NAMES_SHOWN} more" if len(unknown) > _NUM_NAMES_SHOWN else ""
         raise StageError(
             f"{DATA} holds files that were not downloaded: {', '.join(unknown[:_NUM_NAMES_SHOWN])}{more}. Move them "

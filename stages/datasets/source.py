@@ -18,6 +18,13 @@ class DatasetError(StageError):
     """A dataset cannot be fetched or read."""
 
 
+def list_visible_files(folder: Path) -> list[Path]:
+    """Return the files in and below `folder`, sorted by relative path, without hidden files and folders."""
+    paths = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    visible = [name for name in paths if not any(part.startswith(".") for part in name.parts)]
+    return [paths[name] for name in sorted(visible, key=Path.as_posix)]
+
+
 @dataclass(frozen=True)
 class SourceImage:
     """One raw image."""
