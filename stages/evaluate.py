@@ -55,11 +55,11 @@ def extract_samples(samples: Tensor, params: ReferenceParams) -> tuple[Tensor, d
     device = prepare_best_device()
     extractor = load_extractor(params, device)
     made_by = describe_extractor(extractor) | {"dataset_md5": dataset_digest()}
-    record = read_record(REFERENCE)
-    for name in ("dataset_md5", "extractor", "weights_sha256"):
-        if record.get(name) != made_by[name]:
+    expected, record = {"extracted": True} | made_by, read_record(REFERENCE)
+    for name in ("extracted", "dataset_md5", "extractor", "weights_sha256"):
+        if record.get(name) != expected[name]:
             raise StageError(
-                f"{REFERENCE} holds features whose {name} is {record.get(name)}, expected {made_by[name]}: "
+                f"{REFERENCE} holds features whose {name} is {record.get(name)}, expected {expected[name]}: "
                 "`dvc repro --force --single-item reference` makes them anew"
             )
     with progress_bar("evaluate", len(samples), "images") as bar:
