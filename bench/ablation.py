@@ -26,7 +26,7 @@ from ddpm.published import PublishedModel
 from ddpm.training import train
 from ddpm.training_state import TrainingState
 from ddpm.unet import UNet
-from stages.datasets.prepared import all_images, images_of, positions_of
+from stages.datasets.prepared import all_images, positions_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def main() -> None:
     training = TrainingConfig(num_steps=arguments.steps, seed=arguments.seed, ema_warmup=True)
     variants = variants_of(Variant(training))
     extractor = build_extractor("efficientnet_lite0", device)
-    reference = features_of(extractor, images_of(["valid"]), device)
+    reference = features_of(extractor, all_images()[positions_of(["valid"])], device)
     size = all_images().shape[-1]
     print(
         f"{describe(device)}; {arguments.steps} steps of {arguments.batch_size} images of {size}x{size}; "

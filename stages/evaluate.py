@@ -24,8 +24,8 @@ from stages.evaluation.extraction import describe_extractor, extract_together, l
 from stages.evaluation.memorisation import draw_closest_pairs, measure_memorisation, tabulate_nearest
 from stages.evaluation.real_features import read_real_features, read_record
 from stages.evaluation.report import describe_metrics
-from stages.runtime.progress import progress_bar
-from stages.runtime.reporting import say
+from stages.runtime.outputs import write_json, write_table
+from stages.runtime.reporting import progress_bar, say
 from stages.runtime.runner import run_stage
 from tracking.runs import Tracker, reopen_run
 
@@ -35,8 +35,8 @@ def main(params: Params) -> None:
     samples_run_id = read_run_id(SAMPLES_RECORD)
     if not params.evaluate.enabled:
         if is_first():
-            write_metrics({"evaluated": False, "mlflow_run_id": samples_run_id})
-            write_nearest(pd.DataFrame(columns=["sample", "distance"]))
+            write_json(METRICS, {"evaluated": False, "mlflow_run_id": samples_run_id})
+            write_table(NEAREST, pd.DataFrame(columns=["sample", "distance"]))
             say("evaluate", "switched off by evaluate.enabled")
         return
     with reopen_run(params, "evaluate", samples_run_id) as tracker:
@@ -53,29 +53,18 @@ def extract_samples(samples: Tensor, params: ReferenceParams) -> tuple[Tensor, d
         StageError: the features in build/reference are of another dataset, or by another extractor.
     """
     device = prepare_best_device()
-    data = {"dataset_md5": dataset_digest()}
-    check_reference({"extracted": True} | data)
     extractor = load_extractor(params, device)
-    made_by = describe_extractor(extractor)
-    check_reference({name: made_by[name] for name in ("extractor", "weights_sha256")})
-    with progress_bar("evaluate", len(samples), "images") as bar:
-        numbers = torch.arange(len(samples))
-        return extract_together(extractor, samples, numbers, params.batch_size, device, bar), made_by | data
-
-
-def check_reference(expected: dict[str, Any]) -> None:
-    """Compare the record of build/reference with expected values.
-
-    Raises:
-        StageError: one differs.
-    """
-    record = read_record(REFERENCE)
-    for name, value in expected.items():
-        if record.get(name) != value:
+    made_by = describe_extractor(extractor) | {"dataset_md5": dataset_digest()}
+    expected, record = {"extracted": True} | made_by, read_record(REFERENCE)
+    for name in ("extracted", "dataset_md5", "extractor", "weights_sha256"):
+        if record.get(name) != expected[name]:
             raise StageError(
-                f"{REFERENCE} holds features whose {name} is {record.get(name)}, expected {value}: "
+                f"{REFERENCE} holds features whose {name} is {record.get(name)}, expected {expected[name]}: "
                 "`dvc repro --force --single-item reference` makes them anew"
             )
+    with progress_bar("evaluate", len(samples), "images") as bar:
+        numbers = torch.arange(len(samples))
+        return extract_together(extractor, samples, numbers, params.batch_size, device, bar), made_by
 
 
 def evaluate(params: Params, tracker: Tracker, samples: Tensor, features: Tensor, made_by: dict[str, Any]) -> None:
@@ -88,8 +77,8 @@ def evaluate(params: Params, tracker: Tracker, samples: Tensor, features: Tensor
     metrics |= measure_memorisation(nearest, real, train_splits, extractor) | made_by
     table = tabulate_nearest(nearest, real, train_splits)
     pairs = draw_closest_pairs(samples, all_images(), table, params.evaluate.num_closest_pairs)
-    write_metrics(metrics | {"mlflow_run_id": tracker.run_id})
-    write_nearest(table)
+    write_json(METRICS, metrics | {"mlflow_run_id": tracker.run_id})
+    write_table(NEAREST, table)
     with atomic_path(CLOSEST_PAIRS) as temporary:
         save_png(pairs, temporary, enlargement(samples.shape[-1]))
     # MLflow draws metrics as charts; counts, splits and versions are text to read beside them.
@@ -101,18 +90,6 @@ def evaluate(params: Params, tracker: Tracker, samples: Tensor, features: Tensor
         tracker.record_file(path, "evaluation")
     for line in describe_metrics(metrics):
         say("evaluate", line)
-
-
-def write_metrics(metrics: dict[str, Any]) -> None:
-    """Write build/metrics.json."""
-    with atomic_path(METRICS) as temporary:
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-
-
-def write_nearest(table: pd.DataFrame) -> None:
-    """Write build/evaluation/nearest.csv."""
-    with atomic_path(NEAREST) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":

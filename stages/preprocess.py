@@ -1,23 +1,20 @@
 """Crop and resize every raw image into one uint8 array, and write a table of them."""
 
-import json
-from typing import Any
-
 import pandas as pd
 
 from contract.errors import StageError
 from contract.params import Params
 from contract.paths import DATA, DATASET
-from ddpm.files import atomic_path, file_digest
+from ddpm.files import file_digest
 from stages.datasets import DATASETS
 from stages.datasets.pin import read_receipt
-from stages.datasets.preparation import write_images
+from stages.datasets.preparation import SOURCE_COLUMNS, write_images
+from stages.runtime.outputs import write_json, write_table
 from stages.runtime.reporting import say, warn
 from stages.runtime.runner import run_stage
 
-_SOURCE_COLUMNS = ["number", "name", "class_number", "class_name", "split"]
-INDEX_COLUMNS = [*_SOURCE_COLUMNS, "original_width", "original_height", "source_md5"]
-SKIPPED_COLUMNS = [*_SOURCE_COLUMNS, "source_md5", "reason"]
+INDEX_COLUMNS = [*SOURCE_COLUMNS, "original_width", "original_height", "source_md5"]
+SKIPPED_COLUMNS = [*SOURCE_COLUMNS, "source_md5", "reason"]
 
 
 def preprocess(params: Params) -> None:
@@ -38,9 +35,9 @@ def preprocess(params: Params) -> None:
         raise StageError(f"{receipt['dataset']} should hold {count} images, got {len(rows) + len(skipped)}")
     index = pd.DataFrame(rows, columns=INDEX_COLUMNS)
     index["split"] = index["split"].fillna(pd.Series(choose_splits(index, section.valid_fraction)))
-    splits = {name: int(number) for name, number in index["split"].value_counts().sort_index().items()}
-    write_table("index.csv", index)
-    write_table("skipped.csv", pd.DataFrame(skipped, columns=SKIPPED_COLUMNS))
+    splits = index["split"].value_counts().sort_index().to_dict()
+    write_table(DATASET / "index.csv", index)
+    write_table(DATASET / "skipped.csv", pd.DataFrame(skipped, columns=SKIPPED_COLUMNS))
     summary = {
         "dataset": receipt["dataset"],
         "source_digest": receipt["digest"],
@@ -51,7 +48,7 @@ def preprocess(params: Params) -> None:
         "splits": splits,
         "num_classes": int(index["class_number"].nunique()),
     }
-    write_summary(summary)
+    write_json(DATASET / "dataset.json", summary)
     say("preprocess", f"{len(index)} images of {section.image_size}x{section.image_size}, splits {splits}")
     if skipped:
         warn("preprocess", f"{len(skipped)} damaged images left out, see {DATASET / 'skipped.csv'}")
@@ -65,18 +62,6 @@ def choose_splits(index: pd.DataFrame, valid_fraction: float) -> list[str]:
     """
     positions = index["source_md5"].map(lambda digest: int(digest[:13], 16) / 16**13)
     return ["valid" if p < valid_fraction else "test" if p < 2 * valid_fraction else "train" for p in positions]
-
-
-def write_table(name: str, table: pd.DataFrame) -> None:
-    """Write a table of build/dataset/."""
-    with atomic_path(DATASET / name) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
-
-
-def write_summary(summary: dict[str, Any]) -> None:
-    """Write build/dataset/dataset.json."""
-    with atomic_path(DATASET / "dataset.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
 
 
 if __name__ == "__main__":

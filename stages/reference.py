@@ -11,9 +11,9 @@ from ddpm.devices import prepare_best_device
 from ddpm.distributed import is_first
 from stages.datasets.prepared import all_images, dataset_digest, image_index, positions_of
 from stages.evaluation.extraction import choose_at_random, describe_extractor, extract_together, load_extractor
-from stages.evaluation.real_features import RealFeatures, write_real_features, write_record
-from stages.runtime.progress import progress_bar
-from stages.runtime.reporting import say
+from stages.evaluation.real_features import RECORD, RealFeatures, write_real_features
+from stages.runtime.outputs import write_json
+from stages.runtime.reporting import progress_bar, say
 from stages.runtime.runner import run_stage
 
 
@@ -21,7 +21,7 @@ def main(params: Params) -> None:
     """Extract features of build/dataset; write build/reference."""
     if not params.evaluate.enabled:
         if is_first():
-            write_record(REFERENCE, {"extracted": False})
+            write_json(REFERENCE / RECORD, {"extracted": False})
             say("reference", "switched off by evaluate.enabled")
         return
     reference, device = params.reference, prepare_best_device()
@@ -34,8 +34,8 @@ def main(params: Params) -> None:
         }
     if is_first():
         counts = {split: len(positions) for split, positions in chosen.items()}
-        record = {"extracted": True, "dataset_md5": dataset_digest(), "num_images": counts}
-        record |= {"seed": reference.seed} | describe_extractor(extractor)
+        record = {"extracted": True, "dataset_md5": dataset_digest(), "num_images": counts, "seed": reference.seed}
+        record |= describe_extractor(extractor)
         write_real_features(REFERENCE, RealFeatures(features, tabulate_images(chosen), record))
         say("reference", f"{reference.extractor} features of {counts}")
 
@@ -52,10 +52,8 @@ def choose_images(params: ReferenceParams) -> dict[str, Tensor]:
 
 def tabulate_images(chosen: dict[str, Tensor]) -> pd.DataFrame:
     """Return one row per image: split, position in the prepared array, number in the dataset."""
-    splits = [split for split, positions in chosen.items() for _ in range(len(positions))]
-    positions = torch.cat(list(chosen.values())).numpy()
-    numbers = image_index()["number"].to_numpy()[positions]
-    return pd.DataFrame({"split": splits, "position": positions, "number": numbers})
+    images = image_index().iloc[torch.cat(list(chosen.values())).numpy()].reset_index(names="position")
+    return images[["split", "position", "number"]]
 
 
 if __name__ == "__main__":

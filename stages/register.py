@@ -28,10 +28,10 @@ def main(params: Params) -> None:
     # The stage holds no GPU, so torch must find none: the trial of the model is drawn on the CPU.
     os.environ[VISIBLE_GPUS] = ""
     with reopen_run(params, "register", read_run_id(METRICS)) as tracker:
-        if not tracker.run_id:
+        if tracker.run_id:
+            register(params, tracker.run_id, Registry(params.register.model_name))
+        else:
             say("register", "nothing is registered, since tracking is off")
-            return
-        register(params, tracker.run_id, Registry(params.register.model_name))
 
 
 def register(params: Params, run_id: str, registry: Registry) -> None:
@@ -51,7 +51,7 @@ def register(params: Params, run_id: str, registry: Registry) -> None:
 
 
 def find_or_add_version(params: Params, run_id: str, registry: Registry, figures: Figures) -> Version:
-    """Return the version of this very model; it is added where there is none."""
+    """Return the version of this very model; add it where there is none."""
     weights = params.sample.weights
     contents = contents_digest(weights, figures)
     if version := registry.find(contents):

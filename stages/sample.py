@@ -7,20 +7,9 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
+from contract import paths
 from contract.errors import StageError
 from contract.params import Params
-from contract.paths import (
-    GRID,
-    INTERPOLATION,
-    MODEL,
-    MODEL_RUN,
-    REVERSE_PROCESS,
-    REVERSE_PROCESS_STRIP,
-    SAMPLES,
-    SAMPLES_CLASSES,
-    SAMPLES_RECORD,
-    TRAINED_ON,
-)
 from contract.results import read_run_id
 from contract.sections import SampleParams
 from ddpm.classes import ImageClass, labels_of
@@ -28,6 +17,7 @@ from ddpm.devices import prepare_best_device
 from ddpm.distributed import is_first
 from ddpm.files import atomic_path, file_digest
 from ddpm.published import PublishedModel, load_model
+from stages.runtime.outputs import write_json, write_table
 from stages.runtime.reporting import say
 from stages.runtime.runner import run_stage
 from stages.sampling.drawing import draw_interpolation, draw_samples
@@ -38,27 +28,27 @@ from tracking.runs import reopen_run
 def main(params: Params) -> None:
     """Draw with build/model; write build/samples."""
     sample, device = params.sample, prepare_best_device()
-    model = load_model(MODEL, sample.weights, device)
+    model = load_model(paths.MODEL, sample.weights, device)
     classes = choose_classes(model, sample)
-    with reopen_run(params, "sample", read_run_id(MODEL_RUN)) as tracker:
+    with reopen_run(params, "sample", read_run_id(paths.MODEL_RUN)) as tracker:
         pixels, frames = draw_samples(model, sample, device)
         if not is_first():
             return
-        with atomic_path(SAMPLES / "samples.npy") as temporary:
+        with atomic_path(paths.SAMPLES / "samples.npy") as temporary:
             np.save(temporary, pixels.permute(0, 2, 3, 1).numpy())
         names = [each.name for each in classes]
         grid = draw_grid(pixels[: sample.num_grid_images], names)
-        write_grid(grid, model.image_size, names, GRID)
-        write_animation(frames, REVERSE_PROCESS)
-        write_strip(frames, names, REVERSE_PROCESS_STRIP)
-        files = [GRID, REVERSE_PROCESS, REVERSE_PROCESS_STRIP]
+        write_grid(grid, model.image_size, names, paths.GRID)
+        write_animation(frames, paths.REVERSE_PROCESS)
+        write_strip(frames, names, paths.REVERSE_PROCESS_STRIP)
+        files = [paths.GRID, paths.REVERSE_PROCESS, paths.REVERSE_PROCESS_STRIP]
         if classes:
             write_classes(classes, len(pixels))
-            files.append(SAMPLES_CLASSES)
+            files.append(paths.SAMPLES_CLASSES)
         if sample.num_interpolation_images:
             row = draw_interpolation(model, sample, device)[None]
-            write_rows(row, take_in_turn(names, sample.interpolation_ends[:1]), INTERPOLATION)
-            files.append(INTERPOLATION)
+            write_rows(row, take_in_turn(names, sample.interpolation_ends[:1]), paths.INTERPOLATION)
+            files.append(paths.INTERPOLATION)
         write_record(sample, tracker.run_id)
         tracker.record_image("final_samples", grid)
         for path in files:
@@ -76,30 +66,21 @@ def choose_classes(model: PublishedModel, params: SampleParams) -> list[ImageCla
         model.bind_classes(params.classes, [0], params.guidance_scale)
         return [model.classes[label] for label in labels_of(params.classes, model.classes)]
     except ValueError as error:
-        raise StageError(f"{MODEL} cannot be asked for this: {error}") from None
+        raise StageError(f"{paths.MODEL} cannot be asked for this: {error}") from None
 
 
 def write_classes(classes: Sequence[ImageClass], num_images: int) -> None:
     """Write the class of each image as one row."""
     of_images = take_in_turn(classes, range(num_images))
-    table = pd.DataFrame(
-        {
-            "image": range(num_images),
-            "class_number": [each.number for each in of_images],
-            "class_name": [each.name for each in of_images],
-        }
-    )
-    with atomic_path(SAMPLES_CLASSES) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    rows = [(image, each.number, each.name) for image, each in enumerate(of_images)]
+    write_table(paths.SAMPLES_CLASSES, pd.DataFrame(rows, columns=["image", "class_number", "class_name"]))
 
 
 def write_record(params: SampleParams, run_id: str) -> None:
     """Write the model, the MLflow run and the parameters behind the images."""
-    digest = file_digest(MODEL / f"{params.weights}.safetensors", "sha256")
+    digest = file_digest(paths.MODEL / f"{params.weights}.safetensors", "sha256")
     record = {"model_sha256": digest, "mlflow_run_id": run_id} | asdict(params)
-    record |= json.loads(TRAINED_ON.read_text())
-    with atomic_path(SAMPLES_RECORD) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(paths.SAMPLES_RECORD, record | json.loads(paths.TRAINED_ON.read_text()))
 
 
 if __name__ == "__main__":

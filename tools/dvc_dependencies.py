@@ -30,6 +30,7 @@ SHAPE_NO_RESULT = {
 
 SHAPE_RESULTS = {
     "contract.class_names": "prepared datasets and samples name their classes",
+    "stages.runtime.outputs": "it gives tables and JSON their form",
     "tracking.promotion": "it decides which registered version becomes the champion",
     "tracking.registry": "it registers the model",
     "tracking.served_model": "it is part of the registered model",

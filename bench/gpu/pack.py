@@ -1,5 +1,6 @@
 """Pack training and validation images into one file, for a machine without the pipeline."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,11 @@ from numpy.typing import NDArray
 
 from contract.paths import DATASET
 from ddpm.files import atomic_path
+from stages.datasets.decoding import DamagedImageError
 from stages.datasets.flowers102 import ARCHIVE, LABELS, Flowers102
 from stages.datasets.flowers102 import SPLITS as SPLIT_NUMBERS
-from stages.datasets.preparation import PreparedImage, prepare_all
-from stages.datasets.prepared import dataset_summary, images_of
+from stages.datasets.preparation import parallel_map, prepare
+from stages.datasets.prepared import all_images, dataset_summary, positions_of
 
 SPLITS = ("train", "valid")
 IMAGE_SIZE = 64
@@ -47,7 +49,7 @@ def _prepared() -> dict[str, NDArray[np.uint8]]:
             f"{DATASET} holds images of {size}×{size}, and the published setting learns {IMAGE_SIZE}×{IMAGE_SIZE}: "
             "name the folder of Oxford Flowers 102 by --source, or prepare them with the profile flowers102"
         )
-    return {split: images_of([split]).permute(0, 2, 3, 1).numpy() for split in SPLITS}
+    return {split: all_images()[positions_of([split])].permute(0, 2, 3, 1).numpy() for split in SPLITS}
 
 
 def _read(source: Path) -> dict[str, NDArray[np.uint8]]:
@@ -55,8 +57,9 @@ def _read(source: Path) -> dict[str, NDArray[np.uint8]]:
         raise PackError(f"{source} must hold {ARCHIVE}, {LABELS} and {SPLIT_NUMBERS}; missing: {', '.join(missing)}")
     images = (image for image in Flowers102().images(source) if image.split in SPLITS)
     found: dict[str, list[NDArray[np.uint8]]] = {split: [] for split in SPLITS}
-    for prepared in prepare_all(images, IMAGE_SIZE):
-        if not isinstance(prepared, PreparedImage):
+    for prepared in parallel_map(partial(prepare, size=IMAGE_SIZE), images):
+        if isinstance(prepared, DamagedImageError):
             raise PackError(f"an image in {source} cannot be read: {prepared}")
-        found[prepared.row["split"]].append(prepared.pixels)
+        pixels, row = prepared
+        found[row["split"]].append(pixels)
     return {split: np.stack(arrays) for split, arrays in found.items()}

@@ -32,13 +32,12 @@ class Flowers102:
     is_immutable = True
 
     def fetch(self, params: DownloadParams, folder: Path, previous: Path) -> None:
-        missing = {}
-        for name, md5 in choose_md5(params).items():
+        missing = OFFICIAL_MD5 | ({ARCHIVE: params.archive_md5} if params.archive_md5 else {})
+        for name, md5 in list(missing.items()):
             kept = previous / name
             if kept.is_file() and file_digest(kept) == md5:
                 shutil.copyfile(kept, folder / name)
-            else:
-                missing[name] = md5
+                del missing[name]
         source = params.source or OFFICIAL_ADDRESS
         if missing and source.startswith(("http://", "https://")):
             _download(source, missing, folder)
@@ -59,11 +58,6 @@ class Flowers102:
                 raise DatasetError(f"{folder / ARCHIVE} holds {name}, which is not in {LABELS} and {SPLITS}")
             label = int(labels[number - 1])
             yield SourceImage(number, name, content, label, FLOWERS102_CLASSES[label - 1], split_of[number])
-
-
-def choose_md5(params: DownloadParams) -> dict[str, str]:
-    """Return the md5 that each of the three files must have."""
-    return OFFICIAL_MD5 | ({ARCHIVE: params.archive_md5} if params.archive_md5 is not None else {})
 
 
 def _copy(source: Path, md5_of: dict[str, str], folder: Path) -> None:
@@ -102,10 +96,10 @@ def _download(source: str, md5_of: dict[str, str], folder: Path) -> None:
 
 
 def _explain_wrong_md5(place: str, md5: str, found: str) -> str:
-    message = f"{place} is not the expected file: its md5 should be {md5}, got {found}"
-    if not place.endswith(ARCHIVE):  # the archive's image numbers refer to these labels and splits
-        return f"{message}. Only the archive may have other bytes"
-    return f"{message}. To use another archive, such as a mirror's resized copies, set download.archive_md5 to its md5"
+    advice = "Only the archive may have other bytes"  # its image numbers refer to these labels and splits
+    if place.endswith(ARCHIVE):
+        advice = "To use another archive, such as a mirror's resized copies, set download.archive_md5 to its md5"
+    return f"{place} is not the expected file: its md5 should be {md5}, got {found}. {advice}"
 
 
 def _read_archive(archive: Path) -> Iterator[tuple[int, bytes]]:

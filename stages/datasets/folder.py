@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from contract.sections import DownloadParams
-from stages.datasets.source import DatasetError, SourceImage
+from stages.datasets.source import DatasetError, SourceImage, list_visible_files
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
@@ -35,24 +35,13 @@ class Folder:
 
     def images(self, folder: Path) -> Iterator[SourceImage]:
         paths = list_images(folder)
-        class_names = sorted({_name_class(path, folder) for path in paths})
-        for index, path in enumerate(paths):
-            name = _name_class(path, folder)
+        class_of = {path: path.parent.relative_to(folder).as_posix().removeprefix(".") for path in paths}
+        class_names = sorted(set(class_of.values()))
+        for number, (path, name) in enumerate(class_of.items(), start=1):
             relative = path.relative_to(folder).as_posix()
-            yield SourceImage(index + 1, relative, path.read_bytes(), class_names.index(name), name, None)
+            yield SourceImage(number, relative, path.read_bytes(), class_names.index(name), name, None)
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the images in and below `folder`, sorted by relative path, without hidden files and folders."""
-    paths = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _name_class(path: Path, folder: Path) -> str:
-    return "/".join(path.relative_to(folder).parts[:-1])
+    """Return the visible images in and below `folder`, sorted by relative path."""
+    return [path for path in list_visible_files(folder) if path.suffix.lower() in SUFFIXES]

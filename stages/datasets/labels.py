@@ -11,33 +11,24 @@ from stages.datasets.prepared import image_index
 
 
 def label_images(positions: Tensor) -> tuple[Tensor, tuple[ImageClass, ...]]:
-    """Return the label of each image of the prepared array, and the class of each label.
+    """Return the label of each image of the prepared array, int64, and the class of each label.
 
     Labels 0, 1, … follow the order of the class numbers, which may have gaps. An image of a class without training
-    images gets NO_CLASS.
-
-    Args:
-        positions: positions of the training images, int64.
-
-    Returns:
-        Labels of all images of the array, int64; the classes, by label.
+    images, whose positions are given, gets NO_CLASS.
 
     Raises:
         StageError: the training images have fewer than two classes.
     """
     index = image_index()
-    by_number = index.iloc[positions.numpy()].drop_duplicates("class_number").sort_values("class_number")
-    if len(by_number) < 2:
+    trained = index.loc[positions.numpy(), ["class_number", "class_name"]].drop_duplicates("class_number")
+    classes = tuple(ImageClass(*each) for each in trained.sort_values("class_number").itertuples(index=False))
+    if len(classes) < 2:
         raise StageError(
-            f"train.class_conditional needs images of at least two classes, got {len(by_number)}; set it to false, or "
+            f"train.class_conditional needs images of at least two classes, got {len(classes)}; set it to false, or "
             "sort the images into one sub-folder per class"
         )
-    classes = tuple(
-        ImageClass(int(number), str(name))
-        for number, name in zip(by_number["class_number"], by_number["class_name"], strict=True)
-    )
     label_of = {each.number: label for label, each in enumerate(classes)}
-    labels = [label_of.get(int(number), NO_CLASS) for number in index["class_number"]]
+    labels = [label_of.get(number, NO_CLASS) for number in index["class_number"]]
     return torch.tensor(labels, dtype=torch.int64), classes
 
 

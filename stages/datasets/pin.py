@@ -14,6 +14,8 @@ from contract.errors import StageError
 from contract.paths import DATA, DATA_PIN, RECEIPT
 from contract.sections import DownloadParams, as_plain
 from ddpm.files import atomic_path, file_digest
+from stages.datasets.source import list_visible_files
+from stages.runtime.outputs import write_json
 from stages.runtime.reporting import warn
 
 _NUM_NAMES_SHOWN = 3
@@ -39,10 +41,12 @@ class Receipt(TypedDict):
 
 def list_files(folder: Path) -> list[FileRecord]:
     """Return a record of every file below `folder`, sorted by path."""
-    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return [
-        {"path": name, "size": paths[name].stat().st_size, "md5": file_digest(paths[name])} for name in sorted(paths)
+    files: list[FileRecord] = [
+        {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "md5": file_digest(path)}
+        for path in folder.rglob("*")
+        if path.is_file()
     ]
+    return sorted(files, key=lambda file: file["path"])
 
 
 def digest_folder(files: Sequence[FileRecord]) -> str:
@@ -52,18 +56,13 @@ def digest_folder(files: Sequence[FileRecord]) -> str:
 
 
 def compare_with_pin(params: DownloadParams, files: Sequence[FileRecord], *, is_immutable: bool) -> None:
-    """Compare new files with data.dvc, if data.dvc was made with the same parameters.
-
-    Args:
-        params: parameters that the files were downloaded with.
-        files: the downloaded files.
-        is_immutable: whether other bytes are an error; otherwise they get a warning.
+    """Compare new files with data.dvc, if data.dvc was made with the same parameters; warn where they differ.
 
     Raises:
         StageError: the bytes of an immutable dataset differ.
     """
-    pin = read_pin()
-    if pin is None or pin.get("meta", {}).get("download") != as_plain(params):
+    pin = _read_pin()
+    if pin.get("meta", {}).get("download") != as_plain(params):
         return
     pinned, found = pin["outs"][0]["md5"], digest_folder(files)
     if pinned == found:
@@ -76,14 +75,6 @@ def compare_with_pin(params: DownloadParams, files: Sequence[FileRecord], *, is_
     warn("download", f"the source has changed since it was pinned; {DATA_PIN} now pins {found}")
 
 
-def read_pin() -> dict[str, Any] | None:
-    """Return the content of data.dvc, or None if there is no such file."""
-    if not DATA_PIN.is_file():
-        return None
-    pin: dict[str, Any] = YAML(typ="safe").load(DATA_PIN)
-    return pin
-
-
 def write_pin(params: DownloadParams) -> None:
     """Let DVC pin data/ in data.dvc, and note there the parameters of the download.
 
@@ -94,9 +85,7 @@ def write_pin(params: DownloadParams) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise StageError(f"`dvc add {DATA}` failed: {result.stderr.strip() or result.stdout.strip()}")
-    pin = read_pin()
-    assert pin is not None
-    pin["meta"] = {"download": as_plain(params)}
+    pin = _read_pin() | {"meta": {"download": as_plain(params)}}
     with atomic_path(DATA_PIN) as temporary:
         YAML().dump(pin, temporary)
 
@@ -104,8 +93,7 @@ def write_pin(params: DownloadParams) -> None:
 def write_receipt(dataset: str, files: list[FileRecord]) -> None:
     """Write the receipt, which is the same whenever the files are."""
     receipt: Receipt = {"dataset": dataset, "digest": digest_folder(files), "files": files}
-    with atomic_path(RECEIPT) as temporary:
-        temporary.write_text(json.dumps(receipt, indent=1) + "\n")
+    write_json(RECEIPT, receipt)
 
 
 def read_receipt() -> Receipt:
@@ -115,8 +103,9 @@ def read_receipt() -> Receipt:
         StageError: a file of data/ is missing, has other bytes, or was not downloaded.
     """
     receipt: Receipt = json.loads(RECEIPT.read_text())
-    known = {file["path"] for file in receipt["files"]}
-    if unknown := [name for name in _list_visible(DATA) if name not in known]:
+    known = {DATA / file["path"] for file in receipt["files"]}
+    # No dataset reads hidden files, such as those of a desktop.
+    if unknown := [path.relative_to(DATA).as_posix() for path in list_visible_files(DATA) if path not in known]:
         more = f" and {len(unknown) - _NUM_NAMES_SHOWN} more" if len(unknown) > _NUM_NAMES_SHOWN else ""
         raise StageError(
             f"{DATA} holds files that were not downloaded: {', '.join(unknown[:_NUM_NAMES_SHOWN])}{more}. Move them "
@@ -130,7 +119,6 @@ def read_receipt() -> Receipt:
     return receipt
 
 
-def _list_visible(folder: Path) -> list[str]:
-    # No dataset reads hidden files, such as those of a desktop.
-    names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+def _read_pin() -> dict[str, Any]:
+    pin: dict[str, Any] = YAML(typ="safe").load(DATA_PIN) if DATA_PIN.is_file() else {}
+    return pin

@@ -8,7 +8,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -21,48 +20,33 @@ from contract.sections import PreprocessParams
 from ddpm.files import atomic_path
 from stages.datasets.decoding import DamagedImageError, crop_centre, decode
 from stages.datasets.source import SourceImage
-from stages.runtime.progress import progress_bar
+from stages.runtime.reporting import progress_bar
+
+SOURCE_COLUMNS = ("number", "name", "class_number", "class_name", "split")
 
 Row = dict[str, Any]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class PreparedImage:
-    """A row of the array and its row of the index."""
+def prepare(image: SourceImage, size: int) -> tuple[NDArray[np.uint8], Row] | DamagedImageError:
+    """Return the pixels of an image, shape (size, size, 3), and its row of the index.
 
-    pixels: NDArray[np.uint8]
-    """shape (size, size, 3)"""
-    row: Row
-
-
-def prepare(image: SourceImage, size: int) -> PreparedImage | DamagedImageError:
-    """Decode and crop an image; return the error if it is damaged, so that the other images still come."""
+    The error of a damaged image is returned, so that the other images still come.
+    """
     try:
         picture = decode(image, size)
     except DamagedImageError as error:
         return error
     row = describe_source(image) | {"original_width": picture.width, "original_height": picture.height}
-    return PreparedImage(crop_centre(picture, size), row)
+    return crop_centre(picture, size), row
 
 
 def describe_source(image: SourceImage) -> Row:
     """Return the columns of the index that are known without decoding the image."""
     content = image.content if isinstance(image.content, bytes) else image.content.tobytes()
-    return {
-        "number": image.number,
-        "name": image.name,
-        "class_number": image.class_number,
-        "class_name": image.class_name,
-        "split": image.split,
-        "source_md5": hashlib.md5(content, usedforsecurity=False).hexdigest(),
-    }
-
-
-def prepare_all(images: Iterable[SourceImage], size: int) -> Iterator[PreparedImage | DamagedImageError]:
-    """Prepare images on all cores, in their order."""
-    return parallel_map(partial(prepare, size=size), images)
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    return {name: getattr(image, name) for name in SOURCE_COLUMNS} | {"source_md5": digest}
 
 
 def write_images(
@@ -79,18 +63,19 @@ def write_images(
     """
     rows: list[Row] = []
     skipped: list[Row] = []
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    bar = progress_bar("preprocess", count, "images")
+    with bar, atomic_path(path) as temporary, temporary.open("wb") as file:
         _write_header(file, count, params.image_size)
-        with progress_bar("preprocess", count, "images") as bar:
-            for prepared in prepare_all(images, params.image_size):
-                if isinstance(prepared, PreparedImage):
-                    file.write(prepared.pixels.tobytes())
-                    rows.append(prepared.row)
-                elif params.skip_damaged:
-                    skipped.append(describe_source(prepared.image) | {"reason": prepared.reason})
-                else:
-                    raise prepared
-                bar.update()
+        for prepared in parallel_map(partial(prepare, size=params.image_size), images):
+            if not isinstance(prepared, DamagedImageError):
+                pixels, row = prepared
+                file.write(pixels.tobytes())
+                rows.append(row)
+            elif params.skip_damaged:
+                skipped.append(describe_source(prepared.image) | {"reason": prepared.reason})
+            else:
+                raise prepared
+            bar.update()
         if skipped and not rows:
             raise StageError(f"none of the {len(skipped)} images can be decoded; the first: {skipped[0]['reason']}")
         _write_header(file, len(rows), params.image_size)

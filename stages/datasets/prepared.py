@@ -1,4 +1,4 @@
-"""Reads the prepared dataset."""
+"""Read the prepared dataset."""
 
 import hashlib
 import json
@@ -52,12 +52,3 @@ def positions_of(splits: Sequence[str]) -> Tensor:
 def all_images() -> Tensor:
     """Return the prepared array, uint8, shape (images, 3, height, width), mapped from its file."""
     return load_images(DATASET / "images.npy")
-
-
-def images_of(splits: Sequence[str]) -> Tensor:
-    """Return a copy of the images of `splits`, uint8, shape (images, 3, height, width), in the order of the index.
-
-    Raises:
-        StageError: there are no such images.
-    """
-    return all_images()[positions_of(splits)]

@@ -18,6 +18,13 @@ class DatasetError(StageError):
     """A dataset cannot be fetched or read."""
 
 
+def list_visible_files(folder: Path) -> list[Path]:
+    """Return the files in and below `folder`, sorted by relative path, without hidden files and folders."""
+    paths = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    visible = [name for name in paths if not any(part.startswith(".") for part in name.parts)]
+    return [paths[name] for name in sorted(visible, key=Path.as_posix)]
+
+
 @dataclass(frozen=True)
 class SourceImage:
     """One raw image."""
@@ -41,12 +48,7 @@ class Dataset(Protocol):
     """whether the same parameters must always give the same bytes"""
 
     def fetch(self, params: DownloadParams, folder: Path, previous: Path) -> None:
-        """Put the raw bytes into the empty `folder`.
-
-        Args:
-            params: section `download` of the parameters.
-            folder: where to put the files.
-            previous: folder of the last download, which may be missing; files in it may be copied once verified.
+        """Put the raw bytes into the empty `folder`; verified files of `previous`, the last download, may be copied.
 
         Raises:
             DatasetError: the bytes are not available, or are not the expected ones.

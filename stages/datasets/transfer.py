@@ -18,8 +18,7 @@ from urllib3.util import Retry
 
 from ddpm.files import file_digest
 from stages.datasets.source import DatasetError
-from stages.runtime.progress import progress_bar
-from stages.runtime.reporting import warn
+from stages.runtime.reporting import progress_bar, warn
 
 CONNECT_SECONDS = 10.0
 """Longest wait for a connection; a name that cannot be resolved fails sooner."""
@@ -74,7 +73,7 @@ def fetch_verified(address: str, md5: str, folder: Path) -> Path:
         WrongDigestError: the file has another md5, also when downloaded again from the start; nothing of it stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{_name_of(address)}.{md5}.part"
+    part = folder / f"{address.rsplit('/', 1)[-1]}.{md5}.part"
     part.touch()
     found = file_digest(part)
     for _ in range(DOWNLOADS_PER_FILE):
@@ -90,27 +89,32 @@ def fetch_verified(address: str, md5: str, folder: Path) -> Path:
 
 
 def _transfer(address: str, part: Path) -> None:
-    """Receive the missing bytes of a file, retrying if that may help.
-
-    Raises:
-        TransferError: the server refuses, or the retries are used up.
-    """
-    retries, reached = _allow_retries(), _size(part)
+    """Receive the missing bytes of a file, retrying if that may help."""
+    full = Retry(
+        total=RETRIES,
+        connect=CONNECT_RETRIES,
+        backoff_factor=BACKOFF_SECONDS / 2,  # which urllib3 doubles before the second retry
+        backoff_jitter=BACKOFF_SECONDS / 2,
+        backoff_max=MAX_WAIT_SECONDS,
+    )
+    left, reached = full, _size(part)
     with requests.Session() as session:
         while True:
             try:
                 return _receive(session, address, part)
             except (_BrokenError, requests.RequestException, TransportError) as error:
-                cause = _unwrap(error)
+                # requests wraps the exceptions of urllib3, which say more.
+                reason = getattr(error.args[0], "reason", None) if error.args else None
+                cause = reason if isinstance(reason, Exception) else error
                 if not _may_pass(error):
                     raise TransferError(f"{address} is refused: {cause}", is_passing=False) from error
                 if _size(part) - reached >= PROGRESS_BYTES:
-                    retries, reached = _allow_retries(), _size(part)
+                    left, reached = full, _size(part)
                 try:
-                    retries = retries.increment("GET", address, error=cause)
+                    left = left.increment("GET", address, error=cause)
                 except MaxRetryError:
                     raise TransferError(f"{address} cannot be downloaded: {cause}", is_passing=True) from error
-                wait = _choose_wait(retries, error)
+                wait = _choose_wait(left, error)
             warn("download", f"{cause}; resuming from {_size(part) / 1e6:.1f} MB in {wait:.0f} s")
             time.sleep(wait)
 
@@ -126,7 +130,7 @@ def _receive(session: requests.Session, address: str, part: Path) -> None:
             raise _BrokenError(f"the server has fewer bytes than the {start} received so far")
         response.raise_for_status()
         total = _prepare_part(response, part)
-        with part.open("ab") as file, progress_bar(_name_of(address), total, "B", initial=_size(part)) as bar:
+        with part.open("ab") as file, progress_bar(address.rsplit("/", 1)[-1], total, "B", initial=_size(part)) as bar:
             # read1 returns the bytes that are there; read would lose those that came before a break.
             while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False):
                 file.write(chunk)
@@ -149,16 +153,6 @@ def _prepare_part(response: requests.Response, part: Path) -> int | None:
     return None if match[2] == "*" else int(match[2])
 
 
-def _allow_retries() -> Retry:
-    return Retry(
-        total=RETRIES,
-        connect=CONNECT_RETRIES,
-        backoff_factor=BACKOFF_SECONDS / 2,  # which urllib3 doubles before the second retry
-        backoff_jitter=BACKOFF_SECONDS / 2,
-        backoff_max=MAX_WAIT_SECONDS,
-    )
-
-
 def _choose_wait(retries: Retry, error: Exception) -> float:
     """Return the seconds that the server requests by Retry-After, within bounds, or else the next backoff."""
     requested = None
@@ -174,16 +168,6 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, requests.exceptions.SSLError):  # a certificate that is not trusted now will not be later
         return False
     return isinstance(error, _BrokenError | requests.ConnectionError | requests.Timeout | TransportError)
-
-
-def _unwrap(error: Exception) -> Exception:
-    """Return the cause inside the exceptions of requests."""
-    reason = getattr(error.args[0], "reason", None) if error.args else None
-    return reason if isinstance(reason, Exception) else error
-
-
-def _name_of(address: str) -> str:
-    return address.rsplit("/", 1)[-1]
 
 
 def _size(part: Path) -> int:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ddpm.files import atomic_path
+from stages.runtime.outputs import write_json, write_table
 
-_RECORD = "reference.json"
+RECORD = "reference.json"
 _IMAGES = "images.csv"
 
 
@@ -50,20 +51,13 @@ def write_real_features(folder: Path, real: RealFeatures) -> None:
             exact = array.astype(np.float64)
             with atomic_path(folder / f"{split}_statistics.npz") as temporary:
                 np.savez(temporary, mu=exact.mean(axis=0), sigma=np.cov(exact, rowvar=False))
-    with atomic_path(folder / _IMAGES) as temporary:
-        real.images.to_csv(temporary, index=False, lineterminator="\n")
-    write_record(folder, real.record)
-
-
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write reference.json."""
-    with atomic_path(folder / _RECORD) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+    write_table(folder / _IMAGES, real.images)
+    write_json(folder / RECORD, real.record)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Read reference.json."""
-    record: dict[str, Any] = json.loads((folder / _RECORD).read_text())
+    record: dict[str, Any] = json.loads((folder / RECORD).read_text())
     return record
 
 

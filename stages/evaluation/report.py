@@ -5,16 +5,12 @@ from typing import Any
 
 def describe_metrics(metrics: dict[str, Any]) -> list[str]:
     """Describe the figures of the samples, then of real images, then the share of memorised samples, a line each."""
-    suffix, split = metrics["extractor"], metrics["reference_split"]
-    lines = [
-        f"{metrics['num_samples']} samples against {metrics['num_reference']} images of split {split}: "
-        + _describe_distances(metrics, suffix, "")
-    ]
-    lines += [
-        f"{metrics[f'num_{floor}']} real images of split {floor.removeprefix('floor_')} against the same: "
-        + _describe_distances(metrics, suffix, f"_{floor}")
-        for floor in [name.removeprefix("num_") for name in metrics if name.startswith("num_floor_")]
-    ]
+    suffix = metrics["extractor"]
+    against = f"{metrics['num_reference']} images of split {metrics['reference_split']}"
+    lines = [f"{metrics['num_samples']} samples against {against}: {_describe_set(metrics, suffix)}"]
+    for split in (name.removeprefix("num_floor_") for name in metrics if name.startswith("num_floor_")):
+        images = f"{metrics[f'num_floor_{split}']} real images of split {split}"
+        lines.append(f"{images} against the same: {_describe_set(metrics, f'{suffix}_floor_{split}')}")
     if (share := metrics.get(f"memorised_share_{suffix}")) is not None:
         lines.append(
             f"{100 * share:.1f} % of the samples are as near to a training image as the nearest "
@@ -23,10 +19,10 @@ def describe_metrics(metrics: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _describe_distances(metrics: dict[str, Any], suffix: str, ending: str) -> str:
-    kid = f"kid_{suffix}{ending}"
+def _describe_set(metrics: dict[str, Any], ending: str) -> str:
+    extractor, kid = metrics["extractor"], f"kid_{ending}"
     return (
-        f"kid_{suffix} {metrics[kid]:.4f} (95 %: {metrics[f'{kid}_low']:.4f} … {metrics[f'{kid}_high']:.4f}), "
-        f"fd_{suffix} {metrics[f'fd_{suffix}{ending}']:.1f}, "
-        f"precision {metrics[f'precision_{suffix}{ending}']:.2f}, recall {metrics[f'recall_{suffix}{ending}']:.2f}"
+        f"kid_{extractor} {metrics[kid]:.4f} (95 %: {metrics[f'{kid}_low']:.4f} … {metrics[f'{kid}_high']:.4f}), "
+        f"fd_{extractor} {metrics[f'fd_{ending}']:.1f}, "
+        f"precision {metrics[f'precision_{ending}']:.2f}, recall {metrics[f'recall_{ending}']:.2f}"
     )

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -16,14 +16,10 @@ POLL_SECONDS = 1.0
 
 @contextmanager
 def work_alone_in(folder: Path, stage: str) -> Iterator[None]:
-    """Keep other runs of this machine from a block of the same folder; wait until none is in one.
+    """Keep other runs of this machine out of the folder during the block; wait until none works in it.
 
     The lock ends with its process, however that ends. Of several processes that work as one the first holds it, and all
-    wait: what they find in the folder is then the same.
-
-    Args:
-        folder: what the runs share; made where it is missing.
-        stage: name of the stage, for the message that it waits.
+    wait: what they find in the folder is then the same. `stage` stands in the message about waiting.
     """
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,15 +37,9 @@ def work_alone_in(folder: Path, stage: str) -> Iterator[None]:
 def _first_has(lock: FileLock) -> bool:
     """Return, in all processes, whether the first one holds the lock by now.
 
-    Asked again and again: in one wait of hours the processes would take each other for lost, and heed no signal.
+    The caller polls: in one wait of hours the processes would take each other for lost, and heed no signal.
     """
-    is_held = is_first() and _take(lock)
-    return bool(collected(torch.tensor([int(is_held)])).any())
-
-
-def _take(lock: FileLock) -> bool:
-    try:
-        lock.acquire()
-    except Timeout:
-        return False
-    return True
+    if is_first():
+        with suppress(Timeout):
+            lock.acquire()
+    return bool(collected(torch.tensor([int(lock.is_locked)])).any())

@@ -4,9 +4,8 @@ import os
 import select
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from contract.environment import WATCH_PID
@@ -35,11 +34,7 @@ def ignore_signals() -> None:
 
 @contextmanager
 def defer_interruption() -> Iterator[Callable[[], str | None]]:
-    """Let signals interrupt nothing inside the block, as for a training step that must not be cut in the middle.
-
-    Returns:
-        A function that returns the name of the first signal since, or None.
-    """
+    """Let signals interrupt nothing inside the block; yield a function that names the first signal since, or None."""
     received: list[str] = []
     previous = {number: signal.getsignal(number) for number in _SIGNALS}
     for number in _SIGNALS:
@@ -63,31 +58,8 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 
 
 def _watch(pid: int) -> None:
-    if hasattr(os, "pidfd_open"):
-        _wait_for_end(pid)
-    else:  # not on Linux
-        while _is_alive(pid):
-            time.sleep(1.0)
+    with suppress(ProcessLookupError):  # it has ended already
+        end = select.poll()
+        end.register(os.pidfd_open(pid), select.POLLIN)  # unlike its id, no later process gets it
+        end.poll()
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _wait_for_end(pid: int) -> None:
-    """Wait until the process has ended; a later process with the same id is not mistaken for it."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    end = select.poll()
-    end.register(descriptor, select.POLLIN)
-    end.poll()
-    os.close(descriptor)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

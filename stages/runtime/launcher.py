@@ -54,16 +54,17 @@ def launch(name: str, num_processes: int) -> None:
 
 def explain_failure(failures: Mapping[int, ProcessFailure], num_processes: int) -> StageError | Interrupted:
     """Return the error that names the process which failed first; an interruption is no failure."""
-    rank, failure = min(failures.items(), key=lambda item: _order_of_failure(item[1]))
+
+    def by_time(item: tuple[int, ProcessFailure]) -> tuple[int, bool]:
+        # At the same time, a killed process comes before those that end because they have lost it.
+        _, failure = item
+        was_killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM  # which the launcher sends the others
+        return failure.timestamp, not was_killed
+
+    rank, failure = min(failures.items(), key=by_time)
     if failure.exitcode == EXIT_INTERRUPTED:
         return Interrupted("interrupted; run it again to go on")
     how = f"was ended by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with {failure.exitcode}"
     return StageError(
         f"process {rank} of {num_processes} {how}, and with it the others; run it again to go on from what is saved"
     )
-
-
-def _order_of_failure(failure: ProcessFailure) -> tuple[int, bool]:
-    """Return a sort key: by time, and a killed process before those that end because they have lost it."""
-    was_killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM  # by which the launcher ends the others
-    return failure.timestamp, not was_killed

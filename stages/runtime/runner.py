@@ -45,44 +45,37 @@ def run_stage(
     try:
         interrupt_on_signals()
         interrupt_with_parent()
-        _run_with_params(name, stage, num_processes)
+        params = read_params()
+        if num_processes(params) > 1 and not distributed.is_started_by_torchrun():
+            from stages.runtime.launcher import launch
+
+            launch(name, num_processes(params))
+        else:
+            with distributed.process_group():
+                stage(params)
+        if read_params().read_by(name) != params.read_by(name):
+            raise StageError(f"params.yaml changed while {name} ran, so nothing is recorded: run it again")
     except Interrupted as interruption:
         ignore_signals()
         warn(name, str(interruption))
         sys.exit(EXIT_INTERRUPTED)
-    except (FlowersError, CheckpointError) as error:
-        ignore_signals()  # such as the launcher's, which ends the other processes when one has failed
-        fail(name, str(error), is_passing=getattr(error, "is_passing", False))
-        sys.exit(EXIT_ERROR)
     except Exception as error:
+        if reason := explain_error(name, error):
+            ignore_signals()  # such as the launcher's, which ends the other processes when one has failed
+            fail(name, reason, is_passing=getattr(error, "is_passing", False))
+            sys.exit(EXIT_ERROR)
         if are_read():  # otherwise the traceback that Python prints is enough
             fail(name, traceback.format_exception_only(error)[-1].strip())
         raise
 
 
-def _run_with_params(name: str, stage: Callable[[Params], None], num_processes: Callable[[Params], int]) -> None:
-    params = read_params()
-    try:
-        _run(name, stage, params, num_processes(params))
-    except torch.OutOfMemoryError as error:
-        section = _SECTION_OF_BATCH_SIZE.get(name, name)
-        raise StageError(
-            f"{error}\nThe GPU's memory is full: lower {section}.batch_size{_MORE_MEMORY.get(name, '')}"
-        ) from None
-    if read_params().read_by(name) != params.read_by(name):
-        raise StageError(f"params.yaml changed while {name} ran, so nothing is recorded: run it again")
-
-
-def _run(name: str, stage: Callable[[Params], None], params: Params, num_processes: int) -> None:
-    if num_processes > 1 and not distributed.is_started_by_torchrun():
-        from stages.runtime.launcher import launch
-
-        launch(name, num_processes)
-        return
-    with distributed.process_group():
-        try:
-            stage(params)
-        except RuntimeError as error:
-            if not distributed.is_lost_peer(error):
-                raise
-            raise StageError(f"the connection to another process is lost: {str(error).splitlines()[0]}") from None
+def explain_error(stage: str, error: Exception) -> str | None:
+    """Return an error that people can mend in words; None for a fault of the program, which needs its traceback."""
+    if isinstance(error, FlowersError | CheckpointError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        section, more = _SECTION_OF_BATCH_SIZE.get(stage, stage), _MORE_MEMORY.get(stage, "")
+        return f"{error}\nThe GPU's memory is full: lower {section}.batch_size{more}"
+    if isinstance(error, RuntimeError) and distributed.is_lost_peer(error):
+        return f"the connection to another process is lost: {str(error).splitlines()[0]}"
+    return None

@@ -13,7 +13,7 @@ from ddpm.images import to_pixels
 from ddpm.published import PublishedModel
 from ddpm.samplers import InterpolatedNoise, sample
 from ddpm.samplers.noise import choose_block_size
-from stages.runtime.progress import progress_bar
+from stages.runtime.reporting import progress_bar
 
 CPU_BATCH_SIZE = 32
 

@@ -22,6 +22,7 @@ from ddpm.features import ExtractorName, FeatureExtractor, build_extractor
 from ddpm.files import atomic_path
 from stages.datasets.prepared import all_images, positions_of
 from stages.evaluation.extraction import choose_at_random, extract_together
+from stages.runtime.outputs import write_table
 from stages.runtime.reporting import warn
 from stages.training.experiment import Experiment
 from stages.training.grids import draw_samples
@@ -52,13 +53,16 @@ class TrainingEvaluation:
         self._params, self._rows = experiment.params, experiment.recording.evaluations
         if self._params.evaluate_every is None:
             return
+        positions = positions_of([self._params.evaluate_split])
+        self._positions = choose_at_random(positions, self._params.evaluate_num_images, self._params.seed)
         num_images = len(self._positions)
         if num_images < MIN_COMPARED_IMAGES:
             raise StageError(
                 f"split {self._params.evaluate_split} holds {num_images} images, and an evaluation needs "
                 f"{MIN_COMPARED_IMAGES}: name another by train.evaluate_split, or set train.evaluate_every to null"
             )
-        self._rows[:] = [row for row in self._rows if {**row, **self._compared} == row]
+        self._compared = {"split": self._params.evaluate_split, "num_images": num_images}
+        self._rows[:] = [row for row in self._rows if row | self._compared == row]
 
     def is_due(self, step: int, is_last: bool = False) -> bool:
         """Return whether to evaluate the weights of this step: at intervals, and at the end of a training."""
@@ -72,8 +76,7 @@ class TrainingEvaluation:
         from ddpm.metrics import kernel_distance
 
         num_images = len(self._positions)
-        samples = draw_samples(self._experiment, num_images)
-        fake = self._extract(samples, torch.arange(num_images))
+        fake = self._extract(draw_samples(self._experiment, num_images), torch.arange(num_images))
         # Whole sets instead of subsets: with so few images every pair counts.
         kernel = kernel_distance(self._real, fake, num_subsets=1, subset_size=num_images)
         figures = {FIGURE: kernel.mean, f"{FIGURE}_low": kernel.low, f"{FIGURE}_high": kernel.high}
@@ -83,15 +86,6 @@ class TrainingEvaluation:
             tensors = to_row_major(self._experiment.state.ema.module.state_dict())
             with atomic_path(self._experiment.folder / BEST) as temporary:
                 save_file(tensors, temporary, {"step": str(step)})
-
-    @property
-    def _compared(self) -> dict[str, Any]:
-        return {"split": self._params.evaluate_split, "num_images": len(self._positions)}
-
-    @cached_property
-    def _positions(self) -> Tensor:
-        positions = positions_of([self._params.evaluate_split])
-        return choose_at_random(positions, self._params.evaluate_num_images, self._params.seed)
 
     @cached_property
     def _extractor(self) -> FeatureExtractor:
@@ -117,8 +111,7 @@ def publish_best(folder: Path, rows: list[dict[str, Any]], target: Path) -> None
     The weights are left out, with a warning, if the training's folder keeps those of another step: a longer training of
     the same experiment went on from here, or other steps were evaluated before an interruption.
     """
-    with atomic_path(target / "evaluations.csv") as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
+    write_table(target / "evaluations.csv", pd.DataFrame(rows))
     step, kept = find_best_step(rows), read_step(folder / BEST)
     if kept != step:
         found = "nothing readable" if kept is None else f"step {kept}"

@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from ddpm.devices import drawing
-from ddpm.diffusion import NoiseModel, build_diffusion
+from ddpm.diffusion import build_diffusion
 from ddpm.distributed import collected, share
-from ddpm.guidance import guided, labels_in_turn
 from ddpm.images import Picture, class_grid, enlargement, grid, to_pixels
+from ddpm.published import PublishedModel
 from ddpm.samplers import ImageNoise, sample
+from ddpm.unet import UNet
 from stages.training.experiment import Experiment
 
 
@@ -28,16 +29,16 @@ def draw_samples(experiment: Experiment, count: int) -> Tensor:
         Bytes on the CPU, shape (count, 3, height, width).
     """
     params, size, device = experiment.params, experiment.image_size, experiment.device
-    network, diffusion = experiment.state.ema.module, build_diffusion(experiment.params.diffusion).to(device)
+    diffusion = build_diffusion(params.diffusion).to(device)
+    network = experiment.state.ema.module
+    assert isinstance(network, UNet)
+    model = PublishedModel(network, diffusion, size, experiment.classes)
     numbers, batches = range(count)[share(count)], [torch.empty(0, 3, size, size, dtype=torch.uint8)]
     batch_size = max(params.batch_size, params.num_grid_images)
     for start in range(0, len(numbers), batch_size):
         batch = numbers[start : start + batch_size]
-        noise = ImageNoise(params.seed, batch, (3, size, size), device)
-        model: NoiseModel = network
-        if experiment.classes:
-            model = guided(network, labels_in_turn(range(len(experiment.classes)), batch).to(device))
-        with drawing(network, params.precision, device):
-            images = sample("ddim", model, diffusion, noise, params.grid_sampling_steps)
+        noise, predict = ImageNoise(params.seed, batch, model.image_shape, device), model.bind_classes(None, batch)
+        with drawing(model.unet, params.precision, device):
+            images = sample("ddim", predict, diffusion, noise, params.grid_sampling_steps)
         batches.append(to_pixels(images).cpu())
     return collected(torch.cat(batches))

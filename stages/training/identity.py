@@ -53,9 +53,7 @@ def digest_images(images: Tensor, positions: Tensor) -> str:
 def digest_code(learning: Collection[str] = _LEARNING_MODULES, watching: Collection[str] = _WATCHING_MODULES) -> str:
     """Return the digest of the code that shapes what is learnt.
 
-    Args:
-        learning: modules of the stage.
-        watching: modules of ddpm that do not count; all others that this process has imported do.
+    It is that of the stage's modules `learning`, and of all imported modules of ddpm except `watching`.
     """
     digest = hashlib.sha256()
     for name, module in sorted(sys.modules.items()):

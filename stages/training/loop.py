@@ -12,7 +12,7 @@ from ddpm.distributed import Vote, is_first, wait_for_all
 from ddpm.training import train
 from ddpm.training_state import NotFiniteError
 from stages.runtime.interruption import Interrupted, defer_interruption
-from stages.runtime.progress import progress_bar
+from stages.runtime.reporting import progress_bar
 from stages.training.evaluation import TrainingEvaluation
 from stages.training.experiment import Experiment
 from stages.training.grids import draw_grid

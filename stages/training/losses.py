@@ -8,9 +8,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ddpm.files import atomic_path
 from ddpm.training import StepEvent
 from ddpm.training_step import NUM_QUARTILES
+from stages.runtime.outputs import write_table
 from stages.training.experiment import Experiment, Recording
 from tracking.runs import Tracker
 
@@ -38,7 +38,7 @@ class LossLog:
             NotFiniteError: a loss or gradient is not finite.
         """
         params, recording = self._experiment.params, self._experiment.recording
-        self._experiment.state.check_finite(self._experiment.params)
+        self._experiment.state.check_finite(params)
         losses = compute_means(self._sums.tolist(), recording.num_summed)
         losses |= {"learning_rate": event.learning_rate, "num_images_seen": float(event.num_images_seen)}
         now, (before, step) = time.monotonic(), self._since
@@ -72,5 +72,4 @@ def write_losses(recording: Recording, path: Path) -> None:
     rows = [*recording.losses, *([recording.last_losses] if recording.last_losses else [])]
     columns = ["step", "loss", "learning_rate", "num_images_seen", *_QUARTILES]
     table = pd.DataFrame(rows, columns=columns).astype({"step": int, "num_images_seen": int})
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    write_table(path, table)

@@ -28,10 +28,8 @@ def resume(experiment: Experiment) -> None:
             say("train", f"{error}; going back to the one before it")
             continue
         experiment.recording = Recording(**notes)
-        if experiment.state.step == num_steps:
-            say("train", f"{path} holds this very training, finished; nothing is left to train")
-        else:
-            say("train", f"going on from {path}")
+        finished = f"{path} holds this very training, finished; nothing is left to train"
+        say("train", finished if experiment.state.step == num_steps else f"going on from {path}")
         break
     _check_agreement(experiment)
 

@@ -42,8 +42,6 @@ from stages.datasets.synthetic.shapes import (
     smoothstep,
 )
 
-_MIN_IMAGE_SIZE, _MAX_IMAGE_SIZE = 16, 1024
-_NUM_SEEDS = 2**64
 _PIXELS_PER_CHUNK = 2**15  # a field of 256 KiB stays in the cache
 
 
@@ -70,12 +68,11 @@ def generate(
     Raises:
         ValueError: an argument is outside its range.
     """
-    _check_range("num_images", num_images, 0, None)
-    _check_range("image_size", image_size, _MIN_IMAGE_SIZE, _MAX_IMAGE_SIZE)
-    _check_range("seed", seed, 0, _NUM_SEEDS - 1)
-    _check_range("first", first, 0, None)
-    if not 0.0 <= variety <= 1.0:
-        raise ValueError(f"variety must be from 0 to 1, got {variety}")
+    _check_range("num_images", num_images, 0)
+    _check_range("image_size", image_size, 16, 1024)
+    _check_range("seed", seed, 0, 2**64 - 1)
+    _check_range("first", first, 0)
+    _check_range("variety", variety, 0, 1)
     images = np.empty((num_images, image_size, image_size, 3), np.uint8)
     labels = draw_labels(seed, first, num_images)
     chunk = max(1, _PIXELS_PER_CHUNK // (image_size * image_size))
@@ -86,8 +83,8 @@ def generate(
     return images, labels
 
 
-def _check_range(name: str, value: int, low: int, high: int | None) -> None:
-    if value < low or (high is not None and value > high):
+def _check_range(name: str, value: float, low: int, high: int | None = None) -> None:
+    if not low <= value <= (value if high is None else high):
         allowed = f"at least {low}" if high is None else f"from {low} to {high}"
         raise ValueError(f"{name} must be {allowed}, got {value}")
 

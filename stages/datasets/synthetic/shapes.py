@@ -62,18 +62,10 @@ def petal_axes(petals: NDArray[np.int64], turn: tuple[Array, Array]) -> list[tup
 def nearest_petal(
     x: Array, y: Array, axes: list[tuple[Array, Array]], vigour: list[Array]
 ) -> tuple[Array, Array, Array]:
-    """Return each pixel's coordinates in the frame of the petal on whose axis it projects farthest.
+    """Return each pixel's place along and across the petal on whose axis it projects farthest, and that petal's vigour.
 
-    Args:
-        x: position relative to the flower's centre.
-        y: likewise, downwards.
-        axes: directions of the petals, from `petal_axes`.
-        vigour: a number per petal, shape (N, 1, 1).
-
-    Returns:
-        along: position on the petal's axis, at least 0.
-        across: position beside it, clockwise positive as y runs down.
-        vigour: number of that petal.
+    (x, y) is relative to the flower's centre, and y runs down, so that `across` grows clockwise. The axes are those of
+    `petal_axes`; vigour is a number per petal, shape (N, 1, 1).
     """
     along = np.full(np.broadcast_shapes(x.shape, y.shape), -1.0)
     across, chosen = np.zeros_like(along), np.zeros_like(along)

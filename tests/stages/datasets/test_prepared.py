@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from contract.errors import StageError
-from stages.datasets.prepared import dataset_digest, dataset_summary, image_index, images_of
+from stages.datasets.prepared import all_images, dataset_digest, dataset_summary, image_index, positions_of
 
 
 def test_the_images_of_a_split_come_in_the_order_of_the_index(folder, dataset):
     images = dataset(splits=("train", "valid", "train", "test", "valid"))
     for splits, positions in ((["train"], [0, 2]), (["valid"], [1, 4]), (["valid", "train"], [0, 1, 2, 4])):
-        found = images_of(splits)
+        found = all_images()[positions_of(splits)]
         np.testing.assert_array_equal(found.permute(0, 2, 3, 1), images[positions])
 
 
 def test_the_images_are_a_copy(folder, dataset):
     # Writing to them must not reach the file.
     images = dataset()
-    images_of(["train"]).zero_()
+    all_images()[positions_of(["train"])].zero_()
     np.testing.assert_array_equal(np.load("build/dataset/images.npy"), images)
 
 
@@ -32,7 +32,7 @@ def test_class_names_such_as_nan_and_01_stay_text(folder, dataset):
 def test_a_split_without_images_is_an_error_that_counts_the_others(folder, dataset):
     dataset(splits=("train", "train", "test"))
     with pytest.raises(StageError, match=r"no image in split valid; .*'train': 2, 'test': 1"):
-        images_of(["valid"])
+        positions_of(["valid"])
 
 
 def test_the_digest_is_of_pixels_and_splits(folder, dataset):
