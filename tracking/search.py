@@ -64,8 +64,10 @@ def join_runs(run_ids: Collection[str], sweep: str) -> pd.DataFrame:
     Raises:
         TrackingError: MLflow cannot be reached.
     """
-    runs = search_runs()
-    join_sweep(runs["run_id"][runs["run_id"].isin(run_ids)], sweep)
+    runs, client = search_runs(), connect()
+    with explain_refusals():
+        for run_id in runs["run_id"][runs["run_id"].isin(run_ids)]:
+            join_sweep(client, client.get_run(run_id), sweep)
     runs = search_runs()
     return runs[_belong_to(sweep, runs)]
 

@@ -7,9 +7,10 @@ from uuid import uuid4
 
 import pytest
 
+from contract.addresses import mlflow_address
 from contract.events import PictureWritten, Progress, RunOpened
 from tasks import run_page
-from tasks.run_page import embed, mlflow_address, show_stage
+from tasks.run_page import embed, show_stage
 
 LOGGER = logging.getLogger("test")
 RUN = RunOpened("0a1b", "7")

@@ -1,9 +1,9 @@
 """The champion's place: taken by a better version, also where another registration takes it meanwhile, or by hand."""
 
 import pytest
+from tracking.champion import promote_by_hand, promote_if_better
 
 from tests.shelf import Shelf, figures
-from tracking.champion import promote_by_hand, promote_if_better
 
 
 def shelve(*means):
