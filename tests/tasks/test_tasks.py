@@ -3,7 +3,6 @@
 import json
 import logging
 import threading
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from prefect.context import tags
 from prefect.runtime import flow_run
 
 from contract.errors import FlowersError
-from tasks import gpus
+from tasks import gpus, stage_tasks
 from tasks.gpus import hold_slots
 from tasks.run_page import embed
 from tasks.stage import log_failures_once
-from tasks.train import MAX_ROWS, thin_losses
+from tasks.stage_tasks import MAX_ROWS, thin_losses
 
 pytestmark = pytest.mark.xdist_group("prefect")  # one worker, which starts the server once
 
@@ -48,7 +47,7 @@ def run_tasks(*names, **options):
         log_failures_once()
         ids.append(flow_run.id)
         for name in names:
-            getattr(import_module(f"tasks.{name}"), name).with_options(**options)()
+            getattr(stage_tasks, name).with_options(**options)()
 
     ids = []
     state = run(return_state=True)
@@ -147,7 +146,7 @@ def test_a_download_is_tried_again_where_that_may_help(dvc, is_passing, num_trie
 
 
 def test_no_other_task_is_tried_again():
-    retries = {name: getattr(import_module(f"tasks.{name}"), name).retries for name in STAGES}
+    retries = {name: getattr(stage_tasks, name).retries for name in STAGES}
     assert {name for name, number in retries.items() if number} == {"download"}
 
 
