@@ -17,8 +17,8 @@ FLOWERS102_CLASSES = (
     "watercress", "canna lily", "hippeastrum", "bee balm", "ball moss", "foxglove", "bougainvillea", "camellia",
     "mallow", "mexican petunia", "bromelia", "blanket flower", "trumpet creeper", "blackberry lily",
 )  # fmt: skip
-"""Names of the 102 classes from the dataset's own page, in the order of their labels 1 … 102; the dataset's files hold no
-names. The question mark of number 60 is the authors' own."""
+"""Names of the 102 classes from the dataset's own page, in the order of their labels 1 … 102; its files hold no names.
+The question mark of number 60 is the authors' own."""
 
 CLASS_NAMES: dict[str, dict[int, str]] = {
     "synthetic_flowers": {petals: f"{petals} petals" for petals in (4, 5, 6, 7, 8)},

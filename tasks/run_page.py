@@ -110,7 +110,7 @@ def show_stage(stage: str, logger: Log) -> Iterator[StagePage]:
         yield StagePage(stage, publisher)
 
 
-def show(what: str, action: Callable[[], object], logger: Log | None) -> bool:
+def show(what: str, action: Callable[[], object], logger: "Log | None") -> bool:
     """Put something on the run page; return whether the server took it, and log it if not."""
     try:
         action()

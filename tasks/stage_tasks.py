@@ -1,4 +1,4 @@
-"""The seven tasks, one for each stage of dvc.yaml: what is tried again, what waits for GPUs, what the run page shows."""
+"""The seven tasks, one for each stage: what is tried again, what waits for GPUs, and what the run page shows."""
 
 import json
 from pathlib import Path
