@@ -86,7 +86,8 @@ def judge_version(new: Figures, champion: Version | None) -> Verdict:
     """Decide whether a version with the figures `new` replaces the champion; None means that there is no champion."""
     if champion is None:
         return Verdict(True, "there was no champion")
-    named, old = f"the champion, version {champion.number}", read_figures(champion.tags)
+    named = f"the champion, version {champion.number}"
+    old = {name.removeprefix(FIGURE_TAG): tag for name, tag in champion.tags.items() if name.startswith(FIGURE_TAG)}
     if not new:
         return Verdict(False, f"it was not evaluated, so it cannot be compared with {named}")
     if not old:
@@ -108,11 +109,6 @@ def read_interval(figures: Figures) -> Interval:
     """Return the kernel distance of an evaluated model; lower is better."""
     name = f"kid_{figures['extractor']}"
     return Interval(name, *(float(figures[f"{name}{ending}"]) for ending in ("", "_low", "_high")))
-
-
-def read_figures(tags: Mapping[str, str]) -> Figures:
-    """Return the figures among a version's tags."""
-    return {name.removeprefix(FIGURE_TAG): value for name, value in tags.items() if name.startswith(FIGURE_TAG)}
 
 
 def _shorten(value: str | None) -> str:
