@@ -118,7 +118,7 @@ def _wait_for_slots(slots: Mapping[str, str], number: int) -> tuple[list[str], c
 
 
 def _claim(folder: Path, slots: Mapping[str, str], number: int) -> tuple[list[str], contextlib.ExitStack] | None:
-    """Lock so many slots; lock none, and return None, where fewer are free."""
+    """Lock this number of slots and return their names; lock none, and return None, where fewer are free."""
     with (folder / "claiming").open("w") as turn, contextlib.ExitStack() as locks:
         # One run after the other: two that had locked one of two slots each would both give up.
         if not take(turn):
@@ -126,10 +126,9 @@ def _claim(folder: Path, slots: Mapping[str, str], number: int) -> tuple[list[st
         names: list[str] = []
         for name, uuid in slots.items():
             lock = locks.enter_context((folder / uuid).open("w"))
-            if not take(lock):
-                continue
-            os.set_inheritable(lock.fileno(), True)
-            names.append(name)
+            if take(lock):
+                os.set_inheritable(lock.fileno(), True)
+                names.append(name)
             if len(names) == number:
                 return names, locks.pop_all()
     return None

@@ -156,6 +156,6 @@ def test_promotion_and_refusal_at_an_mlflow_server(tracker):
     assert "Did not become champion: the intervals overlap" in refused.description
 
     said = tracker.register(**kid(0.1), dataset_md5="0" * 32)
-    assert "version 4 does not become champion: it was evaluated otherwise than the champion, version 2" in said
-    assert "`python -m flows.promote 4` makes it champion all the same" in said and tracker.champion() == "2"
+    assert "version 4 does not become champion: it was evaluated in another way than the champion, version 2" in said
+    assert "`flowers promote 4` makes it champion all the same" in said and tracker.champion() == "2"
     assert "promote: tulips version 4 is the champion, after 2" in tracker.promote("4") and tracker.champion() == "4"

@@ -14,14 +14,13 @@ from prefect.context import tags
 from prefect.runtime import flow_run
 
 from contract.errors import FlowersError
+from contract.stage_names import STAGES
 from tasks import gpus, stage_tasks
 from tasks.gpus import hold_slots
 from tasks.stage import log_failures_once
 from tasks.stage_tasks import MAX_ROWS, thin_losses
 
 pytestmark = pytest.mark.xdist_group("prefect")  # one worker, which starts the server once
-
-STAGES = ("download", "preprocess", "reference", "train", "sample", "evaluate", "register")
 
 
 @pytest.fixture(autouse=True)
