@@ -1,9 +1,9 @@
 """Parameters set in words, such as train.num_steps=100: the values of `--set` and `--grid`."""
 
 from collections.abc import Callable
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
+from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -62,23 +62,12 @@ def _nest(assignments: list[str], parse: Callable[[str, str], Any]) -> dict[str,
 
 
 def _parse_value(value: str, hint: Any) -> Any:
-    kinds = _split_union(hint)
-    if NoneType in kinds and value in ("", "null"):
+    schema = TypeAdapter(hint).json_schema()
+    kinds = {kind.get("type") for kind in schema.get("anyOf", [schema])}
+    if "null" in kinds and value in ("", "null"):
         return None
-    is_text = all(kind in (str, NoneType) or _is_choice_of_texts(kind) for kind in kinds)
-    return value if is_text else _load_yaml(value)
+    return value if kinds <= {"string", "null"} else _load_yaml(value)
 
 
 def _load_yaml(value: str) -> Any:
     return YAML(typ="safe").load(value)
-
-
-def _split_union(hint: Any) -> list[Any]:
-    """Return the plain types that an annotation allows."""
-    if get_origin(hint) in (Union, UnionType):
-        return [kind for member in get_args(hint) for kind in _split_union(member)]
-    return _split_union(get_args(hint)[0]) if get_origin(hint) is Annotated else [hint]
-
-
-def _is_choice_of_texts(kind: Any) -> bool:
-    return get_origin(kind) is Literal and all(isinstance(choice, str) for choice in get_args(kind))

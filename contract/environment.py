@@ -33,7 +33,6 @@ without a GPU."""
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 """Names of the GPUs that a process sees; unset, it sees all."""
 
-
 SLOTS_FOLDER = "DDPM_SLOTS_FOLDER"
 """Folder of the lock files of GPU slots, the same for all runs of this machine; unset, one in the user's home."""
 

@@ -9,7 +9,7 @@ import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from contract.environment import EVENTS
 
@@ -61,9 +61,7 @@ class Failed:
 
 Event: TypeAlias = Message | Progress | RunOpened | PictureWritten | Failed
 
-_KINDS: dict[str, type[Event]] = {
-    kind.__name__: kind for kind in (Message, Progress, RunOpened, PictureWritten, Failed)
-}
+_KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
 
 
 def are_read() -> bool:

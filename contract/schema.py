@@ -28,15 +28,13 @@ def is_section(hint: Any) -> bool:
     return isinstance(hint, type) and is_dataclass(hint)
 
 
-def find_missing(document: Mapping[str, Any]) -> Iterator[str]:
+def find_missing(document: Mapping[str, Any], section: type = Params, prefix: str = "") -> Iterator[str]:
     """Yield the dotted names that a document lacks; of a missing section only its own name."""
-    for name in list_types():
-        *sections, leaf = name.split(".")
-        place: Any = document
-        for section in sections:
-            place = place.get(section) if isinstance(place, Mapping) else None
-        if isinstance(place, Mapping) and leaf not in place:
-            yield name
+    for name, hint in field_hints(section).items():
+        if name not in document:
+            yield f"{prefix}{name}"
+        elif is_section(hint) and isinstance(document[name], Mapping):
+            yield from find_missing(document[name], hint, f"{prefix}{name}.")
 
 
 def suggest(name: str) -> str:

@@ -35,6 +35,11 @@ BatchSize = Annotated[int, Interval(ge=1, le=65_536)]
 Split = Literal["train", "valid", "test"]
 
 
+def _check_at_most(name: str, value: int, bound_name: str, bound: int) -> None:
+    if value > bound:
+        raise ValueError(f"{name}={value} must not exceed {bound_name}={bound}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SyntheticParams:
     num_images: Annotated[int, Interval(ge=10, le=1_000_000)]
@@ -139,11 +144,7 @@ class TrainParams(TrainingConfig):
             raise ValueError(
                 f"batch_size={self.batch_size} must be a multiple of num_processes * accumulation_steps = {num_parts}"
             )
-        if self.grid_sampling_steps > self.diffusion.num_timesteps:
-            raise ValueError(
-                f"grid_sampling_steps={self.grid_sampling_steps} must not exceed "
-                f"num_timesteps={self.diffusion.num_timesteps}"
-            )
+        _check_at_most("grid_sampling_steps", self.grid_sampling_steps, "num_timesteps", self.diffusion.num_timesteps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,12 +173,8 @@ class SampleParams(SamplingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_grid_images > self.num_images:
-            raise ValueError(f"num_grid_images={self.num_grid_images} must not exceed num_images={self.num_images}")
-        if self.num_frames > self.num_sampling_steps:
-            raise ValueError(
-                f"num_frames={self.num_frames} must not exceed num_sampling_steps={self.num_sampling_steps}"
-            )
+        _check_at_most("num_grid_images", self.num_grid_images, "num_images", self.num_images)
+        _check_at_most("num_frames", self.num_frames, "num_sampling_steps", self.num_sampling_steps)
         if self.num_interpolation_images in (1, 2):
             raise ValueError(
                 "num_interpolation_images must be 0 or at least 3, since two of them are the ends, got "
@@ -245,11 +242,10 @@ class Params:
                 f"{list(self.train.extra_ema_decays)} and train.evaluate_every is "
                 f"{self.train.evaluate_every or 'null'}, got {self.sample.weights!r}"
             )
-        if self.sample.num_sampling_steps > self.train.diffusion.num_timesteps:
-            raise ValueError(
-                f"sample.num_sampling_steps={self.sample.num_sampling_steps} must not exceed "
-                f"train.diffusion.num_timesteps={self.train.diffusion.num_timesteps}"
-            )
+        num_timesteps = self.train.diffusion.num_timesteps
+        _check_at_most(
+            "sample.num_sampling_steps", self.sample.num_sampling_steps, "train.diffusion.num_timesteps", num_timesteps
+        )
         if self.evaluate.enabled and self.sample.num_images < MIN_COMPARED_IMAGES:
             raise ValueError(
                 f"sample.num_images={self.sample.num_images} must be at least {MIN_COMPARED_IMAGES}, since "
@@ -270,10 +266,9 @@ class Params:
                 f"sample.guidance_scale={scale} needs train.label_dropout above 0: guidance compares with images that "
                 "were learnt without their class"
             )
-        names = CLASS_NAMES.get(self.download.dataset)
-        if classes is not None and names is not None:
+        if classes is not None and self.download.dataset in CLASS_NAMES:
             try:
-                labels_of(classes, [ImageClass(number, name) for number, name in names.items()])
+                labels_of(classes, [ImageClass(*known) for known in CLASS_NAMES[self.download.dataset].items()])
             except ValueError as error:
                 raise ValueError(f"sample.classes: {error}") from None
 
@@ -283,10 +278,8 @@ class Params:
 
     def read_by(self, stage: str) -> dict[str, Any]:
         """Return the parameters that a stage reads, by dotted name: those that DVC records with its results."""
-        places = (stage, *READ_BESIDE.get(stage, ()))
-        sections = tuple(f"{place}." for place in places)
-        values = flatten(as_plain(self))
-        return {name: value for name, value in values.items() if name in places or name.startswith(sections)}
+        places = tuple(f"{place}." for place in (stage, *READ_BESIDE.get(stage, ())))
+        return {name: value for name, value in flatten(as_plain(self)).items() if f"{name}.".startswith(places)}
 
 
 def as_plain(section: Any) -> dict[str, Any]:

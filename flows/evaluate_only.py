@@ -10,10 +10,8 @@ from flows.workspaces.experiments import STATE, UnknownRevisionError, find_commi
 from flows.workspaces.git import git, read_file_at
 from flows.workspaces.shared_cache import bring_outputs
 from flows.workspaces.workspace import Workspace, open_workspace
-from tasks.evaluate import evaluate
-from tasks.reference import reference
-from tasks.sample import sample
 from tasks.stage import log_failures_once
+from tasks.stage_tasks import evaluate, reference, sample
 
 REQUIRED = {DATASET: "the prepared dataset", MODEL: "the model"}
 

@@ -12,14 +12,8 @@ from flows.by_hand import run_to_completion
 from flows.forms import Overrides
 from flows.summary import summarise_results
 from flows.workspaces.workspace import ProfileName, WorkspaceKind, enter_last_commit, open_workspace
-from tasks.download import download
-from tasks.evaluate import evaluate
-from tasks.preprocess import preprocess
-from tasks.reference import reference
-from tasks.register import register
-from tasks.sample import sample
 from tasks.stage import log_failures_once
-from tasks.train import train
+from tasks.stage_tasks import download, evaluate, preprocess, reference, register, sample, train
 
 
 @flow(name="pipeline")

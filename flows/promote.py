@@ -1,7 +1,7 @@
 """Make a version of the registered model the champion by hand."""
 
 from contract.params import read_params
-from tracking.champion import promote_by_hand
+from tracking.promotion import promote_by_hand
 from tracking.registry import Registry
 
 

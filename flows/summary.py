@@ -4,8 +4,8 @@ import json
 import os
 from typing import Any
 
+from contract.addresses import LOCAL_MLFLOW, mlflow_address, tracking_server
 from contract.paths import GRID, METRICS, REVERSE_PROCESS
-from tasks.run_page import LOCAL_MLFLOW, mlflow_address, tracking_server
 
 _PARTS = ("_std", "_low", "_high", "_expected")
 """Endings of the metrics that belong to another metric."""

@@ -20,11 +20,9 @@ from flows.trials import SweepError, Trial, parse_overrides_list, plan_trials
 from flows.workspaces.experiments import keep_stages, make_experiment_name
 from flows.workspaces.git import GitError
 from flows.workspaces.workspace import ProfileName, enter_last_commit, open_workspace
-from tasks.download import download
 from tasks.gpus import GpuSlotsError
-from tasks.preprocess import preprocess
-from tasks.reference import reference
 from tasks.stage import StageFailedError, log_failures_once
+from tasks.stage_tasks import download, preprocess, reference
 
 NAME_PATTERN = "^[a-z0-9][a-z0-9-]{0,39}$"
 MAX_CONCURRENT = 64

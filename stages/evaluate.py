@@ -27,7 +27,7 @@ from stages.evaluation.report import describe_metrics
 from stages.runtime.outputs import write_json, write_table
 from stages.runtime.reporting import progress_bar, say
 from stages.runtime.runner import run_stage
-from tracking.runs import Tracker, reopen_run
+from tracking.runs import Tracker, open_run
 
 
 def main(params: Params) -> None:
@@ -39,7 +39,7 @@ def main(params: Params) -> None:
             write_table(NEAREST, pd.DataFrame(columns=["sample", "distance"]))
             say("evaluate", "switched off by evaluate.enabled")
         return
-    with reopen_run(params, "evaluate", samples_run_id) as tracker:
+    with open_run(params, "evaluate", samples_run_id) as tracker:
         samples = load_images(SAMPLES / "samples.npy")
         features, made_by = extract_samples(samples, params.reference)
         if is_first():

@@ -13,11 +13,10 @@ from contract.results import read_run_id
 from ddpm.files import file_digest
 from stages.runtime.reporting import say
 from stages.runtime.runner import run_stage
-from tracking.champion import promote_if_better
 from tracking.lineage import read_lineage, read_model_digest
-from tracking.promotion import FIGURE_TAG, PROMOTION_TAG, Figures
+from tracking.promotion import FIGURE_TAG, PROMOTION_TAG, Figures, promote_if_better
 from tracking.registry import CONTENTS_TAG, Registry, Version
-from tracking.runs import reopen_run
+from tracking.runs import open_run
 
 
 def main(params: Params) -> None:
@@ -27,7 +26,7 @@ def main(params: Params) -> None:
         return
     # The stage holds no GPU, so torch must find none: the trial of the model is drawn on the CPU.
     os.environ[VISIBLE_GPUS] = ""
-    with reopen_run(params, "register", read_run_id(METRICS)) as tracker:
+    with open_run(params, "register", read_run_id(METRICS)) as tracker:
         if tracker.run_id:
             register(params, tracker.run_id, Registry(params.register.model_name))
         else:

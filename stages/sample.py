@@ -22,7 +22,7 @@ from stages.runtime.reporting import say
 from stages.runtime.runner import run_stage
 from stages.sampling.drawing import draw_interpolation, draw_samples
 from stages.sampling.pictures import draw_grid, take_in_turn, write_animation, write_grid, write_rows, write_strip
-from tracking.runs import reopen_run
+from tracking.runs import open_run
 
 
 def main(params: Params) -> None:
@@ -30,7 +30,7 @@ def main(params: Params) -> None:
     sample, device = params.sample, prepare_best_device()
     model = load_model(paths.MODEL, sample.weights, device)
     classes = choose_classes(model, sample)
-    with reopen_run(params, "sample", read_run_id(paths.MODEL_RUN)) as tracker:
+    with open_run(params, "sample", read_run_id(paths.MODEL_RUN)) as tracker:
         pixels, frames = draw_samples(model, sample, device)
         if not is_first():
             return

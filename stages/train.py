@@ -23,7 +23,7 @@ def main(params: Params) -> None:
         resume(experiment)
         say("train", describe_experiment(experiment))
         recording = experiment.recording
-        with open_run(params, recording.mlflow.get("mlflow_run_id")) as tracker:
+        with open_run(params, "train", recording.mlflow.get("mlflow_run_id")) as tracker:
             recording.mlflow = {"mlflow_run_id": tracker.run_id, "mlflow_experiment_id": tracker.experiment_id}
             learn(experiment, tracker)
             if is_first():

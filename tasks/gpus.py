@@ -43,8 +43,8 @@ def hold_slots(num_processes: int) -> Iterator[dict[str, str]]:
     Raises:
         GpuSlotsError: the machine has fewer slots than that, or no folder for them.
     """
-    gpus = find_gpus(os.environ)
-    num_slots = read_num_slots(os.environ) or max(1, len(gpus))
+    gpus = find_gpus()
+    num_slots = read_num_slots() or max(1, len(gpus))
     slots = dict(list(gpus.items())[:num_slots]) if gpus else {f"cpu-{i}": f"cpu-{i}" for i in range(num_slots)}
     num_needed = num_processes if gpus else 1
     if num_needed > len(slots):
@@ -57,12 +57,12 @@ def hold_slots(num_processes: int) -> Iterator[dict[str, str]]:
         yield {VISIBLE_GPUS: ",".join(names)} if gpus else {}
 
 
-def find_gpus(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the UUIDs of the GPUs that CUDA sees under `environment`, by their names in CUDA_VISIBLE_DEVICES.
+def find_gpus() -> dict[str, str]:
+    """Return the UUIDs of the GPUs that CUDA sees, by their names in CUDA_VISIBLE_DEVICES.
 
     Where that is unset, the UUIDs are the names: CUDA may number GPUs in another order than the driver.
     """
-    uuids, visible = _list_gpus(), environment.get(VISIBLE_GPUS)
+    uuids, visible = _list_gpus(), os.environ.get(VISIBLE_GPUS)
     if visible is None:
         return {uuid: uuid for uuid in uuids}
     gpus: dict[str, str] = {}
@@ -74,13 +74,13 @@ def find_gpus(environment: Mapping[str, str]) -> dict[str, str]:
     return gpus
 
 
-def read_num_slots(environment: Mapping[str, str]) -> int | None:
+def read_num_slots() -> int | None:
     """Return the number of slots that DDPM_GPU_SLOTS sets; None where it is unset.
 
     Raises:
         GpuSlotsError: it is not a number from 1.
     """
-    number = environment.get(GPU_SLOTS)
+    number = os.environ.get(GPU_SLOTS)
     if not number:
         return None
     if not number.isdecimal() or int(number) < 1:
@@ -118,7 +118,7 @@ def _wait_for_slots(slots: Mapping[str, str], number: int) -> tuple[list[str], c
 
 
 def _claim(folder: Path, slots: Mapping[str, str], number: int) -> tuple[list[str], contextlib.ExitStack] | None:
-    """Lock so many slots; lock none, and return None, where fewer are free."""
+    """Lock this number of slots and return their names; lock none, and return None, where fewer are free."""
     with (folder / "claiming").open("w") as turn, contextlib.ExitStack() as locks:
         # One run after the other: two that had locked one of two slots each would both give up.
         if not take(turn):
@@ -126,10 +126,9 @@ def _claim(folder: Path, slots: Mapping[str, str], number: int) -> tuple[list[st
         names: list[str] = []
         for name, uuid in slots.items():
             lock = locks.enter_context((folder / uuid).open("w"))
-            if not take(lock):
-                continue
-            os.set_inheritable(lock.fileno(), True)
-            names.append(name)
+            if take(lock):
+                os.set_inheritable(lock.fileno(), True)
+                names.append(name)
             if len(names) == number:
                 return names, locks.pop_all()
     return None

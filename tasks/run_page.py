@@ -2,10 +2,9 @@
 
 import base64
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import copy_context
 from pathlib import Path
 from typing import TypeAlias
@@ -18,7 +17,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from contract.environment import MLFLOW_PAGES, TRACKING_URI
+from contract.addresses import mlflow_address, tracking_server
 from contract.events import Event, PictureWritten, Progress, RunOpened
 
 UPDATE_SECONDS = 2.0
@@ -26,9 +25,6 @@ UPDATE_SECONDS = 2.0
 
 CLOSING_SECONDS = 10.0
 """Maximum time that the end of a stage waits for its page."""
-
-LOCAL_MLFLOW = "http://127.0.0.1:5000"
-"""Address at which `make mlflow` serves the local runs."""
 
 Log: TypeAlias = "logging.Logger | logging.LoggerAdapter[logging.Logger]"
 
@@ -95,9 +91,8 @@ class Publisher:
     def _work(self) -> None:
         while actions := self._next():
             for kind, action in actions.items():
-                if (error := attempt(action)) and kind not in self._failed:
+                if not show(kind, action, None if kind in self._failed else self._logger):
                     self._failed.add(kind)  # later ones are tried, but not logged
-                    self._logger.warning(explain(kind, error))
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closing, UPDATE_SECONDS)
 
@@ -111,31 +106,19 @@ class Publisher:
 @contextmanager
 def show_stage(stage: str, logger: Log) -> Iterator[StagePage]:
     """Show a stage on the run page inside the block, and its last state at the end."""
-    publisher = Publisher(logger)
-    try:
+    with closing(Publisher(logger)) as publisher:
         yield StagePage(stage, publisher)
-    finally:
-        publisher.close()
 
 
-def attempt(action: Callable[[], object]) -> Exception | None:
-    """Do what a server or a file may refuse; return the error if it did."""
+def show(what: str, action: Callable[[], object], logger: "Log | None") -> bool:
+    """Put something on the run page; return whether the server took it, and log it if not."""
     try:
         action()
     except Exception as error:
-        return error
-    return None
-
-
-def explain(what: str, error: Exception) -> str:
-    """Return the log line about something that could not be shown."""
-    return f"the run page does not show {what}: {type(error).__name__}: {error}"
-
-
-def show(what: str, action: Callable[[], object], logger: Log) -> None:
-    """Put on the run page what an ended stage has made, if the server takes it."""
-    if error := attempt(action):
-        logger.warning(explain(what, error))
+        if logger:
+            logger.warning(f"the run page does not show {what}: {type(error).__name__}: {error}")
+        return False
+    return True
 
 
 def show_mlflow_run(run_id: str, experiment_id: str) -> None:
@@ -149,17 +132,6 @@ def show_preview(path: Path, step: int) -> None:
     """Show samples drawn during the training, instead of those before."""
     text = f"Step {step:,}\n\n{embed(path)}"
     create_markdown_artifact(text, key="samples-in-training", description="Samples of the averaged weights so far")
-
-
-def mlflow_address() -> str:
-    """Return where people find MLflow's pages: on the tracking server, or where `make mlflow` serves the local runs."""
-    return (os.environ.get(MLFLOW_PAGES) or tracking_server() or LOCAL_MLFLOW).rstrip("/")
-
-
-def tracking_server() -> str | None:
-    """Return the address of the MLflow server that runs are recorded on, if there is one."""
-    address = os.environ.get(TRACKING_URI, "")
-    return address if address.startswith("http") else None
 
 
 def embed(picture: Path) -> str:

@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 
 from contract.environment import EVENTS, PREFECT_RUN, PREFECT_RUN_ID, SWEEP, WATCH_PID
 from contract.errors import FlowersError, StageError
-from contract.events import Event, Failed, Message, Progress, parse_event
+from contract.events import Failed, Message, Progress, parse_event
 from tasks.run_page import Log, StagePage, show_stage
 
 GRACE_SECONDS = 60.0
@@ -71,7 +71,16 @@ def follow_stage(name: str, report: "StageReport", variables: Mapping[str, str])
     """Run DVC on one stage, and report what it says while it runs."""
     with tempfile.TemporaryDirectory(prefix="ddpm-stage-") as temporary:
         output, events = Tail(Path(temporary, "output")), Tail(Path(temporary, "events"))
-        process = start_stage(name, output.path, stage_environment(events.path) | dict(variables))
+        with output.path.open("ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dvc", "repro", "--single-item", name],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                close_fds=False,  # inheritable locks, of a workspace or a GPU, last as long as the stage
+                env=stage_environment(events.path) | dict(variables),
+            )
         try:
             while process.poll() is None:
                 report.take(output.read_lines(), events.read_lines())
@@ -84,20 +93,6 @@ def follow_stage(name: str, report: "StageReport", variables: Mapping[str, str])
             report.take(output.read_lines(is_complete=True), events.read_lines())
     if process.returncode != 0:
         raise report.failure(name)
-
-
-def start_stage(name: str, output: Path, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    """Start DVC on one stage, with its output in a file."""
-    with output.open("ab") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "dvc", "repro", "--single-item", name],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            close_fds=False,  # inheritable locks, of a workspace or a GPU, last as long as the stage
-            env=environment,
-        )
 
 
 def stage_environment(events: Path) -> dict[str, str]:
@@ -168,7 +163,13 @@ class StageReport:
         for line in events:
             if event := parse_event(line):
                 self._page.take(event)
-                self._take_event(event)
+                match event:
+                    case Message(level, text):
+                        self._log(logging.getLevelNamesMapping()[level.upper()], text)
+                    case Progress():
+                        self._show_bar(event)
+                    case Failed():
+                        self._failures.append(event)
 
     def failure(self, name: str) -> StageFailedError:
         """Log and return why the stage failed: in its processes' words, or by its last lines where it was killed."""
@@ -177,15 +178,6 @@ class StageReport:
         error.is_passing = any(failed.is_passing for failed in self._failures)
         self._logger.error(str(error))
         return error
-
-    def _take_event(self, event: Event) -> None:
-        match event:
-            case Message(level, text):
-                self._log(logging.getLevelNamesMapping()[level.upper()], text)
-            case Progress():
-                self._show_bar(event)
-            case Failed():
-                self._failures.append(event)
 
     def _log(self, level: int, text: str) -> None:
         if sys.stderr.isatty():

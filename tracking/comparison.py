@@ -15,9 +15,6 @@ from tracking.search import NAME, to_records
 FIGURES = ("fd", "precision", "recall", "memorised_share")
 """Figures shown after the kernel distance; their names in MLflow go on with that of the feature extractor."""
 
-EXTRACTOR = "reference.extractor"
-"""Parameter that names the feature extractor."""
-
 
 def compare_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """Return a row per run, the best first: id, name, status, figures, and the parameters that differ between runs.
@@ -28,7 +25,7 @@ def compare_runs(runs: pd.DataFrame) -> pd.DataFrame:
     differing = [name for name in map(str, runs) if name.startswith("params.") and runs[name].nunique() > 1]
     rows = [
         {"run": run["run_id"], "name": run[NAME], "status": run["status"]}
-        | select_figures(read_metrics(run), str(run.get(f"params.{EXTRACTOR}")))
+        | select_figures(read_metrics(run), str(run.get("params.reference.extractor")))
         | {name.removeprefix("params."): run[name] for name in differing}
         for run in to_records(runs)
     ]

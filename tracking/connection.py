@@ -52,13 +52,12 @@ def connect() -> "MlflowClient":
 
     for name in ("mlflow", "alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    uri = tracking_uri()
-    try:
-        mlflow.set_tracking_uri(uri)
-        with _lock_database(uri):
+    database = _database_file()
+    with _explain_silence():
+        mlflow.set_tracking_uri(tracking_uri())
+        # One process at a time creates the tables of a database file: two at once would fail.
+        with FileLock(f"{database}.lock") if database else contextlib.nullcontext():
             return mlflow.MlflowClient()
-    except Exception as error:  # raised by MLflow, its database or the disk
-        raise TrackingError(_describe_failure(error)) from error
 
 
 def open_experiment(client: "MlflowClient") -> str:
@@ -69,14 +68,14 @@ def open_experiment(client: "MlflowClient") -> str:
     """
     from mlflow.exceptions import MlflowException
 
-    try:
+    with _explain_silence():
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
+            database = _database_file()  # its files lie beside it; a server chooses their place itself
+            folder = (database.parent / "mlartifacts").as_uri() if database else None
             with contextlib.suppress(MlflowException):  # another stage has created it meanwhile
-                client.create_experiment(EXPERIMENT, artifact_location=_artifact_location(tracking_uri()))
+                client.create_experiment(EXPERIMENT, artifact_location=folder)
             experiment = client.get_experiment_by_name(EXPERIMENT)
-    except Exception as error:  # as above
-        raise TrackingError(_describe_failure(error)) from error
     if experiment is None:
         raise TrackingError(f"MLflow at {tracking_uri()} did not create the experiment {EXPERIMENT}")
     if experiment.lifecycle_stage == "deleted":
@@ -103,24 +102,16 @@ def explain_refusals() -> Iterator[None]:
 
 
 @contextmanager
-def _lock_database(uri: str) -> Iterator[None]:
-    """Let one process at a time create the tables of a database file: two at once would fail."""
-    if not uri.startswith("sqlite:///"):
+def _explain_silence() -> Iterator[None]:
+    try:
         yield
-        return
-    with FileLock(f"{uri.removeprefix('sqlite:///')}.lock"):
-        yield
+    except Exception as error:  # raised by MLflow, its database or the disk
+        raise TrackingError(
+            f"MLflow at {tracking_uri()} does not answer: {error}. Start its server, unset {TRACKING_URI} to use the "
+            f"project's mlflow.db, or set {TRACKING}=off to do without"
+        ) from error
 
 
-def _artifact_location(uri: str) -> str | None:
-    """Return the folder for files beside a database file; a server chooses its own."""
-    if uri.startswith("sqlite:///"):
-        return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
-    return None
-
-
-def _describe_failure(error: Exception) -> str:
-    return (
-        f"MLflow at {tracking_uri()} does not answer: {error}. Start its server, unset {TRACKING_URI} to use the "
-        f"project's mlflow.db, or set {TRACKING}=off to do without"
-    )
+def _database_file() -> Path | None:
+    uri = tracking_uri()
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None

@@ -1,4 +1,4 @@
-"""Decide by figures whether a new version of the model becomes the champion.
+"""Give the champion's place to a version of the registered model: by its figures, or by hand.
 
 The rule: the whole 95 % interval of the new kernel distance lies below the whole interval of the champion's. Most
 trainings of a sweep differ by chance alone, and each is another chance to be lucky. Where nothing but chance differs,
@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-CHAMPION = "champion"
-"""Alias of the version that is served."""
+from tracking.registry import Registry, Version
 
 PROMOTION_TAG = "promotion"
 """Version tag that says why a version became the champion, or did not."""
@@ -47,14 +46,6 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Champion:
-    """Version to beat."""
-
-    number: str
-    figures: Figures
-
-
-@dataclass(frozen=True)
 class Verdict:
     """Decision on a version, with its reason."""
 
@@ -62,13 +53,52 @@ class Verdict:
     reason: str
 
 
-def judge_version(new: Figures, champion: Champion | None) -> Verdict:
+def promote_if_better(registry: Registry, version: Version, figures: Figures) -> Verdict | None:
+    """Judge the version against the champion, and promote it if it is better; None, where it is the champion already.
+
+    MLflow moves the alias for whoever asks last. Another registration may move it meanwhile, so the champion is read
+    again before and after: whoever finds another one than expected judges once more, against that one.
+    """
+    verdict = None
+    while (champion := registry.champion()) is None or champion.number != version.number:
+        verdict = judge_version(figures, champion)
+        if not verdict.promotes:
+            break
+        if registry.champion() == champion:
+            registry.promote(version.number)
+    return verdict
+
+
+def promote_by_hand(registry: Registry, number: str) -> str:
+    """Make a version the champion whatever its figures, note it with the version, and return what was done, in words.
+
+    Raises:
+        TrackingError: there is no such version.
+    """
+    before = registry.champion()
+    registry.promote(number)
+    outcome = "Became champion by hand" + (f", after version {before.number}" if before else "")
+    registry.note(number, {PROMOTION_TAG: outcome}, f"{outcome}.")
+    return f"{registry.name} version {number} is the champion" + (f", after {before.number}" if before else "")
+
+
+def judge_version(new: Figures, champion: Version | None) -> Verdict:
     """Decide whether a version with the figures `new` replaces the champion; None means that there is no champion."""
     if champion is None:
         return Verdict(True, "there was no champion")
-    if obstacle := _find_obstacle(new, champion):
-        return Verdict(False, obstacle)
-    ours, theirs = read_interval(new), read_interval(champion.figures)
+    named = f"the champion, version {champion.number}"
+    old = {name.removeprefix(FIGURE_TAG): tag for name, tag in champion.tags.items() if name.startswith(FIGURE_TAG)}
+    if not new:
+        return Verdict(False, f"it was not evaluated, so it cannot be compared with {named}")
+    if not old:
+        return Verdict(False, f"{named}, was not evaluated, so there is no figure to beat")
+    if differences := [
+        f"{name} is {_shorten(new.get(name))} and was {_shorten(old.get(name))}"
+        for name in _MUST_AGREE
+        if new.get(name) != old.get(name)
+    ]:
+        return Verdict(False, f"it was evaluated in another way than {named}: {'; '.join(differences)}")
+    ours, theirs = read_interval(new), read_interval(old)
     both = f"{ours}, the champion's, version {champion.number}, {theirs}"
     if ours.high < theirs.low:
         return Verdict(True, f"its whole interval lies below: {both}")
@@ -79,26 +109,6 @@ def read_interval(figures: Figures) -> Interval:
     """Return the kernel distance of an evaluated model; lower is better."""
     name = f"kid_{figures['extractor']}"
     return Interval(name, *(float(figures[f"{name}{ending}"]) for ending in ("", "_low", "_high")))
-
-
-def read_figures(tags: Mapping[str, str]) -> Figures:
-    """Return the figures among a version's tags."""
-    return {name.removeprefix(FIGURE_TAG): value for name, value in tags.items() if name.startswith(FIGURE_TAG)}
-
-
-def _find_obstacle(new: Figures, champion: Champion) -> str:
-    """Return why the two cannot be compared; empty where they can."""
-    of_champion = f"the champion, version {champion.number}"
-    if not new:
-        return f"it was not evaluated, so it cannot be compared with {of_champion}"
-    if not champion.figures:
-        return f"{of_champion}, was not evaluated, so there is no figure to beat"
-    differences = [
-        f"{name} is {_shorten(new.get(name))} and was {_shorten(champion.figures.get(name))}"
-        for name in _MUST_AGREE
-        if new.get(name) != champion.figures.get(name)
-    ]
-    return f"it was evaluated in another way than {of_champion}: {'; '.join(differences)}" if differences else ""
 
 
 def _shorten(value: str | None) -> str:

@@ -13,7 +13,9 @@ from typing import Any
 
 from contract.errors import StageError
 from tracking.connection import TrackingError, connect, explain_refusals, tracking_uri
-from tracking.promotion import CHAMPION
+
+CHAMPION = "champion"
+"""Alias of the version that is served."""
 
 CONTENTS_TAG = "contents_sha256"
 """Version tag with the digest of all that a version consists of: the same model is not registered twice."""
@@ -48,10 +50,15 @@ class Registry:
 
     def champion(self) -> Version | None:
         """Return the version that is served, if there is one."""
+        from mlflow.exceptions import MlflowException
+
         with explain_refusals():
-            found = self._model()
-            number = None if found is None else found.aliases.get(CHAMPION)
-            return None if number is None else _to_version(self._client.get_model_version(self.name, number))
+            try:
+                return _to_version(self._client.get_model_version_by_alias(self.name, CHAMPION))
+            except MlflowException as error:  # no version has the alias, or no such model is registered
+                if error.error_code in {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}:
+                    return None
+                raise
 
     def find(self, contents_sha256: str) -> Version | None:
         """Return the version with these contents, if one is registered; the newest of several."""
@@ -96,16 +103,6 @@ class Registry:
         with explain_refusals():
             self._client.set_registered_model_alias(self.name, CHAMPION, number)
 
-    def _model(self) -> Any | None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return self._client.get_registered_model(self.name)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-
 
 def _to_version(found: Any) -> Version:
     return Version(str(found.version), dict(found.tags))
@@ -138,12 +135,17 @@ def open_model(address: str) -> Iterator[Path]:
 
 
 def _log_model(run_id: str, model_folder: Path, weights: str, metadata: Mapping[str, Any]) -> Any:
+    """Log the weights that were sampled and evaluated, and no others."""
     import mlflow
 
     # Warnings are recorded and dropped: MLflow warns of values of any type, whatever the filters say.
-    with _copy_for_serving(model_folder, weights) as published, warnings.catch_warnings(record=True):
+    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings(record=True):
         from tracking import served_model
 
+        published = Path(temporary) / "model"
+        published.mkdir()
+        for name in ("config.json", f"{weights}.safetensors"):
+            shutil.copyfile(model_folder / name, published / name)
         _require_model_draws(published)
         with mlflow.start_run(run_id=run_id, log_system_metrics=False):
             return mlflow.pyfunc.log_model(
@@ -168,20 +170,8 @@ def _require_model_draws(folder: Path) -> None:
     from tracking.served_model import FlowerSampler
 
     sampler = FlowerSampler()
-    context = PythonModelContext(artifacts={"model": str(folder)}, model_config=None)  # type: ignore[no-untyped-call]
     try:
-        sampler.load_context(context)
+        sampler.load_context(PythonModelContext({"model": str(folder)}, model_config=None))  # type: ignore[no-untyped-call]
         sampler.predict(_EXAMPLE)
     except Exception as error:  # whatever serving would meet: damaged files, wrong shapes
         raise StageError(f"the model cannot draw an example, so it is not registered: {error}") from error
-
-
-@contextmanager
-def _copy_for_serving(model_folder: Path, weights: str) -> Iterator[Path]:
-    """Give a folder called "model" that holds the weights that were sampled and evaluated, and no others."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "model"
-        folder.mkdir()
-        for name in ("config.json", f"{weights}.safetensors"):
-            shutil.copyfile(model_folder / name, folder / name)
-        yield folder

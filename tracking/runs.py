@@ -8,7 +8,7 @@ without MLflow.
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,31 +110,26 @@ class MlflowTracker(Tracker):
 
 
 @contextmanager
-def open_run(params: Params, run_id: str | None = None) -> Iterator[Tracker]:
-    """Open the MLflow run of a training: a new one, or `run_id` again; it ends with the block, with a status to match.
+def open_run(params: Params, stage: str = "train", earlier_run_id: str | None = None) -> Iterator[Tracker]:
+    """Open the MLflow run that a stage records in; it ends with the block, with a status to match.
 
-    An MLflow parameter never changes: where the run to continue has other parameters, such as more steps, the training
-    goes on in a new run, tagged with the one before.
-
-    Raises:
-        TrackingError: MLflow cannot be reached.
-    """
-    with _close_at_end(open_tracker(params, "train", run_id)) as tracker:
-        yield tracker
-
-
-@contextmanager
-def reopen_run(params: Params, stage: str, earlier_run_id: str) -> Iterator[Tracker]:
-    """Reopen the MLflow run of the stage before, for `stage` to add to; it ends with the block.
-
-    Where that run already holds other parameters of this stage or of an earlier one, this is another experiment on the
-    same model, and gets a run of its own, tagged with the run of the training. A model that was not tracked stays so.
+    A training goes on in the run that it was interrupted in, or gets a new one; a later stage adds to the run of the
+    stage before. An MLflow parameter never changes: where that run holds other parameters of this stage or of an
+    earlier one, this is another experiment, and gets a run of its own, tagged with the one before or with the one that
+    trained the model. A model that was not tracked stays so.
 
     Raises:
         TrackingError: MLflow cannot be reached.
     """
-    with _close_at_end(open_tracker(params, stage, earlier_run_id)) as tracker:
+    tracker, status = open_tracker(params, stage, earlier_run_id), "KILLED"
+    try:
         yield tracker
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        tracker.close(status)
 
 
 def open_tracker(params: Params, stage: str, earlier_run_id: str | None) -> Tracker:
@@ -148,68 +143,41 @@ def open_tracker(params: Params, stage: str, earlier_run_id: str | None) -> Trac
         return Tracker()
     client = connect()
     experiment_id = open_experiment(client)
-    values = _params_until(params, stage)
+    sections = {name: params.section(name) for name in LINEAGE[: LINEAGE.index(stage) + 1]}
+    values = {name: str(value) for name, value in flatten(sections).items()}
     with explain_refusals():
-        if stage == "train":
-            candidates, tags = _run_to_continue(client, earlier_run_id)
-        else:
-            candidates, tags = _runs_on_same_model(client, experiment_id, str(earlier_run_id))
-        run = next((run for run in candidates if _agree(run.data.params, values)), None)
-        if run is None:
-            run = _create_run(client, experiment_id, params.profile, tags)
+        candidates, tags = _find_candidates(client, experiment_id, stage, earlier_run_id)
+        agreeing = (run for run in candidates if _agree(run.data.params, values))
+        run = next(agreeing, None) or _create_run(client, experiment_id, params.profile, tags)
         _resume_run(client, run, stage, values)
     run_id = str(run.info.run_id)
     if stage == "train" or run_id != earlier_run_id:
-        _announce(stage, run_id, experiment_id)
+        emit(RunOpened(run_id, experiment_id))
+        if not are_read():
+            print(f"{stage}: MLflow run {run_id} of experiment {experiment_id}", flush=True)
     return MlflowTracker(client, run_id, experiment_id)
 
 
-def join_sweep(run_ids: Iterable[str], sweep: str) -> None:
-    """Tag runs as parts of a sweep, also those that an earlier sweep has made.
-
-    Raises:
-        TrackingError: MLflow cannot be reached, or has no such run.
-    """
-    client = connect()
-    with explain_refusals():
-        for run_id in run_ids:
-            _join_sweep(client, client.get_run(run_id), sweep)
+def join_sweep(client: "MlflowClient", run: "Run", sweep: str) -> None:
+    """Tag a run as part of a sweep, beside those that it belongs to."""
+    joined = run.data.tags.get(SWEEP_TAG, "").split()
+    if sweep not in joined:
+        client.set_tag(run.info.run_id, SWEEP_TAG, " ".join([*joined, sweep]))
 
 
-@contextmanager
-def _close_at_end(tracker: Tracker) -> Iterator[Tracker]:
-    status = "KILLED"
-    try:
-        yield tracker
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        tracker.close(status)
-
-
-def _announce(stage: str, run_id: str, experiment_id: str) -> None:
-    emit(RunOpened(run_id, experiment_id))
-    if not are_read():
-        print(f"{stage}: MLflow run {run_id} of experiment {experiment_id}", flush=True)
-
-
-def _run_to_continue(client: "MlflowClient", run_id: str | None) -> tuple[list["Run"], dict[str, str]]:
-    """Return the runs in which a training may go on, and the tags of a new one."""
-    if run_id is None:
-        return [], {}
-    return _find_run(client, run_id), {CONTINUES_TAG: run_id}
-
-
-def _runs_on_same_model(
-    client: "MlflowClient", experiment_id: str, earlier_run_id: str
+def _find_candidates(
+    client: "MlflowClient", experiment_id: str, stage: str, earlier_run_id: str | None
 ) -> tuple[list["Run"], dict[str, str]]:
-    """Return the runs to which a later stage may add, and the tags of a new one.
+    """Return the runs to which a stage may add, and the tags of a new one.
 
-    The earlier run comes first, then the run that trained the model, then later experiments on it, newest first.
+    For a later stage the earlier run comes first, then the run that trained the model, then later experiments on it,
+    newest first.
     """
+    if not earlier_run_id:
+        return [], {}
     earlier = _find_run(client, earlier_run_id)
+    if stage == "train":
+        return earlier, {CONTINUES_TAG: earlier_run_id}
     trained_in = earlier[0].data.tags.get(MODEL_RUN_TAG, earlier_run_id) if earlier else earlier_run_id
     later = client.search_runs([experiment_id], f"tags.`{MODEL_RUN_TAG}` = '{trained_in}'")
     return [*earlier, *_find_run(client, trained_in), *later], {MODEL_RUN_TAG: trained_in}
@@ -249,19 +217,7 @@ def _resume_run(client: "MlflowClient", run: "Run", stage: str, values: Mapping[
         if not name.startswith("dvc_"):
             client.set_tag(run_id, f"{stage}.{name}", value)
     if sweep := os.environ.get(SWEEP):
-        _join_sweep(client, run, sweep)
-
-
-def _join_sweep(client: "MlflowClient", run: "Run", sweep: str) -> None:
-    joined = run.data.tags.get(SWEEP_TAG, "").split()
-    if sweep not in joined:
-        client.set_tag(run.info.run_id, SWEEP_TAG, " ".join([*joined, sweep]))
-
-
-def _params_until(params: Params, last_stage: str) -> dict[str, str]:
-    """Return the parameters of all stages up to this one, as MLflow keeps them."""
-    sections = {stage: params.section(stage) for stage in LINEAGE[: LINEAGE.index(last_stage) + 1]}
-    return {name: str(value) for name, value in flatten(sections).items()}
+        join_sweep(client, run, sweep)
 
 
 def _agree(recorded: Mapping[str, str], values: Mapping[str, str]) -> bool:

@@ -53,6 +53,10 @@ def choose_runs(names: Sequence[str] = (), sweep: str | None = None, last: int |
     chosen = [find_run(name, runs) for name in names]
     if sweep is not None:
         chosen.append(runs_of_sweep(sweep, runs))
+        if chosen[-1].empty:
+            others = sorted({name for tag in runs[SWEEPS].dropna() for name in tag.split()})
+            known = f"there are {', '.join(others)}" if others else "there are none yet"
+            raise UnknownRunError(f"MLflow at {tracking_uri()} has no sweep {sweep!r}; {known}")
     if last is not None:
         chosen.append(runs.head(last))
     return pd.concat(chosen).drop_duplicates("run_id")
@@ -64,10 +68,11 @@ def join_runs(run_ids: Collection[str], sweep: str) -> pd.DataFrame:
     Raises:
         TrackingError: MLflow cannot be reached.
     """
-    runs = search_runs()
-    join_sweep(runs["run_id"][runs["run_id"].isin(run_ids)], sweep)
-    runs = search_runs()
-    return runs[_belong_to(sweep, runs)]
+    runs, client = search_runs(), connect()
+    with explain_refusals():
+        for run_id in runs["run_id"][runs["run_id"].isin(run_ids)]:
+            join_sweep(client, client.get_run(run_id), sweep)
+    return runs_of_sweep(sweep, search_runs())
 
 
 def find_run(name: str, runs: pd.DataFrame) -> pd.DataFrame:
@@ -92,23 +97,10 @@ def find_run(name: str, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def runs_of_sweep(sweep: str, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs of a sweep.
-
-    Raises:
-        UnknownRunError: there is none.
-    """
-    found = runs[_belong_to(sweep, runs)]
-    if found.empty:
-        others = sorted({name for tag in runs[SWEEPS].dropna() for name in tag.split()})
-        known = f"there are {', '.join(others)}" if others else "there are none yet"
-        raise UnknownRunError(f"MLflow at {tracking_uri()} has no sweep {sweep!r}; {known}")
-    return found
+    """Return the runs that name the sweep among theirs."""
+    return runs[runs[SWEEPS].map(lambda tag: isinstance(tag, str) and sweep in tag.split()).astype(bool)]
 
 
 def to_records(runs: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of a table, each by the names of its columns."""
     return [{str(name): value for name, value in row.items()} for row in runs.to_dict("records")]
-
-
-def _belong_to(sweep: str, runs: pd.DataFrame) -> "pd.Series[bool]":
-    return runs[SWEEPS].map(lambda tag: isinstance(tag, str) and sweep in tag.split()).astype(bool)

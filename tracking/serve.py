@@ -10,8 +10,7 @@ from contract.environment import TRACKING_URI
 from contract.errors import FlowersError
 from contract.params import read_params
 from tracking.connection import tracking_uri
-from tracking.promotion import CHAMPION
-from tracking.registry import Registry
+from tracking.registry import CHAMPION, Registry
 
 
 class ServeError(FlowersError):
@@ -32,13 +31,19 @@ def serve(host: str, port: int, model: str | None, timeout: int) -> NoReturn:
     """
     name = model or read_params().register.model_name
     require_free(host, port)
-    number = find_champion(name)
-    print(f"serve: {name} version {number} at http://{host}:{port}/invocations; Ctrl-C ends it", flush=True)
+    if (champion := Registry(name).champion()) is None:
+        raise ServeError(
+            f"MLflow at {tracking_uri()} has no {CHAMPION} of {name}: `make run` registers a model, "
+            "`flowers promote VERSION` makes a version champion"
+        )
+    print(f"serve: {name} version {champion.number} at http://{host}:{port}/invocations; Ctrl-C ends it", flush=True)
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
     # The version, not the alias, which may move before the server reads it.
-    command += ["--model-uri", f"models:/{name}/{number}", "--timeout", str(timeout)]
+    command += ["--model-uri", f"models:/{name}/{champion.number}", "--timeout", str(timeout)]
     command += ["--host", host, "--port", str(port)]
-    os.execve(sys.executable, command, server_environment())
+    # MLflow's server starts programs of this environment, which need not be on the PATH.
+    path = os.pathsep.join(filter(None, [str(Path(sys.executable).parent), os.environ.get("PATH")]))
+    os.execve(sys.executable, command, os.environ | {"PATH": path, TRACKING_URI: tracking_uri()})
 
 
 def require_free(host: str, port: int) -> None:
@@ -55,25 +60,3 @@ def require_free(host: str, port: int) -> None:
             raise ServeError(
                 f"{host}:{port} cannot be listened on: {error}; name another by --port, `make serve SERVE_PORT=…`"
             ) from None
-
-
-def find_champion(name: str) -> str:
-    """Return the number of the version to serve.
-
-    Raises:
-        ServeError: there is none.
-    """
-    champion = Registry(name).champion()
-    if champion is None:
-        raise ServeError(
-            f"MLflow at {tracking_uri()} has no {CHAMPION} of {name}: `make run` registers a model, "
-            "`flowers promote VERSION` makes a version champion"
-        )
-    return champion.number
-
-
-def server_environment() -> dict[str, str]:
-    """Return this process's environment, with MLflow's address, and its programs on the PATH."""
-    commands = str(Path(sys.executable).parent)
-    path = os.pathsep.join([commands, *filter(None, [os.environ.get("PATH")])])
-    return os.environ | {"PATH": path, TRACKING_URI: tracking_uri()}

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any
+from typing import Any, get_args
 
 import mlflow
 from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
@@ -21,14 +21,20 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-LIMITS = {"max_images": 64, "max_steps": 1000, "max_network_calls": 12_800}
-"""Limits of one request, all rows together, except steps: those of each row. Guidance doubles the network calls."""
+MAX_IMAGES = 64
+"""Maximum images of one request, all rows together."""
+
+MAX_NETWORK_CALLS = 12_800
+"""Maximum calls of the network for one request, all rows together; guidance doubles them."""
+
+MAX_STEPS = 1000
+"""Maximum steps of a row."""
 
 FIELDS = ("n", "seed", "sampler", "steps", "eta", "class", "guidance")
 """Fields of a row; all but n may be left out, or null."""
 
 _MAX_SEED = 2**63 - 1
-_MAX_GUIDANCE = 100.0
+_MAX_GUIDANCE = 100
 _MAX_CLASS_CHARACTERS = 100
 _DEFAULT_STEPS = 50
 
@@ -119,13 +125,13 @@ class FlowerSampler(PythonModel):
             OverdueRequest: the server has given the request up.
         """
         deadline = Deadline(self.seconds)
-        rows = read_rows(model_input, self.model, LIMITS)
+        rows = read_rows(model_input, self.model)
         with deadline.turn(self.turn):
             drawn = [self.model.draw(**row, on_step=deadline.check) for row in rows]
         return [{"png_base64": [encode_png(image) for image in pixels.permute(0, 2, 3, 1).numpy()]} for pixels in drawn]
 
 
-def read_rows(rows: list[dict[str, Any]], model: Any, limits: Mapping[str, int]) -> list[dict[str, Any]]:
+def read_rows(rows: list[dict[str, Any]], model: Any) -> list[dict[str, Any]]:
     """Return the arguments of the model's `draw` for each row.
 
     Raises:
@@ -136,16 +142,16 @@ def read_rows(rows: list[dict[str, Any]], model: Any, limits: Mapping[str, int])
     asked = []
     for number, row in enumerate(rows, start=1):
         try:
-            asked.append(_read_row(row, model, limits))
+            asked.append(_read_row(row, model))
         except ValueError as error:
             raise RefusedRequest(f"row {number}: {error}" if len(rows) > 1 else str(error)) from None
     num_images = sum(row["n"] for row in asked)
-    if num_images > limits["max_images"]:
-        raise RefusedRequest(f"a request gives at most {limits['max_images']} images, got {num_images} in all rows")
+    if num_images > MAX_IMAGES:
+        raise RefusedRequest(f"a request gives at most {MAX_IMAGES} images, got {num_images} in all rows")
     num_calls = sum(row["n"] * row["steps"] * (1 if row["guidance"] in {0.0, 1.0} else 2) for row in asked)
-    if num_calls > limits["max_network_calls"]:
+    if num_calls > MAX_NETWORK_CALLS:
         raise RefusedRequest(
-            f"a request takes at most {limits['max_network_calls']} network calls, got {num_calls}: images times "
+            f"a request takes at most {MAX_NETWORK_CALLS} network calls, got {num_calls}: images times "
             "steps, twice that with guidance; ask for fewer of either"
         )
     return asked
@@ -160,39 +166,39 @@ def encode_png(image: Any) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _read_row(row: Mapping[str, Any], model: Any, limits: Mapping[str, int]) -> dict[str, Any]:
+def _read_row(row: Mapping[str, Any], model: Any) -> dict[str, Any]:
     if unknown := [name for name in row if name not in FIELDS]:
-        raise ValueError(f"unknown field {_shorten(unknown[0])}; a row may hold {', '.join(FIELDS)}")
+        raise ValueError(f"unknown field {reprlib.repr(unknown[0])}; a row may hold {', '.join(FIELDS)}")
     given = {name: value for name, value in row.items() if value is not None}
-    most_steps = min(limits["max_steps"], model.diffusion.num_timesteps)
+    most_steps = min(MAX_STEPS, model.diffusion.num_timesteps)
     if "n" not in given:
-        raise ValueError(f"n is missing: how many images, a whole number in 1 … {limits['max_images']}")
+        raise ValueError(f"n is missing: how many images, a whole number in 1 … {MAX_IMAGES}")
     asked = {
-        "n": _read_whole("n", given["n"], 1, limits["max_images"]),
-        "seed": _read_whole("seed", given.get("seed", 0), 0, _MAX_SEED),
+        "n": _read_number("n", given["n"], int, 1, MAX_IMAGES),
+        "seed": _read_number("seed", given.get("seed", 0), int, 0, _MAX_SEED),
         "sampler": _read_sampler(given.get("sampler", "ddim")),
-        "steps": _read_whole("steps", given.get("steps", min(_DEFAULT_STEPS, most_steps)), 1, most_steps),
-        "eta": _read_number("eta", given.get("eta", 0.0), 1.0),
+        "steps": _read_number("steps", given.get("steps", min(_DEFAULT_STEPS, most_steps)), int, 1, most_steps),
+        "eta": _read_number("eta", given.get("eta", 0.0), float, 0, 1),
         "classes": _read_classes(given.get("class")),
-        "guidance": _read_number("guidance", given.get("guidance", 1.0), _MAX_GUIDANCE),
+        "guidance": _read_number("guidance", given.get("guidance", 1.0), float, 0, _MAX_GUIDANCE),
     }
     model.bind_classes(asked["classes"], [0], asked["guidance"])  # refuses what this model cannot be asked for
     return asked
 
 
-def _read_whole(name: str, value: Any, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number in {least} … {most}, got {_shorten(value)}")
-    return value
+def _read_number(name: str, value: Any, kind: type[int | float], least: int, most: int) -> int | float:
+    is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most:
+        described = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{name} must be {described} in {least} … {most}, got {reprlib.repr(value)}")
+    return kind(value)
 
 
 def _read_sampler(value: Any) -> str:
-    from typing import get_args
-
     from ddpm.config import SamplerName
 
     if value not in get_args(SamplerName):
-        raise ValueError(f"sampler must be one of {', '.join(get_args(SamplerName))}, got {_shorten(value)}")
+        raise ValueError(f"sampler must be one of {', '.join(get_args(SamplerName))}, got {reprlib.repr(value)}")
     return str(value)
 
 
@@ -200,20 +206,8 @@ def _read_classes(value: Any) -> list[str | int] | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int) or len(str(value)) > _MAX_CLASS_CHARACTERS:
-        raise ValueError(f"class must be a name or a number of a class, got {_shorten(value)}")
+        raise ValueError(f"class must be a name or a number of a class, got {reprlib.repr(value)}")
     return [value]
-
-
-def _read_number(name: str, value: Any, most: float) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0.0 <= value <= most:
-        raise ValueError(f"{name} must be a number in 0 … {most:.0f}, got {_shorten(value)}")
-    return float(value)
-
-
-def _shorten(value: Any) -> str:
-    """Return a value of any size as a short line."""
-    return reprlib.repr(value)
 
 
 mlflow.models.set_model(FlowerSampler())

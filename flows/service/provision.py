@@ -41,7 +41,7 @@ def provision() -> None:
     """
     if not os.environ.get("PREFECT_API_URL"):
         raise ProvisionError("PREFECT_API_URL must name the Prefect server, such as http://127.0.0.1:4200/api")
-    read_num_slots(os.environ)  # a wrong number is an error now, not in the first run
+    read_num_slots()  # a wrong number is an error now, not in the first run
     with get_client(sync_client=True) as client:
         put_work_pool(client, describe_work_pool())
         put_automation(client, describe_crash_watch())

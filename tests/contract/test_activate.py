@@ -9,7 +9,6 @@ from contract.params import ParamsError, activate, compose, read_params
 
 PROJECT = Path(__file__).parents[2]
 TULIPS = """# Tulips on a laptop.
-profile: tulips
 train:
   # a short training
   num_steps: 600
@@ -46,12 +45,6 @@ def test_a_profile_is_completed_by_the_published_setting(params_file):
     text, complete = params_file.read_text(), Path("profiles/flowers102.yaml").read_text()
     assert text.startswith("# Tulips on a laptop.\nprofile: tulips\n\ndownload:\n")
     assert text.count("#") == 1 and len(text.splitlines()) == len(complete.splitlines()) - 1
-
-
-def test_a_profile_without_its_name_in_it_has_that_of_its_file(params_file):
-    Path("profiles/lilies.yaml").write_text("sample: {seed: 3}\n")
-    params = activate("lilies", {})
-    assert (params.profile, params.sample.seed) == ("lilies", 3)
 
 
 def test_a_complete_profile_needs_no_other_and_keeps_its_comments(params_file):

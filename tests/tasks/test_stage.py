@@ -69,15 +69,6 @@ def test_messages_have_their_levels_and_lines_that_are_no_events_are_passed_over
     assert lines == [(INFO, "train: 8 images"), (WARNING, "train: warning: few"), (ERROR, "no")]
 
 
-def test_lines_come_while_the_stage_runs(report, log, dvc, tmp_path):
-    # It ends only when its first line has been logged.
-    dvc(f"echo first; while [ ! -e {tmp_path}/seen ]; do sleep 0.05; done")
-    logging.getLogger("test").addFilter(see := lambda _record: bool((tmp_path / "seen").write_text("")) or True)
-    follow_stage("train", report, {})
-    logging.getLogger("test").removeFilter(see)
-    assert [record.getMessage() for record in log] == ["first"]
-
-
 def test_a_file_that_grows_is_read_line_by_line(tmp_path):
     tail = Tail(tmp_path / "output")
     with tail.path.open("wb", buffering=0) as file:
@@ -138,13 +129,6 @@ def test_the_stage_has_its_own_variables_and_the_contracts(run, monkeypatch):
     assert stage_environment(Path("events"))["PATH"] == f"{Path(sys.executable).parent}:/usr/bin:/bin"
 
 
-def test_the_stage_is_in_a_group_of_its_own(run):
-    # The terminal's Ctrl-C reaches it only through the task.
-    ((_, words),) = run("cut -d ' ' -f 1,5 /proc/$$/stat")
-    pid, group = words.split()
-    assert pid == group != str(os.getpgrp())
-
-
 def test_an_inheritable_lock_lasts_as_long_as_the_stage(run, tmp_path):
     with (tmp_path / "lock").open("w") as kept, (tmp_path / "other").open("w"):
         os.set_inheritable(kept.fileno(), True)
@@ -152,7 +136,7 @@ def test_an_inheritable_lock_lasts_as_long_as_the_stage(run, tmp_path):
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_a_cancelled_task_takes_its_stage_with_it_and_logs_its_last_words(report, log, dvc):
+def test_a_cancelled_task_lets_its_stage_save_its_work_and_logs_its_last_words(report, log, dvc):
     dvc("trap 'echo saved; exit 75' INT; echo ready; while :; do sleep 0.05; done")
 
     def cancel(record):
@@ -226,19 +210,6 @@ def test_a_grandchild_does_not_outlive_its_parent(family):
     one = family(STUBBORN.format(before=f"{GRANDCHILD}\n{leaves}"))
     end_group(one.process, grace_seconds=20.0)
     assert one.process.returncode == 3 and one.is_gone()
-
-
-def test_a_stage_may_save_its_work_in_the_grace_period(family, tmp_path):
-    saves = f"""
-def save(*_):
-    time.sleep(0.2)
-    open({str(tmp_path / "saved")!r}, "w").write("all of it")
-    sys.exit(75)
-signal.signal(signal.SIGINT, save)
-"""
-    one = family(STUBBORN.format(before=saves))
-    end_group(one.process, grace_seconds=30.0)
-    assert one.process.returncode == 75 and one.is_gone() and (tmp_path / "saved").read_text() == "all of it"
 
 
 def test_ending_what_has_ended_is_no_error(family):

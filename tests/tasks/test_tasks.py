@@ -3,7 +3,6 @@
 import json
 import logging
 import threading
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,15 +14,13 @@ from prefect.context import tags
 from prefect.runtime import flow_run
 
 from contract.errors import FlowersError
-from tasks import gpus
+from contract.stage_names import STAGES
+from tasks import gpus, stage_tasks
 from tasks.gpus import hold_slots
-from tasks.run_page import embed
 from tasks.stage import log_failures_once
-from tasks.train import MAX_ROWS, thin_losses
+from tasks.stage_tasks import MAX_ROWS, thin_losses
 
 pytestmark = pytest.mark.xdist_group("prefect")  # one worker, which starts the server once
-
-STAGES = ("download", "preprocess", "reference", "train", "sample", "evaluate", "register")
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +45,7 @@ def run_tasks(*names, **options):
         log_failures_once()
         ids.append(flow_run.id)
         for name in names:
-            getattr(import_module(f"tasks.{name}"), name).with_options(**options)()
+            getattr(stage_tasks, name).with_options(**options)()
 
     ids = []
     state = run(return_state=True)
@@ -69,7 +66,7 @@ def test_each_task_runs_its_stage_and_shows_what_it_made(dvc, log):
     assert set(artifacts) == {"mlflow-run", "losses", "samples", "metrics"}
     assert "http://127.0.0.1:5000/#/experiments/1/runs/abc" in artifacts["mlflow-run"].data
     assert json.loads(artifacts["losses"].data) == [{"step": 2, "loss": 0.5}]
-    assert artifacts["samples"].data == embed(Path("build/samples/grid.png"))
+    assert artifacts["samples"].data == "![samples](data:image/png;base64,cGljdHVyZQ==)"
     assert json.loads(artifacts["metrics"].data) == [
         {"metric": "fd", "value": 1.5}, {"metric": "extractor", "value": "inception"},
     ]  # fmt: skip
@@ -87,7 +84,7 @@ def test_a_running_stage_shows_its_progress_its_mlflow_run_and_its_samples(dvc):
     _, artifacts = run_tasks("train")
     assert artifacts["progress-train"].data == 25.0
     assert "/runs/def" in artifacts["mlflow-run"].data, "not the one of an earlier training"
-    assert "Step 7" in artifacts["samples-in-training"].data
+    assert artifacts["samples-in-training"].data == "Step 7\n\n![samples](data:image/png;base64,cGljdHVyZQ==)"
 
 
 def test_without_tracking_no_run_is_linked(dvc):
@@ -147,7 +144,7 @@ def test_a_download_is_tried_again_where_that_may_help(dvc, is_passing, num_trie
 
 
 def test_no_other_task_is_tried_again():
-    retries = {name: getattr(import_module(f"tasks.{name}"), name).retries for name in STAGES}
+    retries = {name: getattr(stage_tasks, name).retries for name in STAGES}
     assert {name for name, number in retries.items() if number} == {"download"}
 
 

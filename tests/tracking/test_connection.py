@@ -39,11 +39,9 @@ def test_two_first_users_of_a_database_create_it_once(folder, project):
     assert [(user.communicate(timeout=120)[1], user.returncode) for user in users] == [("", 0)] * 2
 
 
-@pytest.mark.parametrize("uri", ["sqlite:///other.db", None])
-def test_files_lie_beside_the_database(client, monkeypatch, folder, uri):
-    if uri:
-        (folder / "mlflow.db").rename("other.db")
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+def test_files_lie_beside_the_database(client, monkeypatch, folder):
+    (folder / "mlflow.db").rename("other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
     connected = connect()
     experiment = connected.get_experiment(open_experiment(connected))
     assert (experiment.name, experiment.artifact_location) == (EXPERIMENT, (folder / "mlartifacts").as_uri())

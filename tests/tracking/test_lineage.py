@@ -59,18 +59,11 @@ def test_what_dvc_does_not_know_yet_is_left_out(repository, stages):
     assert set(read_lineage()) == {"git_commit", "git_has_local_changes"} and read_model_digest() == ""
 
 
-def test_the_flow_run_is_named(repository, monkeypatch):
+def test_the_flow_run_is_named_also_without_git_or_history(folder, monkeypatch):
     monkeypatch.setenv("DDPM_PREFECT_FLOW_RUN", "wise-owl")
     monkeypatch.setenv("DDPM_PREFECT_FLOW_RUN_ID", "123")
-    tags = read_lineage()
-    assert (tags["prefect_flow_run"], tags["prefect_flow_run_id"]) == ("wise-owl", "123")
-
-
-def test_without_history_there_is_no_commit(folder, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(folder.parent))
-    assert set(read_lineage()) <= {"git_has_local_changes"}
-
-
-def test_without_git_there_is_no_commit(repository, monkeypatch):
-    monkeypatch.setenv("PATH", str(repository))
-    assert "git_commit" not in read_lineage()
+    expected = {"git_has_local_changes": "false", "prefect_flow_run": "wise-owl", "prefect_flow_run_id": "123"}
+    assert read_lineage() == expected
+    monkeypatch.setenv("PATH", str(folder))
+    assert read_lineage() == expected

@@ -13,7 +13,7 @@ from contract.events import Message, RunOpened, parse_event
 from contract.nesting import flatten
 from stages.runtime.interruption import Interrupted
 from tracking.connection import EXPERIMENT, TrackingError
-from tracking.runs import SWEEP_TAG, open_run, reopen_run
+from tracking.runs import SWEEP_TAG, open_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # in MLflow's own tables
 PICTURE = np.full((8, 8, 3), 200, np.uint8)
@@ -36,7 +36,7 @@ def record(client, make_params):
 
     def stage(name="train", earlier=None, changes=None, tags=None):
         params = make_params(changes)
-        with open_run(params, earlier) if name == "train" else reopen_run(params, name, earlier) as tracker:
+        with open_run(params, name, earlier) as tracker:
             assert client.get_run(tracker.run_id).info.status == "RUNNING"
             tracker.record_tags(tags or {})
         return client.get_run(tracker.run_id)
@@ -116,26 +116,33 @@ def test_a_run_keeps_the_names_of_its_sweeps(record, monkeypatch):
     assert SWEEP_TAG not in record().data.tags
 
 
-@pytest.mark.parametrize("kind", ["metrics", "images"])
-def test_records_that_wait_hold_nothing_up_and_are_sent_before_the_end(client, make_params, monkeypatch, kind):
+@pytest.fixture
+def is_sending(monkeypatch):
+    """Whether metrics and images reach the store; while it is cleared they wait."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # it warns of itself, so not at the top
 
-    is_released = threading.Event()
-    owner, name = (SqlAlchemyStore, "log_batch") if kind == "metrics" else (LocalArtifactRepository, "log_artifact")
-    send = getattr(owner, name)
-    is_released.set()
-    monkeypatch.setattr(owner, name, lambda *given, **named: is_released.wait(60) and send(*given, **named))
+    def hold(owner, name):
+        send = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, **named: event.wait(60) and send(*given, **named))
+
+    event = threading.Event()
+    event.set()
+    hold(SqlAlchemyStore, "log_batch")
+    hold(LocalArtifactRepository, "log_artifact")
+    return event
+
+
+# The fixture comes first: a store keeps the `log_batch` that it finds when it is made, with the first client.
+def test_records_that_wait_hold_nothing_up_and_are_sent_before_the_end(is_sending, client, make_params):
     with open_run(make_params()) as tracker:
-        is_released.clear()
+        is_sending.clear()
         for step in range(3):
-            if kind == "metrics":
-                tracker.record_metrics({"loss": float(step)}, step)
-            else:
-                tracker.record_image("samples", PICTURE, step)
+            tracker.record_metrics({"loss": float(step)}, step)
+            tracker.record_image("samples", PICTURE, step)
         assert client.get_metric_history(tracker.run_id, "loss") == [] and pictures("samples") == []
-        is_released.set()
+        is_sending.set()
     metrics = [metric.step for metric in client.get_metric_history(tracker.run_id, "loss")]
-    assert (metrics or pictures("samples")) == [0, 1, 2]
+    assert metrics == pictures("samples") == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -148,16 +155,16 @@ def test_records_that_wait_hold_nothing_up_and_are_sent_before_the_end(client, m
     ],
 )
 def test_a_run_ends_as_its_stage_does_and_is_resumed(client, runs, make_params, error, status):
-    def fail(run):
-        with run as tracker:
+    def fail():
+        with open_run(make_params()) as tracker:
             tracker.record_metrics({"loss": 1.0}, 1)
             raise error
 
     with pytest.raises(type(error)):
-        fail(open_run(make_params()))
+        fail()
     (run,) = runs()
     assert run.info.status == status
-    with open_run(make_params(), id_of(run)) as tracker:
+    with open_run(make_params(), "train", id_of(run)) as tracker:
         assert client.get_run(id_of(run)).info.status == "RUNNING"
         tracker.record_metrics({"loss": 0.5}, 2)
     (run,) = runs()
@@ -232,13 +239,15 @@ def test_parameters_of_stages_still_to_come_are_no_conflict(record):
 
 
 @pytest.mark.parametrize("variable", [{"DDPM_TRACKING": "off"}, {"RANK": "1"}])
-@pytest.mark.parametrize("enter", [open_run, lambda params: reopen_run(params, "sample", "0" * 32)])
-def test_switched_off_or_in_another_process_nothing_is_tracked(folder, make_params, monkeypatch, enter, variable):
+@pytest.mark.parametrize(("stage", "earlier"), [("train", None), ("sample", "0" * 32)])
+def test_switched_off_or_in_another_process_nothing_is_tracked(
+    folder, make_params, monkeypatch, variable, stage, earlier
+):
     monkeypatch.delenv("DDPM_TRACKING")
     for name, value in variable.items():
         monkeypatch.setenv(name, value)
     before = dict(os.environ)
-    with enter(make_params()) as tracker:
+    with open_run(make_params(), stage, earlier) as tracker:
         tracker.record_metrics({"loss": 1.0}, 1)
         tracker.record_image("samples", PICTURE)
         tracker.record_tags({"mood": "cheerful"})
@@ -248,7 +257,7 @@ def test_switched_off_or_in_another_process_nothing_is_tracked(folder, make_para
 
 
 def test_a_model_that_was_not_tracked_stays_untracked(client, make_params):
-    with reopen_run(make_params(), "sample", "") as tracker:
+    with open_run(make_params(), "sample", "") as tracker:
         pass
     assert tracker.run_id == "" and client.get_experiment_by_name(EXPERIMENT) is None
 

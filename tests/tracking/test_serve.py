@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from contract.errors import FlowersError
+from tracking.registry import Version
 from tracking.serve import require_free, serve
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # in MLflow's own tables
@@ -42,7 +43,7 @@ def test_the_server_is_mlflows_with_the_champion_and_its_programs(folder, write_
     monkeypatch.setenv("PATH", "/bin")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     started = []
-    monkeypatch.setattr("tracking.serve.find_champion", lambda _: "4")
+    monkeypatch.setattr("tracking.serve.Registry.champion", lambda _: Version("4", {}))
     monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
     serve("127.0.0.1", 0, None, 600)
     ((program, command, environment),) = started
