@@ -30,16 +30,6 @@ def fetch(folder, tmp_path_factory, make_params):
     return fetch
 
 
-@pytest.fixture
-def fetch_flowers102(fetch):
-    """Fetches Oxford Flowers 102 from a source into a new folder."""
-
-    def fetch_from(source, archive_md5=None):
-        return fetch("flowers102", {"download.source": source, "download.archive_md5": archive_md5})
-
-    return fetch_from
-
-
 def make_archive(numbers, salt=""):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
