@@ -26,7 +26,7 @@ class StageProcess(subprocess.Popen):
         """All that it has said."""
         return self.log.read_text()
 
-    def wait_until(self, condition, seconds=60.0):
+    def wait_until(self, condition, seconds=250.0):
         """Return as soon as the condition holds, while the stage runs."""
         end = time.monotonic() + seconds
         while not condition():

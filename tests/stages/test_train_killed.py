@@ -97,10 +97,8 @@ def test_twenty_kills_at_random_moments_change_no_bit(start, tmp_path):
     spared.wait_until(spared.is_training)
     seconds_of_imports = time.monotonic() - spared.started
     spared.finish()
-    seconds = time.monotonic() - spared.started
-    print(f"\nspared: imports {seconds_of_imports:.1f} s, all {seconds:.1f} s; seed {SEED}")
 
-    chance, started, killed = random.Random(SEED), time.monotonic(), tmp_path / "killed"
+    chance, killed = random.Random(SEED), tmp_path / "killed"
     places = ["imports"] * 6 + ["training"] * 7 + ["saving"] * 7
     chance.shuffle(places)
     num_training, num_torn, step = 0, 0, 0
@@ -109,14 +107,11 @@ def test_twenty_kills_at_random_moments_change_no_bit(start, tmp_path):
         moment = chance.uniform(0.0, seconds_of_imports if where == "imports" else 2.0)
         life.live(moment, where, killed)
         step = max(steps_kept(killed), default=0)
-        is_torn = not torn(killed) <= torn_before
         num_training += life.is_training()
-        num_torn += is_torn
-        print(f"kill {number:2} {where:8} {moment:.2f} s: steps {before} to {step}{', and one torn' * is_torn}")
+        num_torn += not torn(killed) <= torn_before
+        print(f"kill {number:2} {where:8} {moment:.2f} s: steps {before} to {step}; {num_torn} torn savings so far")
         assert step > before if life.is_training() and moment > 1.0 else step >= before
     start("killed").finish()
-    seconds = time.monotonic() - started
-    print(f"{len(places)} kills, {num_training} after training had begun, {num_torn} in a saving; {seconds:.0f} s")
     assert results(killed) == results(tmp_path / "spared")
     # Otherwise the moments were badly chosen, and the above shows less than it says.
     assert len(places) == 20 and num_training >= 10 and num_torn >= 1 and 0 < step < CHANGES["train.num_steps"]

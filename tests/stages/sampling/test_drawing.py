@@ -86,8 +86,9 @@ def test_a_gpus_memory_decides_on_the_batch_size(published_conditional, make_par
         if sizes[-1] > 100:
             raise torch.OutOfMemoryError
 
-    sizes, model = [], load_model(published_conditional, "averaged", torch.device("meta"))
-    model.unet.register_forward_pre_hook(limit)
+    sizes, model = [], load_model(published_conditional)
+    model.unet.to("meta").register_forward_pre_hook(limit)
+    object.__setattr__(model.diffusion, "betas", model.diffusion.betas.to("meta"))
     params = make_params(CONDITIONAL | {"sample.guidance_scale": guidance_scale}).sample
     assert choose_batch_size(model, params, num_images, torch.device("meta")) * guidance_scale == tried[-1]
     assert sizes == tried

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ddpm.checkpoint import save_file
+from ddpm.metrics import KernelDistance
 from stages.training import loop
-from stages.training.evaluation import TrainingEvaluation
 
 MODEL, LOSSES = Path("build/model"), Path("build/losses.csv")
 
@@ -24,12 +24,15 @@ def test_an_interruptions_checkpoint_is_complete_before_a_process_leaves(
     assert train() == uninterrupted
 
 
-def test_an_evaluation_begins_when_its_checkpoint_is_complete(train, slow_disk, steps_kept, monkeypatch):
+def test_an_evaluation_begins_when_its_checkpoint_is_complete(train, mean_colours, slow_disk, steps_kept, monkeypatch):
+    def compare(*_, **__):
+        kept.append(steps_kept())
+        return KernelDistance(0.5, 0.0, 0.0, 1.0)
+
     kept = []
-    monkeypatch.setattr(TrainingEvaluation, "add", lambda _, step: kept.append((step, steps_kept()[-1])))
-    monkeypatch.setattr("stages.training.publishing.publish_best", lambda *_: None)
+    monkeypatch.setattr("ddpm.metrics.kernel_distance", compare)
     train({"train.evaluate_every": 3})
-    assert kept == [(3, 3), (6, 6)] and steps_kept() == [4, 6]
+    assert kept == [[2, 3], [4, 6]]
 
 
 @pytest.mark.parametrize(("full_at", "kept"), [(2, []), (6, [2, 4])])
