@@ -57,10 +57,7 @@ def assert_alike(drawn, others):
         ({}, 12),
         ({}, None),
         ({"sample.sampler": "ddpm"}, 4),
-        ({"sample.sampler": "dpm_solver++"}, 4),
-        ({"sample.eta": 1.0}, 4),
         ({"sample.eta": 1.0}, 1),
-        (CONDITIONAL | {"sample.sampler": "ddpm", "sample.guidance_scale": 2.0}, 12),
         (CONDITIONAL | {"sample.sampler": "dpm_solver++", "sample.guidance_scale": 2.0}, 12),
     ],
 )
