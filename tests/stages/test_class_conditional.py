@@ -39,7 +39,7 @@ def test_the_judge_counts_the_petals_of_flowers_it_has_not_seen(counter):
     assert float(is_counted_right(counter, *held_out).float().mean()) > 0.95
 
 
-def test_flowers_have_the_petals_asked_for_and_the_more_so_with_guidance(model, counter):
+def test_flowers_have_the_petals_asked_for(model, counter):
     share_right = {}
     for guidance_scale in (0.0, 1.0, 3.0):
         flowers = draw_requested(model, 250, guidance_scale, num_sampling_steps=20)

@@ -29,7 +29,7 @@ def referenced(folder, dataset, mean_colours, make_params):
     return run
 
 
-def test_each_split_has_the_features_and_statistics_of_its_images_in_random_order(referenced, mean_colours):
+def test_each_split_has_the_features_of_its_images_in_random_order(referenced, mean_colours):
     features, table, _ = referenced(splits=("train",) * 20 + ("valid",) * 12 + ("test",))
     images = np.load("build/dataset/images.npy")
     assert (table["number"] == 1 + table["position"]).all()

@@ -99,7 +99,7 @@ def test_grid_and_files_go_to_the_run_of_the_model(model, make_params, notes, re
     assert notes.files == [(f"build/samples/{name}", "samples") for name in names]
 
 
-def test_the_classes_of_the_images_are_in_the_grid_a_table_and_the_record(conditional_model, make_params):
+def test_the_classes_of_the_images_are_shown_and_recorded(conditional_model, make_params):
     main(make_params(CONDITIONAL | {"sample.num_grid_images": 8, "sample.classes": ["Rose", 3]}))
     pixels, picture = read_samples(), read_picture("grid.png")
     np.testing.assert_array_equal(picture, class_grid(pixels[:8], ["rose", "01"], scale=6))

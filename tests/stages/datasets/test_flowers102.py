@@ -81,7 +81,7 @@ def test_missing_and_wrong_files_are_named(flowers, source, fetch_from, name):
         fetch_from(source)
 
 
-def test_another_archive_is_taken_by_its_stated_digest_but_no_other_labels(flowers, source, fetch_from, other_archive):
+def test_another_archive_is_taken_by_its_stated_digest(flowers, source, fetch_from, other_archive):
     with pytest.raises(DatasetError, match="should be 00000000"):
         fetch_from(source, archive_md5="0" * 32)  # the official archive is not taken for another
     digest = other_archive()

@@ -87,7 +87,7 @@ def test_an_error_is_status_1_and_a_line_or_an_event(ended, request, monkeypatch
     assert events() == [event]
 
 
-def test_an_error_of_the_program_keeps_its_traceback_and_is_an_event_too(events):
+def test_an_error_of_the_program_keeps_its_traceback(events):
     with pytest.raises(ZeroDivisionError):
         run_stage("train", lambda _params: 1 // 0)
     assert events() == [Failed("ZeroDivisionError: integer division or modulo by zero", is_passing=False)]
@@ -142,7 +142,7 @@ def test_a_signal_interrupts_with_status_75(ended, number):
     assert ended(signal_and_wait(number)) == (75, message)
 
 
-def test_an_interruption_is_no_error_and_a_second_signal_does_not_break_the_leaving(ended):
+def test_a_second_signal_does_not_break_the_leaving(ended):
     cleaned = []
 
     def stage(_params):
@@ -159,7 +159,7 @@ def test_an_interruption_is_no_error_and_a_second_signal_does_not_break_the_leav
     assert cleaned == [True]
 
 
-def test_deferred_signals_interrupt_nothing_until_asked_for_and_nothing_afterwards(ended):
+def test_deferred_signals_interrupt_nothing_until_asked_for(ended):
     def stage(_params):
         with defer_interruption() as interruption:
             assert interruption() is None

@@ -190,7 +190,7 @@ def test_weights_could_be_trained_only_while_images_are_drawn(published, make_pa
         flags.clear()
 
 
-def test_images_differ_frames_end_with_them_and_more_images_begin_with_the_same(draw, images):
+def test_images_differ_and_more_images_begin_with_the_same(draw, images):
     pixels, frames = images
     assert pixels.shape == (12, 3, 16, 16) and pixels.dtype == torch.uint8
     assert len({image.numpy().tobytes() for image in pixels}) == 12
