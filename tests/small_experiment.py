@@ -25,19 +25,11 @@ from tracking.runs import Tracker
 PROJECT = Path(__file__).parents[1]
 
 SMALL = {
-    "profile": "quickstart",
-    "download.dataset": "synthetic_flowers",
     "download.synthetic.num_images": 24,
     "download.synthetic.image_size": 16,
-    "download.synthetic.seed": 0,
     "preprocess.image_size": 16,
-    "preprocess.valid_fraction": 0.1,
-    "reference.extractor": "efficientnet_lite0",
     "reference.max_images_per_split": 16,
-    "reference.seed": 0,
     "reference.batch_size": 5,
-    "reference.num_processes": 1,
-    "train.splits": ["train"],
     "train.unet.widths": [8, 16],
     "train.unet.attention": [False, True],
     "train.unet.num_res_blocks": 1,
@@ -46,62 +38,40 @@ SMALL = {
     "train.unet.dropout": 0.1,
     "train.diffusion.schedule": "cosine",
     "train.diffusion.num_timesteps": 20,
-    "train.diffusion.beta_start": 0.0001,
-    "train.diffusion.beta_end": 0.02,
     "train.diffusion.prediction": "eps",
     "train.num_steps": 6,
     "train.batch_size": 4,
     "train.seed": 3,
-    "train.random_flips": True,
-    "train.loss": "mse",
-    "train.min_snr_gamma": None,
     "train.learning_rate": 0.002,
     "train.rate_schedule": "cosine",
     "train.warmup_steps": 2,
     "train.gradient_clip": 1.0,
-    "train.accumulation_steps": 1,
-    "train.gradient_checkpointing": False,
     "train.ema_decay": 0.9,
     "train.ema_warmup": True,
-    "train.extra_ema_decays": [],
     "train.precision": "float32",
     "train.compilation": "off",
-    "train.num_processes": 1,
     "train.log_every": 2,
     "train.sample_every": 4,
     "train.num_grid_images": 4,
     "train.grid_sampling_steps": 3,
     "train.checkpoint_every": 2,
-    "train.keep_checkpoints": 2,
-    "train.keep_checkpoints_every": None,
-    "train.evaluate_every": None,
     "train.evaluate_num_images": 10,
-    "train.evaluate_split": "valid",
     "sample.num_images": 12,
     "sample.batch_size": 5,
-    "sample.seed": 0,
     "sample.sampler": "ddim",
     "sample.num_sampling_steps": 6,
-    "sample.eta": 0.0,
     "sample.precision": "float32",
     "sample.compilation": "off",
-    "sample.num_processes": 1,
-    "sample.weights": "averaged",
     "sample.num_grid_images": 4,
     "sample.num_frames": 3,
-    "evaluate.reference_split": "train",
     "evaluate.kernel_subsets": 4,
     "evaluate.kernel_subset_size": 8,
-    "evaluate.seed": 0,
     "evaluate.num_closest_pairs": 3,
 }
-"""What makes the quickstart profile an experiment of a second, and what the tests below count on."""
-
-CLASS_NAMES = ((8, "rose"), (3, "01"), (5, "nan"))
-"""Of the prepared images in turn: numbers with gaps, names that could be taken for something else."""
+"""Changes of the quickstart profile that make it an experiment of a second."""
 
 CLASSES = (ImageClass(3, "01"), ImageClass(5, "nan"), ImageClass(8, "rose"))
-"""The same as a conditional model counts them."""
+"""Classes of the prepared images: numbers with gaps, names that could be taken for something else."""
 
 
 @pytest.fixture(scope="session")
@@ -152,20 +122,24 @@ def write_params(document):
 def folder(tmp_path, monkeypatch):
     """An empty current folder, in which nothing is tracked and no variable of the caller's is seen."""
     monkeypatch.chdir(tmp_path)
-    for name in (
-        "DDPM_EVENTS", "DDPM_PREFECT_FLOW_RUN", "DDPM_PREFECT_FLOW_RUN_ID", "DDPM_SWEEP", "DDPM_WATCH_PID", "DVC_ROOT",
-        "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "RANK",
-    ):  # fmt: skip
-        # Set and then deleted, so that what a test leaves there is taken away after it.
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+    unset(
+        monkeypatch, "DDPM_EVENTS", "DDPM_PREFECT_FLOW_RUN", "DDPM_PREFECT_FLOW_RUN_ID", "DDPM_SWEEP", "DDPM_WATCH_PID",
+        "DVC_ROOT", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "RANK",
+    )  # fmt: skip
     monkeypatch.setenv("DDPM_TRACKING", "off")
     return tmp_path
 
 
+def unset(monkeypatch, *names):
+    """Unset environment variables, also after the test, which may set them."""
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def in_each_process(monkeypatch):
-    """What `work` of a stage gives in each of several processes, played one after the other; nothing is exchanged."""
+    """Plays several processes one after the other, which exchange nothing, and gives the result of each."""
 
     def play(stage, num_processes, work):
         results = []
@@ -236,10 +210,14 @@ def dataset():
         target.mkdir(parents=True)
         images = np.random.default_rng(0).integers(0, 256, (len(splits), size, size, 3), dtype=np.uint8)
         np.save(target / "images.npy", images)
-        names = [CLASS_NAMES[i % 3] for i in range(len(splits))]
         rows = [
-            {"number": 1 + i, "class_number": number, "class_name": name, "split": split}
-            for i, (split, (number, name)) in enumerate(zip(splits, names, strict=True))
+            {
+                "number": 1 + i,
+                "class_number": CLASSES[i % 3 - 1].number,
+                "class_name": CLASSES[i % 3 - 1].name,
+                "split": split,
+            }
+            for i, split in enumerate(splits)
         ]
         pd.DataFrame(rows).to_csv(target / "index.csv", index=False)
         (target / "dataset.json").write_text(json.dumps({"image_size": size, "images_md5": "0" * 32}))
@@ -260,16 +238,16 @@ def published_conditional(tmp_path_factory, make_params):
     return publish(tmp_path_factory.mktemp("published") / "model", make_params().train, CLASSES)
 
 
-def publish(target, wanted, classes=()):
+def publish(target, params, classes=()):
     torch.manual_seed(0)
-    unet = UNet(wanted.unet.configure(len(classes) or None))
+    unet = UNet(params.unet.configure(len(classes) or None))
     state = TrainingState.start(unet, TrainingConfig(num_steps=1, extra_ema_decays=(0.5,)))
     with torch.no_grad():
         # Layers that start at zero would hide differences; the sets of weights move apart.
         for module in (unet, state.ema.module, state.extra_emas[0].module):
             for parameter in module.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    publish_model(target, state, wanted.diffusion, 16, classes, 0.1)
+    publish_model(target, state, params.diffusion, 16, classes, 0.1)
     (target / "run.json").write_text(json.dumps({"mlflow_run_id": "", "mlflow_experiment_id": ""}))
     (target / "trained_on.json").write_text(json.dumps({"train_splits": ["train"]}))
     return target
@@ -370,9 +348,9 @@ def client(folder, empty_database, monkeypatch):
 
     shutil.copy(empty_database, "mlflow.db")
     monkeypatch.setenv("DDPM_TRACKING", "on")
-    for name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
-        # Set and then deleted, so that what a test leaves there is taken away after it.
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+    unset(
+        monkeypatch, "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
+    )  # fmt: skip
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")

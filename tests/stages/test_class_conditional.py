@@ -4,7 +4,6 @@ A classifier that has learnt to count the petals of other flowers is the judge.
 """
 
 import contextlib
-import functools
 
 import pytest
 
@@ -35,34 +34,17 @@ def counter():
     return train_counter(*draw_flowers(5000, 24, variety=0.2, seed=1001))
 
 
-@pytest.fixture(scope="module")
-def share_right(model, counter):
-    """How often 250 samples at a scale of guidance have the petals asked for, the same noise at each."""
-
-    @functools.cache
-    def share(guidance_scale):
-        flowers = draw_requested(model, 250, guidance_scale, num_sampling_steps=20)
-        return float(is_counted_right(counter, *flowers).float().mean())
-
-    return share
-
-
 def test_the_judge_counts_the_petals_of_flowers_it_has_not_seen(counter):
     held_out = draw_flowers(1000, 24, variety=0.2, seed=1002)
     assert float(is_counted_right(counter, *held_out).float().mean()) > 0.95
 
 
-# Samples of a model that ignores the class are right once in five; five standard deviations of 250 are 0.13.
-
-
-@pytest.mark.parametrize(("guidance_scale", "least"), [(1.0, 0.4), (3.0, 0.6)])
-def test_flowers_have_the_petals_asked_for_far_more_often_than_by_chance(share_right, guidance_scale, least):
-    assert share_right(guidance_scale) > least > CHANCE + 0.13
-
-
-def test_without_their_class_flowers_are_right_by_chance(share_right):
-    assert abs(share_right(0.0) - CHANCE) < 0.13
-
-
-def test_guidance_makes_more_of_the_class(share_right):
-    assert share_right(3.0) > share_right(1.0) + 0.05
+def test_flowers_have_the_petals_asked_for(model, counter):
+    share_right = {}
+    for guidance_scale in (0.0, 1.0, 3.0):
+        flowers = draw_requested(model, 250, guidance_scale, num_sampling_steps=20)
+        share_right[guidance_scale] = float(is_counted_right(counter, *flowers).float().mean())
+    # Samples of a model that ignores the class are right once in five; five standard deviations of 250 are 0.13.
+    assert abs(share_right[0.0] - CHANCE) < 0.13
+    assert share_right[1.0] > 0.4 > CHANCE + 0.13
+    assert share_right[3.0] > max(0.6, share_right[1.0] + 0.05)

@@ -18,9 +18,6 @@ MAINS = {
     "register": register.main,
 }
 
-CLASSES_AND_EVALUATION = {
-    "train.class_conditional": True, "train.evaluate_every": 3, "train.evaluate_split": "train"
-}  # fmt: skip
 RECORDED = ("profile", "train.num_steps")
 """Parameters that stages only record in MLflow, as `Params.section` does."""
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from contract.errors import StageError
@@ -26,12 +25,18 @@ ENDINGS = ("", "_floor_valid", "_floor_test")
 def evaluated(model, dataset, mean_colours, make_params):
     """Evaluates twelve bright samples against the noisy dataset and gives the metrics."""
 
-    def run(changes=None, num_samples=12, splits=SPLITS, draw=lambda real: real // 2 + 100):
+    def run(
+        changes=None,
+        num_samples=12,
+        splits=SPLITS,
+        draw=lambda real: real // 2 + 100,
+        run_id="",
+        train_splits=("train",),
+    ):
+        record_of_samples(run_id, train_splits)
         if not Path("build/dataset").exists():
             real = dataset(splits=splits)
-            Path("build/samples").mkdir()
             np.save("build/samples/samples.npy", draw(real)[:num_samples])
-            record_of_samples("")
         reference.main(make_params(changes))
         mean_colours.batches.clear()
         module.main(make_params(changes))
@@ -44,28 +49,6 @@ def record_of_samples(run_id, train_splits=("train",)):
     Path("build/samples").mkdir(parents=True, exist_ok=True)
     record = {"mlflow_run_id": run_id, "train_splits": train_splits}
     Path("build/samples/samples.json").write_text(json.dumps(record))
-
-
-def order_of(count):
-    """In which the reference stage takes the images of a split."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0)).numpy()
-
-
-@pytest.fixture
-def sets(mean_colours):
-    """The features of the sets that are compared, by hand."""
-
-    def make():
-        real, samples = np.load("build/dataset/images.npy"), np.load("build/samples/samples.npy")
-        chosen = {
-            "reference": real[:20][order_of(20)[:16]],  # at most 16 of each split
-            "": samples,
-            "_floor_valid": real[20:44][order_of(24)[:12]],  # as many as there are samples
-            "_floor_test": real[44:55][order_of(11)],
-        }
-        return {name: mean_colours.of(images) for name, images in chosen.items()}
-
-    return make
 
 
 def test_every_figure_and_what_it_needs_to_be_had_again(evaluated, mean_colours):
@@ -101,10 +84,12 @@ def test_every_figure_and_what_it_needs_to_be_had_again(evaluated, mean_colours)
     }
 
 
-def test_the_figures_are_those_of_the_features(evaluated, sets):
-    metrics, features = evaluated(), sets()
-    for ending in ENDINGS:
-        real, fake = features["reference"], features[ending]
+def test_the_figures_are_those_of_the_features(evaluated, mean_colours):
+    metrics, table = evaluated(), pd.read_csv("build/reference/images.csv")
+    images, samples = np.load("build/dataset/images.npy"), np.load("build/samples/samples.npy")
+    chosen = [images[table.loc[table["split"] == split, "position"]] for split in ("train", "valid", "test")]
+    real, *others = map(mean_colours.of, (chosen[0], samples, chosen[1][:12], chosen[2]))  # no more than samples
+    for ending, fake in zip(ENDINGS, others, strict=True):
         assert metrics[f"fd_{EXTRACTOR}{ending}"] == pytest.approx(frechet_distance(real, fake))
         kernel = kernel_distance(real, fake, num_subsets=4, subset_size=8, seed=0)
         for end, value in {"": kernel.mean, "_low": kernel.low, "_high": kernel.high, "_std": kernel.std}.items():
@@ -117,15 +102,16 @@ def test_the_figures_are_those_of_the_features(evaluated, sets):
     assert metrics[f"kid_{EXTRACTOR}_floor_valid_high"] < metrics[f"kid_{EXTRACTOR}_low"]
 
 
-def test_a_subset_is_at_most_the_smaller_of_the_two_sets_compared(evaluated):
-    metrics = evaluated({"evaluate.kernel_subset_size": 100}, num_samples=13)
-    assert [metrics[f"kernel_subset_size{ending}"] for ending in ENDINGS] == [13, 13, 11]
-
-
-def test_one_split_is_the_reference_and_the_others_are_floors(evaluated):
-    metrics = evaluated({"evaluate.reference_split": "valid"})
+def test_parameters_choose_reference_subsets_and_names(evaluated):
+    metrics = evaluated({
+        "evaluate.kernel_subset_size": 100, "evaluate.reference_split": "valid", "reference.extractor": "inception",
+    }, num_samples=13)  # fmt: skip
+    # A subset is at most the smaller of the two sets compared.
+    assert [metrics[f"kernel_subset_size{ending}"] for ending in ("", "_floor_train", "_floor_test")] == [13, 13, 11]
     assert metrics["reference_split"] == "valid" and metrics["num_reference"] == 16
-    assert metrics["num_floor_train"] == 12 and metrics["num_floor_test"] == 11 and "num_floor_valid" not in metrics
+    assert metrics["num_floor_train"] == 13 and metrics["num_floor_test"] == 11 and "num_floor_valid" not in metrics
+    assert "fd_inception" in metrics and "kid_inception_floor_train_low" in metrics
+    assert not [name for name in metrics if EXTRACTOR in name]
 
 
 def test_the_seed_chooses_the_subsets_alone(evaluated):
@@ -183,12 +169,6 @@ def test_features_of_another_dataset_or_extractor_are_refused(evaluated, make_pa
         module.main(make_params(changes))
 
 
-def test_the_extractor_stands_in_the_names_of_the_figures(evaluated):
-    metrics = evaluated({"reference.extractor": "inception"})
-    assert "fd_inception" in metrics and "kid_inception_floor_valid_low" in metrics
-    assert not [name for name in metrics if EXTRACTOR in name]
-
-
 def test_switched_off_it_says_so_and_needs_no_images(folder, make_params, capsys, recording_run):
     record_of_samples("the sampled")
     module.main(make_params({"evaluate.enabled": False}))
@@ -198,10 +178,7 @@ def test_switched_off_it_says_so_and_needs_no_images(folder, make_params, capsys
 
 
 def test_figures_are_recorded_as_metrics_and_the_rest_as_tags(evaluated, make_params, notes, recording_run):
-    evaluated()
-    record_of_samples("the sampled")
-    recording_run.clear()
-    metrics = evaluated()
+    metrics = evaluated(run_id="the sampled")
     assert recording_run == [("evaluate", "the sampled")] and notes.ended[-1] == "FINISHED"
     assert metrics.pop("mlflow_run_id") == "the run"
     figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
@@ -209,7 +186,7 @@ def test_figures_are_recorded_as_metrics_and_the_rest_as_tags(evaluated, make_pa
     assert notes.tags == {f"evaluate.{name}": str(value) for name, value in metrics.items() if name not in figures}
     assert {key for key, _, _ in notes.images} == {"closest_pairs"}
     files = [(f"build/evaluation/{name}", "evaluation") for name in ("nearest.csv", "closest_pairs.png")]
-    assert notes.files[-2:] == files
+    assert notes.files == files
 
 
 def test_the_terminal_shows_each_figure_beside_what_real_images_reach(evaluated, capsys):
@@ -227,37 +204,41 @@ def test_the_terminal_shows_each_figure_beside_what_real_images_reach(evaluated,
     )
 
 
-def test_samples_that_are_training_images_are_found_with_their_numbers(evaluated):
-    metrics = evaluated({"reference.max_images_per_split": None}, draw=lambda real: real[:20][::-1])
+@pytest.mark.parametrize(
+    ("train_splits", "copied"), [(["train"], range(19, 7, -1)), (["train", "test"], [*range(44, 50), *range(6)])]
+)
+def test_samples_that_are_training_images_are_found_with_their_numbers(evaluated, train_splits, copied):
+    metrics = evaluated(
+        {"reference.max_images_per_split": None}, draw=lambda real: real[list(copied)], train_splits=train_splits
+    )
     assert metrics[f"memorised_share_{EXTRACTOR}"] == 1.0 and metrics[f"nearer_than_held_out_{EXTRACTOR}"] == 1.0
     table = pd.read_csv(EVALUATION / "nearest.csv")
     assert list(table.columns) == ["sample", "nearest_split", "nearest_position", "nearest_number", "distance"]
-    assert table["sample"].tolist() == list(range(12))
-    assert table["nearest_position"].tolist() == list(range(19, 7, -1))
-    assert table["nearest_number"].tolist() == list(range(20, 8, -1))
-    assert set(table["nearest_split"]) == {"train"} and table["distance"].eq(0.0).all()
+    assert table["sample"].tolist() == list(range(12)) and table["distance"].eq(0.0).all()
+    assert table["nearest_position"].tolist() == list(copied)
+    assert table["nearest_number"].tolist() == [1 + position for position in copied]
+    assert table["nearest_split"].tolist() == ["train" if position < 20 else "test" for position in copied]
 
 
-def test_the_closest_pairs_stand_side_by_side(evaluated):
-    evaluated({"evaluate.num_closest_pairs": 3})
-    table = pd.read_csv(EVALUATION / "nearest.csv").sort_values("distance").head(3)
+@pytest.mark.parametrize(("num_pairs", "rows", "columns"), [(3, 1, 6), (5, 2, 8)])
+def test_the_closest_pairs_stand_side_by_side_four_in_a_row(evaluated, num_pairs, rows, columns):
+    evaluated({"evaluate.num_closest_pairs": num_pairs})
+    table = pd.read_csv(EVALUATION / "nearest.csv").sort_values("distance").head(num_pairs)
     real, samples = np.load("build/dataset/images.npy"), np.load("build/samples/samples.npy")
     with Image.open(EVALUATION / "closest_pairs.png") as picture:
         shown = np.asarray(picture)[::6, ::6]  # each pixel is enlarged
-    assert shown.shape == (16 + 4, 6 * (16 + 2) + 2, 3)
-    for column, (_, row) in enumerate(table.iterrows()):
-        left = 2 + 2 * column * 18
-        np.testing.assert_array_equal(shown[2:18, left : left + 16], samples[row["sample"]])
-        np.testing.assert_array_equal(shown[2:18, left + 18 : left + 34], real[row["nearest_position"]])
+    assert shown.shape == (rows * 18 + 2, columns * 18 + 2, 3)
+    for number, (_, pair) in enumerate(table.iterrows()):
+        top, left = 2 + number // 4 * 18, 2 + number % 4 * 36
+        np.testing.assert_array_equal(shown[top : top + 16, left : left + 16], samples[pair["sample"]])
+        np.testing.assert_array_equal(shown[top : top + 16, left + 18 : left + 34], real[pair["nearest_position"]])
 
 
 @pytest.mark.parametrize(
     ("train_splits", "num_trained", "num_held_out"), [(["train", "test"], 27, 16), (["train", "valid", "test"], 43, 0)]
 )
 def test_images_that_were_trained_on_are_not_held_out(evaluated, capsys, train_splits, num_trained, num_held_out):
-    evaluated()
-    record_of_samples("", train_splits)
-    metrics = evaluated()
+    metrics = evaluated(train_splits=train_splits)
     assert metrics["train_splits"] == ", ".join(train_splits)
     assert (metrics["num_training_images_compared"], metrics["num_held_out"]) == (num_trained, num_held_out)
     # Too few to say what the nearest twentieth is.

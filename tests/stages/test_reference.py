@@ -5,50 +5,57 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-import torch
 
 from stages import reference as module
 from stages.datasets.prepared import dataset_digest
-from stages.evaluation.real_features import read_real_features
 
 REFERENCE = Path("build/reference")
 
 
 @pytest.fixture
 def referenced(folder, dataset, mean_colours, make_params):
-    """Extracts the features of the noisy dataset, and gives them."""
+    """Extracts the features of the noisy dataset; gives them by split, the table of images and the record."""
 
     def run(changes=None, **options):
         if not Path("build/dataset").exists():
             dataset(**options)
         module.main(make_params(changes))
-        return read_real_features(REFERENCE)
+        record = json.loads((REFERENCE / "reference.json").read_text())
+        features = {split: np.load(REFERENCE / f"{split}.npy") for split in record["num_images"]}
+        return features, pd.read_csv(REFERENCE / "images.csv"), record
 
     return run
 
 
 def test_each_split_has_the_features_of_its_images_in_random_order(referenced, mean_colours):
-    real = referenced()
+    features, table, _ = referenced(splits=("train",) * 20 + ("valid",) * 12 + ("test",))
     images = np.load("build/dataset/images.npy")
-    for split, start, count in (("train", 0, 20), ("valid", 20, 12), ("test", 32, 3)):
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:16].numpy()
-        assert torch.equal(real.features[split], mean_colours.of(images[start + order]))
-        table = real.images[real.images["split"] == split]
-        assert table["position"].tolist() == (start + order).tolist()
-        assert table["number"].tolist() == (1 + start + order).tolist()
-    assert real.features["train"].dtype == torch.float32
+    assert (table["number"] == 1 + table["position"]).all()
+    for split, start, count in (("train", 0, 20), ("valid", 20, 12), ("test", 32, 1)):
+        positions = table.loc[table["split"] == split, "position"].to_numpy()
+        assert len(set(positions)) == min(count, 16) and set(positions) <= set(range(start, start + count))
+        assert count == 1 or (np.diff(positions) < 0).any()
+        np.testing.assert_array_equal(features[split], mean_colours.of(images[positions]))
+        assert features[split].dtype == np.float32
+    with np.load(REFERENCE / "valid_statistics.npz") as statistics:
+        np.testing.assert_allclose(statistics["mu"], features["valid"].mean(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(statistics["sigma"], np.cov(features["valid"], rowvar=False), rtol=1e-5)
+        assert statistics["sigma"].dtype == np.float64
+    assert not (REFERENCE / "test_statistics.npz").exists()  # one image has no covariance
 
 
 def test_bound_and_seed_choose_the_images(referenced):
-    first, again, other = referenced(), referenced(), referenced({"reference.seed": 1})
-    assert first.images.equals(again.images) and not first.images.equals(other.images)
-    everything = referenced({"reference.max_images_per_split": None})
-    assert sorted(everything.images["position"]) == list(range(35))
+    (_, first, _), (_, again, _), (_, other, _) = referenced(), referenced(), referenced({"reference.seed": 1})
+    assert first.equals(again) and not first.equals(other)
+    _, everything, _ = referenced({"reference.max_images_per_split": None})
+    assert sorted(everything["position"]) == list(range(35))
+    assert everything[:16].equals(first[:16])  # fewer are the first of more
 
 
 def test_the_record_names_dataset_extractor_weights_versions_and_counts(referenced, mean_colours):
-    record = referenced().record
+    _, _, record = referenced()
     assert record == {
         "extracted": True,
         "dataset_md5": dataset_digest(),
@@ -61,15 +68,11 @@ def test_the_record_names_dataset_extractor_weights_versions_and_counts(referenc
     }
 
 
-def test_a_split_that_is_not_there_is_left_out(referenced):
-    assert list(referenced(splits=("train",) * 12 + ("test",) * 2).features) == ["train", "test"]
-
-
 def test_features_are_extracted_in_batches_without_changing_them(referenced, mean_colours):
-    real = referenced()
-    assert mean_colours.batches == [5, 5, 5, 1, 5, 5, 2, 3]
-    together = referenced({"reference.batch_size": 100})
-    assert all(torch.equal(real.features[split], together.features[split]) for split in real.features)
+    features, _, _ = referenced(splits=("train",) * 20 + ("test",) * 3)
+    assert mean_colours.batches == [5, 5, 5, 1, 3] and list(features) == ["train", "test"]
+    together, _, _ = referenced({"reference.batch_size": 100})
+    assert all(map(np.array_equal, features.values(), together.values()))
 
 
 def test_switched_off_nothing_is_extracted(folder, make_params, mean_colours, capsys):

@@ -7,8 +7,9 @@ import pytest
 
 from contract.paths import METRICS, MODEL
 from stages import register as module
-from stages.register import contents_digest, read_evaluation, register, version_tags
+from stages.register import register
 from tests.shelf import Shelf, figures
+from tracking.registry import CONTENTS_TAG
 
 
 @pytest.fixture
@@ -20,9 +21,9 @@ def shelf(model):
 def registered(shelf, make_params, capsys):
     """Registers build/model with these figures, and returns the lines that are said."""
 
-    def run(metrics):
+    def run(metrics, changes=None):
         METRICS.write_text(json.dumps(metrics | {"mlflow_run_id": "the evaluated"}))
-        register(make_params(), "the run", shelf)
+        register(make_params(changes), "the run", shelf)
         return capsys.readouterr().out.splitlines()
 
     return run
@@ -33,12 +34,11 @@ def test_the_outcome_is_said_and_noted_with_its_reason(shelf, registered):
         "register: tulips version 1, run the run",
         "register: version 1 becomes champion: there was no champion",
     ]
-    assert shelf.alias == "1" and shelf.runs == ["the run"]
-    assert shelf.metadata == {"profile": "quickstart", "image_size": 16}
+    assert shelf.runs == ["the run"] and shelf.metadata == {"profile": "quickstart", "image_size": 16}
     assert shelf.descriptions["1"] == "Profile quickstart. Became champion: there was no champion."
     lines = registered(figures(0.095))
     assert "version 2 does not become champion: the intervals overlap" in lines[1]
-    assert "`flowers promote 2` makes it champion all the same" in lines[2]
+    assert "`flowers promote 2` makes it champion all the same" in lines[2] and shelf.alias == "1"
     assert shelf.tags[1]["promotion"].startswith("Did not become champion: the intervals overlap")
     assert "version 3 becomes champion: its whole interval lies below" in registered(figures(0.05))[1]
     assert shelf.alias == "3"
@@ -65,33 +65,29 @@ def test_the_same_again_is_not_registered_twice(shelf, registered):
     assert shelf.tags[1]["promotion"].startswith("Became champion")  # and stays so
 
 
-def test_a_version_is_traced_by_code_data_model_and_figures(model, make_params, monkeypatch):
+def test_a_version_is_traced_by_code_data_model_and_figures(shelf, registered, monkeypatch):
     monkeypatch.setattr(module, "read_lineage", lambda: {"git_commit": "c0ffee", "dvc_data": "d.dir"})
     monkeypatch.setattr(module, "read_model_digest", lambda: "m.dir")
-    tags = version_tags(make_params({"sample.weights": "raw"}), {"kid_inception": "0.01"})
-    assert tags == {
+    registered({"kid_inception": 0.1 + 0.2, "num_samples": 8})
+    del shelf.tags[0][CONTENTS_TAG], shelf.tags[0]["promotion"]
+    assert shelf.tags[0] == {
         "git_commit": "c0ffee",
         "dvc_data": "d.dir",
         "dvc_model": "m.dir",
         "profile": "quickstart",
-        "weights": "raw",
-        "evaluate.kid_inception": "0.01",
+        "weights": "averaged",
+        "evaluate.kid_inception": "0.30000000000000004",
+        "evaluate.num_samples": "8",
     }
 
 
-def test_the_figures_are_those_of_the_evaluation(model):
-    METRICS.write_text(json.dumps({"kid_inception": 0.1 + 0.2, "num_samples": 8, "mlflow_run_id": "x"}))
-    assert read_evaluation() == {"kid_inception": "0.30000000000000004", "num_samples": "8"}
-
-
-def test_other_weights_settings_or_figures_are_another_version(model):
-    def digests():
-        return {contents_digest(weights, known) for weights in ("averaged", "raw") for known in ({}, {"kid": "1"})}
-
-    before = digests()
-    assert len(before) == 4 and digests() == before
+def test_other_weights_settings_or_figures_are_another_version(model, shelf, registered):
+    for changes in ({}, {"sample.weights": "raw"}):
+        for known in ({}, {"kid": 1}):
+            registered(known, changes)
     (MODEL / "config.json").write_text((MODEL / "config.json").read_text() + " ")
-    assert before.isdisjoint(digests())
+    registered({})
+    assert len(shelf.tags) == 5
 
 
 def test_the_run_of_the_evaluation_is_continued_without_a_gpu(model, make_params, notes, recording_run, monkeypatch):

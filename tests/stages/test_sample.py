@@ -16,7 +16,6 @@ from ddpm.images import class_grid, grid
 from ddpm.published import load_model
 from stages.sample import main
 from stages.sampling.drawing import draw_samples
-from stages.sampling.pictures import draw_grid, write_grid
 
 SAMPLES = Path("build/samples")
 CPU = torch.device("cpu")
@@ -81,11 +80,6 @@ def test_an_interpolation_goes_from_one_image_to_another(model, make_params, cha
     assert not any(differ_by_rounding(one, other) for one, other in zip(row[1:], row[:-1], strict=True))
 
 
-def test_large_images_are_not_enlarged(folder):
-    write_grid(draw_grid(torch.zeros(4, 3, 100, 100, dtype=torch.uint8), []), 100, [], SAMPLES / "grid.png")
-    assert read_picture("grid.png").shape == (206, 206, 3)
-
-
 @pytest.mark.parametrize("weights", ["averaged", "raw", "averaged_0.5"])
 def test_the_record_names_the_weights_and_the_parameters(model, make_params, weights):
     params = make_params({"sample.weights": weights, "train.extra_ema_decays": [0.5]})
@@ -105,16 +99,10 @@ def test_grid_and_files_go_to_the_run_of_the_model(model, make_params, notes, re
     assert notes.files == [(f"build/samples/{name}", "samples") for name in names]
 
 
-def test_the_grid_has_a_row_for_each_class_with_its_name(conditional_model, make_params):
-    main(make_params(CONDITIONAL | {"sample.num_grid_images": 8, "sample.classes": ["rose", 3]}))
+def test_the_classes_of_the_images_are_shown_and_recorded(conditional_model, make_params):
+    main(make_params(CONDITIONAL | {"sample.num_grid_images": 8, "sample.classes": ["Rose", 3]}))
     pixels, picture = read_samples(), read_picture("grid.png")
     np.testing.assert_array_equal(picture, class_grid(pixels[:8], ["rose", "01"], scale=6))
-    rows = picture[:, -6 * (2 + 4 * 18) :][::6, ::6]
-    np.testing.assert_array_equal(rows, np.concatenate([grid(pixels[start:8:2], columns=4) for start in (0, 1)]))
-
-
-def test_the_class_of_each_image_is_written_beside_it(conditional_model, make_params):
-    main(make_params(CONDITIONAL | {"sample.classes": ["Rose", 3]}))
     table = pd.read_csv(SAMPLES / "classes.csv", dtype={"class_name": str}, keep_default_na=False)
     assert list(table.columns) == ["image", "class_number", "class_name"]
     assert list(table["image"]) == list(range(12))
@@ -144,23 +132,20 @@ def test_strip_interpolation_and_run_show_the_classes(conditional_model, make_pa
 
 
 @pytest.mark.parametrize(
-    ("classes", "message"),
+    ("kind", "changes", "message"),
     [
-        (["ross"], r"build/model .* unknown class 'ross'; did you mean rose \(8\)"),
-        ([4], r"unknown class 4; .*01 \(3\)"),
+        ("conditional_model", {"sample.classes": ["ross"]}, r"unknown class 'ross'; did you mean rose \(8\)"),
+        ("conditional_model", {"sample.classes": [4]}, r"unknown class 4; .*01 \(3\)"),
+        # As if parameters had changed, and the stage were run without the training before it.
+        ("model", {"sample.classes": ["rose"]}, "the model knows no classes"),
+        ("model", {"sample.guidance_scale": 2.0}, "the model knows no classes"),
     ],
 )
-def test_an_unknown_class_is_refused_before_drawing(conditional_model, make_params, classes, message):
-    with pytest.raises(StageError, match=message):
-        main(make_params(CONDITIONAL | {"sample.classes": classes}))
-    assert not SAMPLES.exists()
-
-
-@pytest.mark.parametrize("changes", [{"sample.classes": ["rose"]}, {"sample.guidance_scale": 2.0}])
-def test_a_model_without_classes_refuses_them(model, make_params, changes):
-    # As if parameters had changed, and the stage were run without the training before it.
-    with pytest.raises(StageError, match=r"build/model .* the model knows no classes"):
+def test_classes_that_a_model_does_not_know_are_refused(request, make_params, kind, changes, message):
+    request.getfixturevalue(kind)
+    with pytest.raises(StageError, match=f"build/model .*{message}"):
         main(make_params(CONDITIONAL | changes))
+    assert not SAMPLES.exists()
 
 
 def test_a_missing_model_is_one_clear_error(folder, make_params):

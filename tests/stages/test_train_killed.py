@@ -4,17 +4,16 @@ import contextlib
 import os
 import random
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
-PROJECT = Path(__file__).parents[2]
+from tests.stages.processes import StageProcess, steps_kept
+
 SEED = 1
 
-# So many steps that twenty lives do not reach the end, and so many savings that each life gets on.
+# Enough steps that twenty lives do not reach the end, and enough savings that each life gets on.
 CHANGES = {
     "train.num_steps": 2000,
     "train.log_every": 7,
@@ -24,49 +23,31 @@ CHANGES = {
 }
 
 
-class Life:
+class Life(StageProcess):
     """One process of the training, from its start to its end."""
 
     def __init__(self, folder):
-        self.folder = folder
-        environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "DDPM_TRACKING": "off"}
-        self.started, self.log = time.monotonic(), folder / "train.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "stages.train"], cwd=folder, env=environment, stdout=log, stderr=log
-            )
+        self.started = time.monotonic()
+        super().__init__("train", folder)
 
     def is_training(self):
-        return " parameters, " in self.log.read_text()
+        return " parameters, " in self.words
 
-    def live(self, moment, where):
-        """Kill it: so long after its start, or so long after its training began, or in the next saving after that."""
-        known = torn(self.folder)
+    def live(self, seconds, where, folder):
+        """Kill it some seconds after its start, or after its training began, or in the next saving after that."""
+        known = torn(folder)
         if where != "imports":
-            self.wait_for_training()
+            self.wait_until(self.is_training)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(moment)
-        while where == "saving" and self.process.poll() is None and torn(self.folder) <= known:
+            self.wait(seconds)
+        while where == "saving" and self.poll() is None and torn(folder) <= known:
             pass  # a saving takes a few milliseconds
-        assert self.process.poll() is None, f"it ended before it could be killed:\n{self.log.read_text()}"
+        assert self.poll() is None, f"it ended before it could be killed:\n{self.words}"
         self.kill()
-
-    def wait_for_training(self):
-        while not self.is_training():
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.02)
+        self.wait()
 
     def finish(self):
-        assert self.process.wait(400) == 0, self.log.read_text()
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-
-def newest_step(folder):
-    paths = (folder / "build/checkpoints").glob("*/step_*.safetensors")
-    return max((int(path.stem.removeprefix("step_")) for path in paths), default=0)
+        assert self.wait(400) == 0, self.words
 
 
 def torn(folder):
@@ -106,35 +87,31 @@ def start(tmp_path, dataset, write_params):
     yield begin
     for life in lives:
         life.kill()
+        life.wait()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_twenty_kills_at_random_moments_change_no_bit(start):
+def test_twenty_kills_at_random_moments_change_no_bit(start, tmp_path):
     spared = start("spared")
-    spared.wait_for_training()
+    spared.wait_until(spared.is_training)
     seconds_of_imports = time.monotonic() - spared.started
     spared.finish()
-    seconds = time.monotonic() - spared.started
-    print(f"\nspared: imports {seconds_of_imports:.1f} s, all {seconds:.1f} s; seed {SEED}")
 
-    chance, started, killed = random.Random(SEED), time.monotonic(), spared.folder.with_name("killed")
+    chance, killed = random.Random(SEED), tmp_path / "killed"
     places = ["imports"] * 6 + ["training"] * 7 + ["saving"] * 7
     chance.shuffle(places)
     num_training, num_torn, step = 0, 0, 0
     for number, where in enumerate(places, start=1):
         life, before, torn_before = start("killed"), step, torn(killed)
         moment = chance.uniform(0.0, seconds_of_imports if where == "imports" else 2.0)
-        life.live(moment, where)
-        step = newest_step(killed)
-        is_torn = not torn(killed) <= torn_before
+        life.live(moment, where, killed)
+        step = max(steps_kept(killed), default=0)
         num_training += life.is_training()
-        num_torn += is_torn
-        print(f"kill {number:2} {where:8} {moment:.2f} s: steps {before} to {step}{', and one torn' * is_torn}")
+        num_torn += not torn(killed) <= torn_before
+        print(f"kill {number:2} {where:8} {moment:.2f} s: steps {before} to {step}; {num_torn} torn savings so far")
         assert step > before if life.is_training() and moment > 1.0 else step >= before
     start("killed").finish()
-    seconds = time.monotonic() - started
-    print(f"{len(places)} kills, {num_training} after training had begun, {num_torn} in a saving; {seconds:.0f} s")
-    assert results(killed) == results(spared.folder)
+    assert results(killed) == results(tmp_path / "spared")
     # Otherwise the moments were badly chosen, and the above shows less than it says.
     assert len(places) == 20 and num_training >= 10 and num_torn >= 1 and 0 < step < CHANGES["train.num_steps"]

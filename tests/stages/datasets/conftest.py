@@ -11,7 +11,7 @@ from scipy.io import savemat
 
 from stages.datasets import DATASETS, flowers102, transfer
 from tests.stages.datasets.files import encode, md5
-from tests.stages.datasets.servers import Mirror, Proxy, serve
+from tests.stages.datasets.servers import serve_folder
 
 # Not in the order of their numbers, as in the official archive.
 ARCHIVED = (3, 1, 6, 2, 5, 4)
@@ -28,16 +28,6 @@ def fetch(folder, tmp_path_factory, make_params):
         return target
 
     return fetch
-
-
-@pytest.fixture
-def fetch_flowers102(fetch):
-    """Fetches Oxford Flowers 102 from a source into a new folder."""
-
-    def fetch_from(source, archive_md5=None):
-        return fetch("flowers102", {"download.source": source, "download.archive_md5": archive_md5})
-
-    return fetch_from
 
 
 def make_archive(numbers, salt=""):
@@ -99,15 +89,7 @@ def mirror(tmp_path, own_network):
     """A web server of the folder `flowers`."""
     root = tmp_path / "mirror"
     root.mkdir(exist_ok=True)
-    with serve(Mirror(root)) as server:
-        yield server
-        server.end_of_silence.set()
-
-
-@pytest.fixture
-def proxy(own_network):
-    """A proxy between here and the mirror."""
-    with serve(Proxy()) as server:
+    with serve_folder(root) as server:
         yield server
 
 

@@ -1,31 +1,22 @@
-"""A web server with faults, and a proxy, for the tests of downloads."""
+"""A web server with faults, for the tests of downloads."""
 
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 
-import requests
 
+class Mirror(ThreadingHTTPServer):
+    """Serves a folder, also as a proxy for any host; `faults` holds what happens to the next requests of a name."""
 
-class Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, handler):
-        super().__init__(("127.0.0.1", 0), handler)
+    def __init__(self, root):
+        super().__init__(("127.0.0.1", 0), MirrorHandler)
+        self.root = root
         self.host = f"127.0.0.1:{self.server_port}"
         self.address = f"http://{self.host}"
         self.requests = []
-
-    def handle_error(self, request, client_address):
-        pass  # clients leave early
-
-
-class Mirror(Server):
-    """Serves a folder; `faults` holds what happens to the next requests of a name."""
-
-    def __init__(self, root):
-        super().__init__(MirrorHandler)
-        self.root = root
         self.faults = {}
         self.knows_ranges = True
         self.retry_after = None
@@ -33,19 +24,22 @@ class Mirror(Server):
 
     @property
     def names(self):
-        return [name for name, _ in self.requests]
+        return [path.rsplit("/", 1)[-1] for path, _ in self.requests]
 
     @property
     def ranges(self):
         return [headers["Range"] for _, headers in self.requests]
+
+    def handle_error(self, request, client_address):
+        pass  # clients leave early
 
 
 class MirrorHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        folder, _, name = self.path.rpartition("/")
-        self.server.requests.append((name, self.headers))
+        folder, _, name = urlsplit(self.path).path.rpartition("/")
+        self.server.requests.append((self.path, self.headers))
         faults = self.server.faults.get(name, [])
         fault = faults.pop(0) if faults else None
         path = self.server.root / name
@@ -92,38 +86,15 @@ class MirrorHandler(BaseHTTPRequestHandler):
         pass
 
 
-class Proxy(Server):
-    """Forwards requests and notes them."""
-
-    def __init__(self):
-        super().__init__(ProxyHandler)
-
-
-class ProxyHandler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.server.requests.append(f"GET {self.path}")
-        with requests.Session() as session:
-            session.trust_env = False
-            answer = session.get(self.path, headers={"Range": self.headers["Range"]}, timeout=60)
-        self.send_response(answer.status_code)
-        for name in ("Content-Length", "Content-Range"):
-            if name in answer.headers:
-                self.send_header(name, answer.headers[name])
-        self.end_headers()
-        self.wfile.write(answer.content)
-
-    def log_message(self, *arguments):
-        pass
-
-
 @contextmanager
-def serve(server):
-    """The server at work in the background."""
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def serve_folder(root):
+    """Serve a folder in the background."""
+    with Mirror(root) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.end_of_silence.set()
+            server.shutdown()
+            thread.join()

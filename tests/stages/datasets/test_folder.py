@@ -22,31 +22,21 @@ def copy(fetch):
     return lambda root: fetch("folder", {"download.source": str(root)})
 
 
-def test_sub_folders_are_classes(make_source, copy):
-    folder = copy(make_source("tulip/b.png", "tulip/a.png", "rose/dog/x.png", "rose/c.png", "top.png"))
-    images = list(FOLDER.images(folder))
-    # Images are numbered from 1 and classes from 0, in the order of their names.
-    assert [(image.number, image.name, image.class_number, image.class_name, image.split) for image in images] == [
-        (1, "rose/c.png", 1, "rose", None),
-        (2, "rose/dog/x.png", 2, "rose/dog", None),
-        (3, "top.png", 0, "", None),
-        (4, "tulip/a.png", 3, "tulip", None),
-        (5, "tulip/b.png", 3, "tulip", None),
-    ]
-    assert FOLDER.count(folder) == 5
-
-
-def test_the_copy_holds_the_same_bytes(make_source, copy):
-    root = make_source("rose/a.png", "b.png")
+def test_sub_folders_are_classes_and_files_are_copied(make_source, copy):
+    root = make_source("tulip/b.png", "tulip/a.png", "rose/dog/x.png", "rose/c.png", "rose-red/y.png", "rose.png")
     folder = copy(root)
-    assert read_files(folder) == read_files(root)
-    assert {image.name: image.content for image in FOLDER.images(folder)} == read_files(root)
-
-
-def test_the_order_is_that_of_the_whole_paths(make_source, copy):
-    # "-" before "/": the order of path objects would change with the platform.
-    folder = copy(make_source("a/z.png", "a-b/y.png", "a.png", "B.png"))
-    assert [image.name for image in FOLDER.images(folder)] == ["B.png", "a-b/y.png", "a.png", "a/z.png"]
+    images = list(FOLDER.images(folder))
+    # Images are numbered from 1 and classes from 0, in the order of their names, "-" and "." before "/".
+    assert [(image.number, image.name, image.class_number, image.class_name, image.split) for image in images] == [
+        (1, "rose-red/y.png", 2, "rose-red", None),
+        (2, "rose.png", 0, "", None),
+        (3, "rose/c.png", 1, "rose", None),
+        (4, "rose/dog/x.png", 3, "rose/dog", None),
+        (5, "tulip/a.png", 4, "tulip", None),
+        (6, "tulip/b.png", 4, "tulip", None),
+    ]
+    assert FOLDER.count(folder) == 6 and read_files(folder) == read_files(root)
+    assert {image.name: image.content for image in images} == read_files(root)
 
 
 @pytest.mark.parametrize(

@@ -14,26 +14,31 @@ PROJECT = Path(__file__).parents[3]
 WORK = """
 import sys
 from pathlib import Path
+from ddpm.distributed import process_group, rank
 from stages.runtime.alone import work_alone_in
-with work_alone_in(Path("shared"), "train"):
-    print("begins", flush=True)
-    sys.stdin.readline()
-    print("ends", flush=True)
+with process_group(), work_alone_in(Path("shared"), "train"):
+    print(f"process {rank()} begins", flush=True)
+    print(sys.stdin.readline(), flush=True)
 """
+PYTHON = [sys.executable]
+TOGETHER = [*PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture
-def worker(tmp_path):
-    """Starts another process that works in the folder until it is told to end, or is killed."""
+def start(tmp_path):
+    """Starts a program that works in the folder until it gets a line, its input ends, or it is killed."""
+    (tmp_path / "work.py").write_text(WORK)
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     started = []
 
-    def start():
+    def start(command):
         process = subprocess.Popen(
-            [sys.executable, "-c", WORK],
+            [*command, "work.py"],
             cwd=tmp_path,
-            env={"PYTHONPATH": str(PROJECT)},
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
         )
         started.append(process)
@@ -46,17 +51,18 @@ def worker(tmp_path):
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-def test_the_second_waits_for_the_end_of_the_first_however_it_comes(worker, is_killed):
-    first = worker()
-    assert first.stdout.readline() == "begins\n"
-    second = worker()
-    assert "another run of the same experiment works in shared" in second.stdout.readline()
+@pytest.mark.parametrize(("command", "numbers"), [(PYTHON, [0]), (TOGETHER, [0, 1])])
+def test_the_next_run_waits_for_the_end_of_the_first_however_it_comes(start, is_killed, command, numbers):
+    # Processes that work as one would go on from different checkpoints, if one read them while another run writes.
+    first = start(PYTHON)
+    assert first.stdout.readline() == "process 0 begins\n"
+    second = start(command)
+    assert second.stdout.readline().startswith("train: another run of the same experiment works in shared")
     if is_killed:
         first.kill()
     else:
         first.communicate("end\n")
-    assert second.stdout.readline() == "begins\n"
-    assert second.communicate("end\n")[0] == "ends\n"
+    assert sorted(second.stdout.readline() for _ in numbers) == [f"process {number} begins\n" for number in numbers]
 
 
 def test_one_alone_waits_for_nobody_and_says_nothing(tmp_path, capsys):
@@ -64,31 +70,3 @@ def test_one_alone_waits_for_nobody_and_says_nothing(tmp_path, capsys):
         with work_alone_in(tmp_path / "shared", "train"):
             pass
     assert capsys.readouterr().out == ""
-
-
-TOGETHER = """
-from pathlib import Path
-from ddpm.distributed import process_group, rank
-from stages.runtime.alone import work_alone_in
-with process_group(), work_alone_in(Path("shared"), "train"):
-    Path(f"seen_by_{rank()}").write_text(Path("shared/checkpoint").read_text())
-"""
-
-
-def test_processes_that_work_as_one_all_wait_for_the_first_to_have_the_lock(worker, tmp_path):
-    # They would go on from different checkpoints, if one read them while another run still writes.
-    (tmp_path / "together.py").write_text(TOGETHER)
-    before = worker()
-    assert before.stdout.readline() == "begins\n"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "together.py"]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as job:
-        try:
-            assert job.stdout.readline().startswith("train: another run of the same experiment works in shared")
-            assert list(tmp_path.glob("seen_by_*")) == []
-            (tmp_path / "shared/checkpoint").write_text("step 4")
-            before.communicate("end\n")
-            assert job.communicate(timeout=120.0)[0] == "" and job.returncode == 0
-        finally:
-            job.kill()
-    assert [(tmp_path / f"seen_by_{number}").read_text() for number in range(2)] == ["step 4", "step 4"]

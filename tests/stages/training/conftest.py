@@ -1,6 +1,7 @@
-"""Small trainings: to their end, interrupted by a signal, or with a loss that is not a number."""
+"""Small trainings: to their end, or disturbed in one of their steps."""
 
 import contextlib
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -8,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ddpm.diffusion import GaussianDiffusion
-from stages.runtime.interruption import Interrupted
+from stages.runtime.runner import run_stage
 from stages.train import main
-from stages.training import loop
+from tests.stages import processes
 
 
 @pytest.fixture
@@ -20,24 +21,19 @@ def place(folder, dataset, signal_handlers):
     return folder
 
 
-@pytest.fixture
-def results():
-    """Reads the bytes of all weights, and of the table of losses."""
-
-    def read():
-        paths = [*Path("build/model").glob("*.safetensors"), Path("build/losses.csv")]
-        return {path.name: path.read_bytes() for path in paths}
-
-    return read
+def read_results():
+    """Return the bytes of all weights, and of the table of losses."""
+    paths = [*Path("build/model").glob("*.safetensors"), Path("build/losses.csv")]
+    return {path.name: path.read_bytes() for path in paths}
 
 
 @pytest.fixture
-def train(place, make_params, results):
+def train(place, make_params):
     """Trains, and gives the results."""
 
     def run(changes=None):
         main(make_params(changes))
-        return results()
+        return read_results()
 
     return run
 
@@ -49,61 +45,59 @@ def uninterrupted(tmp_path_factory, make_params, dataset):
         patch.setenv("DDPM_TRACKING", "off")
         dataset()
         main(make_params())
-        weights = {path.name: path.read_bytes() for path in Path("build/model").glob("*.safetensors")}
-        return weights | {"losses.csv": Path("build/losses.csv").read_bytes()}
+        return read_results()
 
 
 @pytest.fixture
-def signal_at(place, monkeypatch):
-    """Sends a signal at a step of the trainings in a block."""
+def disturb(place, write_params, steps_kept, monkeypatch, capsys):
+    """Runs the stage as DVC does, calls `action` with the network in one step; gives exit status and why it ended."""
 
-    @contextlib.contextmanager
-    def send(step, number=signal.SIGTERM):
-        def train(*arguments):
-            for event in trained(*arguments):
-                if event.step == step:
-                    os.kill(os.getpid(), number)
-                yield event
+    def run(step, action, changes=None):
+        def losses(diffusion, network, *others):
+            factor = action(network) if next(steps) == step else None
+            return computed(diffusion, network, *others) * (factor or 1.0)
 
-        trained = loop.train
+        steps, computed = itertools.count(1 + max(steps_kept(), default=0)), GaussianDiffusion.losses
+        write_params(changes)
+        status = 0
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "train", train)
-            yield
-
-    return send
-
-
-@pytest.fixture
-def interrupt(train, signal_at):
-    """Trains up to a signal at the given step, and gives the message."""
-
-    def run(step, changes=None, number=signal.SIGTERM):
-        with signal_at(step, number), pytest.raises(Interrupted) as interruption:
-            train(changes)
-        return str(interruption.value)
+            patch.setattr(GaussianDiffusion, "losses", losses)
+            try:
+                run_stage("train", main)
+            except SystemExit as end:
+                status = end.code
+        printed = capsys.readouterr()
+        lines = (printed.out + printed.err).splitlines()
+        return status, "".join(line for line in lines if line.startswith(("train: warning: ", "train: error: ")))
 
     return run
 
 
 @pytest.fixture
-def not_finite_at(monkeypatch):
-    """Makes the loss of a step infinite in the trainings in a block."""
+def interrupt(disturb):
+    """Trains up to a signal in the given step, and gives the message."""
 
-    @contextlib.contextmanager
-    def spoil(step):
-        def losses(*arguments):
-            called.append(True)
-            return computed(*arguments) * (float("inf") if len(called) == step else 1.0)
+    def run(step, changes=None, number=signal.SIGTERM):
+        status, line = disturb(step, lambda _: os.kill(os.getpid(), number), changes)
+        assert status == 75
+        return line
 
-        called, computed = [], GaussianDiffusion.losses
-        with monkeypatch.context() as patch:
-            patch.setattr(GaussianDiffusion, "losses", losses)
-            yield
+    return run
 
-    return spoil
+
+@pytest.fixture
+def spoil(disturb):
+    """Makes the loss of a step infinite, and gives the message."""
+
+    def run(step, changes=None, action=lambda _: float("inf")):
+        status, line = disturb(step, action, changes)
+        assert status == 1
+        return line
+
+    return run
 
 
 @pytest.fixture
 def steps_kept():
     """Lists the steps of all checkpoints."""
-    return lambda: [int(path.stem[5:]) for path in sorted(Path("build/checkpoints").glob("*/step_*.safetensors"))]
+    return lambda: processes.steps_kept(Path())

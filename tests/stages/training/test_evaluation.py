@@ -9,12 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import ddpm.features
 import ddpm.metrics
 from contract.errors import StageError
 from ddpm.metrics import KernelDistance, kernel_distance
 from ddpm.published import load_model
-from stages.training import evaluation as module
 from stages.training.experiment import prepare_experiment
 from stages.training.grids import draw_samples
 from stages.training.resume import resume
@@ -39,6 +37,10 @@ def test_it_changes_nothing_that_is_learnt(train, evaluate, mean_colours):
     before = train(EVERY_TWO | {"train.evaluate_every": None})
     assert "best.safetensors" not in before and not (MODEL / "evaluations.csv").exists()
     assert not list(CHECKPOINTS.glob("*/best*")) and mean_colours.batches == []
+    # A finished training is evaluated at its end.
+    _, table = evaluate({"train.evaluate_every": 4})
+    assert table["step"].tolist() == [6]
+    assert load_file(MODEL / "best.safetensors").keys() == load_file(MODEL / "averaged.safetensors").keys()
     shutil.rmtree(CHECKPOINTS)
     after, _ = evaluate()
     assert after.pop("best.safetensors") and after == before
@@ -89,51 +91,41 @@ def test_the_weights_of_the_least_distance_are_published(train, evaluate, monkey
     assert load_model(MODEL, "best").image_size == 16
 
 
-@pytest.mark.parametrize("stops", [[3], [2, 5]])
-def test_a_resumed_training_has_the_evaluations_of_another(evaluate, interrupt, stops):
-    expected, expected_table = evaluate()
-    shutil.rmtree("build/checkpoints")
-    shutil.rmtree(MODEL)
-    for step in stops:
-        interrupt(step, EVERY_TWO)
-    results, table = evaluate()
-    assert results == expected and table.equals(expected_table)
-
-
-def test_a_training_killed_during_its_evaluation_has_lost_nothing(train, evaluate, steps_kept, monkeypatch):
-    def die(*_):
+@pytest.mark.parametrize("stops", [[3], [2, 5], ["killed while it evaluates"]])
+def test_a_resumed_training_has_the_evaluations_of_another(
+    train, evaluate, interrupt, steps_kept, mean_colours, monkeypatch, stops
+):
+    def die(_):
         raise KeyboardInterrupt
 
     expected, expected_table = evaluate()
-    shutil.rmtree(CHECKPOINTS)
-    with monkeypatch.context() as patch:
-        patch.setattr(module.TrainingEvaluation, "add", die)
-        with pytest.raises(KeyboardInterrupt):
-            train(EVERY_TWO)
-    assert steps_kept() == [2]
+    shutil.rmtree("build/checkpoints")
+    shutil.rmtree(MODEL)
+    if stops == ["killed while it evaluates"]:
+        with monkeypatch.context() as patch:
+            patch.setattr(mean_colours, "forward", die)
+            with pytest.raises(KeyboardInterrupt):
+                train(EVERY_TWO)
+        assert steps_kept() == [2]
+    else:
+        for step in stops:
+            interrupt(step, EVERY_TWO)
     results, table = evaluate()
     assert results == expected and table.equals(expected_table)
 
 
-def test_a_finished_training_without_evaluation_is_evaluated_at_its_end(train, evaluate):
-    train({"train.extra_ema_decays": [0.5]})
-    _, table = evaluate({"train.evaluate_every": 4})
-    assert table["step"].tolist() == [6]
-    assert load_file(MODEL / "best.safetensors").keys() == load_file(MODEL / "averaged.safetensors").keys()
-
-
 @pytest.mark.parametrize(
-    ("spoil", "found"),
+    ("spoil_file", "found"),
     [(Path.unlink, "nothing readable"), (lambda path: save_file({}, path, {"step": "99"}), "step 99")],
 )
-def test_best_weights_that_are_no_longer_kept_are_left_out(evaluate, capsys, spoil, found):
+def test_best_weights_that_are_no_longer_kept_are_left_out(train, evaluate, capsys, spoil_file, found):
     evaluate()
     (kept,) = CHECKPOINTS.glob("*/best.safetensors")
-    spoil(kept)
+    spoil_file(kept)
     shutil.rmtree(MODEL)
-    module.publish_best(kept.parent, [{"step": 2, FIGURES[0]: 0.5}, {"step": 4, FIGURES[0]: 0.4}], MODEL)
-    assert f"of step 4, are no longer kept: {kept} holds {found}" in "".join(capsys.readouterr())
-    assert [path.name for path in MODEL.iterdir()] == ["evaluations.csv"]
+    train(EVERY_TWO)
+    assert f"are no longer kept: {kept} holds {found}" in "".join(capsys.readouterr())
+    assert (MODEL / "evaluations.csv").is_file() and not (MODEL / "best.safetensors").exists()
 
 
 @pytest.mark.parametrize("change", [{}, {"train.evaluate_num_images": 11}])
@@ -150,11 +142,8 @@ def test_a_split_of_too_few_images_is_one_clear_error(evaluate):
         evaluate({"train.evaluate_split": "test"})
 
 
-def test_the_real_extractor_fits_in(place, make_params, monkeypatch, notes):
-    monkeypatch.setattr(module, "build_extractor", ddpm.features.build_extractor)
-    experiment, before = prepare_experiment(make_params(EVERY_TWO).train), torch.get_rng_state()
-    module.TrainingEvaluation(experiment, notes).add(2)
-    assert torch.equal(torch.get_rng_state(), before)
-    (row,) = experiment.recording.evaluations
-    assert row["step"] == 2 and np.isfinite(row[FIGURES[0]])
-    assert (experiment.folder / "best.safetensors").is_file()
+def test_the_real_extractor_fits_in(train):
+    train({"train.evaluate_every": 6})
+    table = pd.read_csv(MODEL / "evaluations.csv")
+    assert table["step"].tolist() == [6] and np.isfinite(table[FIGURES[0]]).all()
+    assert (MODEL / "best.safetensors").is_file()

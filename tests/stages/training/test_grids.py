@@ -31,10 +31,10 @@ def prepare(place, make_params):
     return run
 
 
+@torch.no_grad()
 def move(network):
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+    for parameter in network.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
 
 
 def test_averaged_weights_could_be_trained_only_while_they_draw(prepare):
@@ -72,19 +72,13 @@ def picture(height, width):
     return np.full((height, width, 3), 7, np.uint8)
 
 
-def test_samples_go_to_mlflow_and_into_an_announced_file(folder, notes, capsys):
+@pytest.mark.parametrize("is_first", [True, False])
+def test_samples_go_to_mlflow_and_the_first_process_announces_a_file(folder, notes, capsys, monkeypatch, is_first):
+    monkeypatch.setattr("stages.training.previews.is_first", lambda: is_first)
     show_samples(notes, picture(8, 8), 250, PREVIEWS)
     assert [(key, step) for key, step, _ in notes.images] == [("samples", 250)]
     path = PREVIEWS / "step_000000250.png"
-    assert str(path) in capsys.readouterr().out
-    with Image.open(path) as image:
-        assert np.unique(np.asarray(image)).tolist() == [7]
-
-
-def test_only_the_first_of_several_processes_writes_files(folder, notes, monkeypatch):
-    monkeypatch.setattr("stages.training.previews.is_first", lambda: False)
-    show_samples(notes, picture(8, 8), 250, PREVIEWS)
-    assert not PREVIEWS.exists()
+    assert path.exists() is (str(path) in capsys.readouterr().out) is is_first
 
 
 @pytest.mark.parametrize(
@@ -93,7 +87,7 @@ def test_only_the_first_of_several_processes_writes_files(folder, notes, monkeyp
 )
 def test_small_pictures_are_enlarged_and_large_ones_reduced(folder, height, width, size):
     with Image.open(write_preview(picture(height, width), 1, PREVIEWS)) as image:
-        assert image.size == size
+        assert image.size == size and np.unique(np.asarray(image)).tolist() == [7]
 
 
 def test_the_newest_previews_are_kept(folder):

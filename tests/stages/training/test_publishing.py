@@ -31,12 +31,6 @@ def test_only_the_chosen_splits_are_learnt_from(train, make_params):
     assert train({"train.splits": ["valid"]})["raw.safetensors"] != train()["raw.safetensors"]
 
 
-def test_a_further_average_equals_the_first_of_its_decay(train):
-    further = train({"train.extra_ema_decays": [0.5], "train.ema_warmup": False})
-    first = train({"train.ema_decay": 0.5, "train.ema_warmup": False})
-    assert further["averaged_0.5.safetensors"] == first["averaged.safetensors"] != further["averaged.safetensors"]
-
-
 def test_the_model_knows_the_classes_of_the_dataset(train, capsys):
     train(CONDITIONAL)
     model = load_model(MODEL)

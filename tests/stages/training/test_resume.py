@@ -1,6 +1,7 @@
 """A training that goes on where it was stopped equals one that was not, and is never confused with another."""
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -32,10 +33,12 @@ def test_a_resumed_training_equals_an_uninterrupted_one(interrupt, train, uninte
     [
         (CLASSES, ["averaged", "raw"]),
         (AVERAGES, ["averaged", "averaged_0.5", "averaged_0.99", "raw"]),
+        (CLASSES | AVERAGES, ["averaged", "averaged_0.5", "averaged_0.99", "raw"]),
     ],
 )
-def test_labels_and_further_averages_are_resumed_too(interrupt, train, changes, names):
-    interrupt(3, changes)
+def test_labels_and_further_averages_are_resumed_to_the_bit(interrupt, train, changes, names):
+    for step in (3, 5):
+        interrupt(step, changes)
     resumed = train(changes)
     assert set(resumed) == {*(f"{name}.safetensors" for name in names), "losses.csv"}
     assert len(set(resumed.values())) == len(resumed)
@@ -52,23 +55,17 @@ def test_a_finished_training_is_published_again_without_a_step(train, capsys):
     assert "nothing is left to train" in capsys.readouterr().out
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(interrupt, train, uninterrupted, steps_kept, capsys):
+@pytest.mark.parametrize("num_damaged", [1, 2])
+def test_damaged_checkpoints_are_passed_over(interrupt, train, uninterrupted, steps_kept, capsys, num_damaged):
     interrupt(5)
     assert steps_kept() == [4, 5]
-    *_, newest = sorted(CHECKPOINTS.glob("*/step_*.safetensors"))
-    newest.write_bytes(newest.read_bytes()[:-100])
+    newest, older = sorted(CHECKPOINTS.glob("*/step_*.safetensors"), reverse=True)
+    for path in (newest, older)[:num_damaged]:
+        path.write_bytes(path.read_bytes()[:-100])
     assert train() == uninterrupted
     printed = capsys.readouterr().out
     assert f"{newest} is damaged" in printed
-    assert "step_000000004.safetensors" in printed.split("going on from")[1]
-
-
-def test_without_a_usable_checkpoint_it_starts_anew(interrupt, train, uninterrupted, capsys):
-    interrupt(5)
-    for path in CHECKPOINTS.glob("*/step_*.safetensors"):
-        path.write_bytes(b"")
-    assert train() == uninterrupted
-    assert "going on from" not in capsys.readouterr().out
+    assert (f"going on from {older}" in printed) is ("going on from" in printed) is (num_damaged == 1)
 
 
 @pytest.mark.parametrize("watching", [1, 100])
@@ -85,13 +82,9 @@ def test_a_resumed_training_may_be_watched_otherwise(interrupt, train, uninterru
     assert list(pd.read_csv(LOSSES)["step"]) == [2, 4, 5, 6]
 
 
-@pytest.mark.parametrize(
-    ("keep", "expected"),
-    [({"keep_checkpoints": 3}, [4, 5, 6]), ({"keep_checkpoints": 1, "keep_checkpoints_every": 2}, [2, 4, 6])],
-)
-def test_the_newest_checkpoints_and_milestones_are_kept(train, steps_kept, keep, expected):
-    train({"train.checkpoint_every": 1} | {f"train.{name}": value for name, value in keep.items()})
-    assert steps_kept() == expected
+def test_the_newest_checkpoints_and_milestones_are_kept(train, steps_kept):
+    train({"train.checkpoint_every": 1, "train.keep_checkpoints": 2, "train.keep_checkpoints_every": 3})
+    assert steps_kept() == [3, 5, 6]
 
 
 @pytest.mark.parametrize(("num_steps", "log_every"), [(4, 2), (5, 3), (3, 10)])
@@ -114,13 +107,6 @@ def test_with_a_constant_rate_fewer_steps_do_not_publish_more(train):
     assert train(CONSTANT | {"train.num_steps": 4}) == short
 
 
-def test_with_a_falling_rate_more_steps_are_another_training(train, capsys):
-    train({"train.num_steps": 4})
-    train({"train.num_steps": 6})
-    assert "going on from" not in capsys.readouterr().out
-    assert len(list(CHECKPOINTS.iterdir())) == 2
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interruption_says_which_and_where_and_keeps_the_step(interrupt, number):
     message = interrupt(3, number=number)
@@ -130,9 +116,9 @@ def test_an_interruption_says_which_and_where_and_keeps_the_step(interrupt, numb
     assert path.is_file() and not MODEL.exists() and not LOSSES.exists()
 
 
-def test_a_signal_at_the_last_step_lets_it_finish(train, signal_at, uninterrupted):
-    with signal_at(6):
-        assert train() == uninterrupted
+def test_a_signal_at_the_last_step_lets_it_finish(disturb, train, uninterrupted):
+    assert disturb(6, lambda _: os.kill(os.getpid(), signal.SIGTERM)) == (0, "")
+    assert (MODEL / "raw.safetensors").is_file() and train() == uninterrupted
 
 
 def test_a_resumed_training_goes_on_in_its_run(interrupt, train, recording_run):
@@ -154,16 +140,17 @@ def replace_in_index(old, new):
 
 
 @pytest.mark.parametrize(
-    ("change", "changes"),
+    ("change", "before", "after"),
     [
-        (change_a_pixel, {}),
-        (lambda: replace_in_index("train", "valid"), {}),  # the same array, split in another way
-        (lambda: replace_in_index("1,8,rose,train", "1,3,01,train"), CLASSES),
+        (change_a_pixel, {}, {}),
+        (lambda: replace_in_index("train", "valid"), {}, {}),  # the same array, split in another way
+        (lambda: replace_in_index("1,8,rose,train", "1,3,01,train"), CLASSES, CLASSES),
+        (lambda: None, {"train.num_steps": 4}, {}),  # its rate falls to zero
     ],
-    ids=["a pixel", "a split", "a label"],
+    ids=["a pixel", "a split", "a label", "more steps"],
 )
-def test_other_data_is_not_resumed(interrupt, train, capsys, change, changes):
-    interrupt(3, changes)
+def test_another_training_is_not_resumed(interrupt, train, capsys, change, before, after):
+    interrupt(3, before)
     change()
-    train(changes)
+    train(after)
     assert "going on from" not in capsys.readouterr().out and len(list(CHECKPOINTS.iterdir())) == 2

@@ -26,7 +26,6 @@ def test_the_images_are_those_that_are_drawn(fetch):
 
 
 def test_the_seed_decides_the_bytes(fetch):
-    first, again, other = (
-        read_files(fetch("synthetic_flowers", {"download.synthetic.seed": seed})) for seed in (0, 0, 1)
-    )
+    changes = [{"download.synthetic.seed": seed} for seed in (0, 0, 1)]
+    first, again, other = (read_files(fetch("synthetic_flowers", each)) for each in changes)
     assert again == first and other != first

@@ -27,16 +27,11 @@ def test_more_variety_makes_images_differ_more():
     assert spreads == sorted(spreads) and spreads[0] < spreads[2] - 5
 
 
-@pytest.mark.parametrize(("num_images", "first"), [(0, 0), (0, 3), (7, 5)])
-def test_shapes_and_types(num_images, first):
-    images, labels = generate(num_images, 32, seed=1, first=first)
-    assert images.shape == (num_images, 32, 32, 3) and images.dtype == np.uint8
-    assert labels.shape == (num_images,) and labels.dtype == np.int64
-
-
 def test_an_image_does_not_depend_on_the_range_it_is_drawn_in():
     images, labels = generate(83, 32, seed=3)
-    for first, last in [(0, 1), (1, 6), (6, 40), (40, 83)]:
+    assert images.shape == (83, 32, 32, 3) and images.dtype == np.uint8
+    assert labels.shape == (83,) and labels.dtype == np.int64
+    for first, last in [(0, 0), (0, 1), (1, 6), (6, 40), (40, 83)]:
         part, part_labels = generate(last - first, 32, seed=3, first=first)
         np.testing.assert_array_equal(part, images[first:last])
         np.testing.assert_array_equal(part_labels, labels[first:last])
@@ -98,13 +93,6 @@ def test_the_flower_fills_the_image_and_stays_inside():
     assert pose.radius.min() > 0.30 and pose.radius.max() < 0.46
     for centre in (pose.centre_x, pose.centre_y):
         assert (centre - 1.04 * pose.radius).min() > -0.05 and (centre + 1.04 * pose.radius).max() < 1.05
-
-
-def test_images_are_smooth_and_colourful():
-    images, _ = generate(300, 64, seed=2)
-    assert np.median(np.abs(np.diff(images.astype(int), axis=2))) <= 2  # graded, without texture noise
-    assert np.std(images.reshape(300, -1, 3).mean(axis=1), axis=0).min() > 20  # images differ in colour
-    assert images.std(axis=(1, 2)).max(axis=1).min() > 10  # no image is flat
 
 
 @pytest.mark.parametrize(
