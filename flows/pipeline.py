@@ -49,12 +49,7 @@ def pipeline(
 
 
 def run_by_hand(profile: str | None, assignments: Sequence[str], isolated: bool) -> None:
-    """Run the pipeline on a temporary server, unless everything in the checkout is up to date.
-
-    Args:
-        profile: saved experiment to put in force, or None.
-        assignments: parameters to change, such as "train.num_steps=100".
-        isolated: run the last commit in a worktree; the checkout's params.yaml and results stay as they are.
+    """Run the pipeline as `flowers run`, on a temporary server, unless everything in the checkout is up to date.
 
     Raises:
         FlowersError: the parameters cannot be used, or the flow failed.

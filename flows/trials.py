@@ -55,14 +55,12 @@ def plan_trials(
 
     Raises:
         SweepError: there is nothing to vary, or too much, or some of the trials cannot be used.
+        ParamsError: what all trials share cannot be used.
     """
     if bool(grid) == bool(overrides):
         got = "both" if grid else "neither"
         raise SweepError(f"a sweep takes a grid or a list of overrides, got {got}")
-    try:
-        compose(profile, nest(shared))
-    except ParamsError as error:
-        raise SweepError(str(error)) from None
+    compose(profile, nest(shared))
     choices = list(itertools.islice(combine(grid) if grid else iter(overrides), MAX_TRIALS + 1))
     if len(choices) > MAX_TRIALS:
         raise SweepError(f"a sweep starts at most {MAX_TRIALS} trials; give fewer values")
@@ -98,10 +96,17 @@ def nest(overrides: Mapping[str, Any]) -> dict[str, Any]:
         ParamsError: a parameter is set twice, or a section is set to a value.
     """
     result: dict[str, Any] = {}
-    for name, value in overrides.items():
-        leaves = flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-        for leaf, leaf_value in leaves.items():
-            _put(result, leaf, leaf_value)
+    leaves = [leaf for name, value in overrides.items() for leaf in flatten({name: value}).items()]
+    for name, value in leaves:
+        *sections, last = name.split(".")
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ParamsError(f"{name} is part of a section that is set as a whole")
+        if last in place:
+            raise ParamsError(f"{name} is set twice")
+        place[last] = value
     return result
 
 
@@ -111,29 +116,13 @@ def parse_overrides_list(text: str | None) -> list[dict[str, Any]]:
     Raises:
         SweepError: the text is not a list of mappings.
     """
-    parsed = [] if text is None else _parse_yaml(text, "--overrides")
+    try:
+        parsed = [] if text is None else YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise SweepError(f"--overrides is not YAML: {error}") from None
     if not isinstance(parsed, list) or not all(isinstance(one, dict) for one in parsed):
         raise SweepError(f"--overrides takes a list of mappings, such as [{{train.seed: 1}}], got {text!r}")
     return parsed
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return YAML(typ="safe").load(text)
-    except YAMLError as error:
-        raise SweepError(f"{source} is not YAML: {error}") from None
-
-
-def _put(result: dict[str, Any], name: str, value: Any) -> None:
-    *sections, leaf = name.split(".")
-    place = result
-    for section in sections:
-        place = place.setdefault(section, {})
-        if not isinstance(place, dict):
-            raise ParamsError(f"{name} is part of a section that is set as a whole")
-    if leaf in place:
-        raise ParamsError(f"{name} is set twice")
-    place[leaf] = value
 
 
 def _plan_trial(name: str, profile: str | None, shared: Mapping[str, Any], choice: Mapping[str, Any]) -> Trial:

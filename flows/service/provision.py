@@ -1,7 +1,7 @@
 """Set up what the service needs on a Prefect server: the work pool, the deployments, the watch over runs.
 
 `flowers set-up` does it on the server that PREFECT_API_URL names, and can be run again at any time; `flowers up` runs
-this file in a process of its own.
+that command.
 """
 
 import os
@@ -18,7 +18,6 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
-from contract.errors import FlowersError
 from flows.service.places import POOL, ServiceError
 from tasks.gpus import read_num_slots
 
@@ -29,25 +28,21 @@ SILENCE_SECONDS = 100
 """Time without a heartbeat after which a run counts as dead, together with its worker."""
 
 
-class ProvisionError(ServiceError):
-    """The Prefect server cannot be set up; the message says why."""
-
-
 def provision() -> None:
     """Make or update pool, automation and deployments on the server that PREFECT_API_URL names.
 
     Raises:
-        ProvisionError: the variable is not set, or Prefect refuses the deployments.
+        ServiceError: the variable is not set, or Prefect refuses the deployments.
     """
     if not os.environ.get("PREFECT_API_URL"):
-        raise ProvisionError("PREFECT_API_URL must name the Prefect server, such as http://127.0.0.1:4200/api")
+        raise ServiceError("PREFECT_API_URL must name the Prefect server, such as http://127.0.0.1:4200/api")
     read_num_slots(os.environ)  # a wrong number is an error now, not in the first run
     with get_client(sync_client=True) as client:
         put_work_pool(client, describe_work_pool())
         put_automation(client, describe_crash_watch())
     deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     if status := subprocess.run(deploy, check=False).returncode:
-        raise ProvisionError(f"`prefect deploy --all` ended with {status}, as it says above")
+        raise ServiceError(f"`prefect deploy --all` ended with {status}, as it says above")
 
 
 def describe_work_pool() -> WorkPoolCreate:
@@ -103,10 +98,3 @@ def put_automation(client: SyncPrefectClient, automation: AutomationCore) -> Non
         client.update_automation(existing[0].id, automation)
     else:
         client.create_automation(automation)
-
-
-if __name__ == "__main__":
-    try:
-        provision()
-    except FlowersError as error:
-        sys.exit(f"provision: {error}")

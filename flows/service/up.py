@@ -96,7 +96,7 @@ def set_up_server(environment: Mapping[str, str]) -> None:
     Raises:
         ServiceError: it failed; the message holds its output.
     """
-    command = [sys.executable, "-m", "flows.service.provision"]
+    command = [sys.executable, "-m", "flows.cli", "set-up"]
     result = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )

@@ -16,7 +16,7 @@ from pydantic import Field
 from contract.environment import TRACKING_URI
 from contract.params import PARAMS_FILE, PROFILES_FOLDER, activate, list_profiles
 from flows.workspaces.experiments import make_experiment_name, save_experiment
-from flows.workspaces.git import GitError, git, read_file_at
+from flows.workspaces.git import GitError, git, read_file_at, try_git
 from flows.workspaces.shared_cache import bring_raw_data
 from flows.workspaces.worktrees import WorkspaceError, make_worktree
 
@@ -94,9 +94,8 @@ def enter_last_commit() -> Iterator[None]:
 
 def list_uncommitted(checkout: Path) -> list[str]:
     """Return the tracked files that differ from the last commit, except those that hold results."""
-    with contextlib.suppress(GitError):  # making the worktree meets and reports it
-        return git(checkout, "diff", "--name-only", "HEAD", "--", ".", ":!dvc.lock", ":!data.dvc").splitlines()
-    return []
+    changed = try_git(checkout, "diff", "--name-only", "HEAD", "--", ".", ":!dvc.lock", ":!data.dvc")
+    return (changed or "").splitlines()  # making the worktree meets and reports what git has against it
 
 
 @contextmanager
