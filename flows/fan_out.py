@@ -103,7 +103,7 @@ def run_as_deployments(sweep: str, profile: str | None, trials: Sequence[Trial],
                 try:
                     running[_start(sweep, profile, trial)] = trial
                 except (httpx.HTTPError, PrefectException) as error:
-                    not_started = Failed(name="Not started", message=str(error))
+                    not_started: State[Any] = Failed(name="Not started", message=str(error))
                     outcomes.append(_report(Outcome(trial, None, not_started)))
             time.sleep(POLL_SECONDS)
             states = _read_states(running)

@@ -60,7 +60,8 @@ def plan_trials(
     if bool(grid) == bool(overrides):
         got = "both" if grid else "neither"
         raise SweepError(f"a sweep takes a grid or a list of overrides, got {got}")
-    compose(profile, nest(shared))
+    shared = nest(shared)
+    compose(profile, shared)
     choices = list(itertools.islice(combine(grid) if grid else iter(overrides), MAX_TRIALS + 1))
     if len(choices) > MAX_TRIALS:
         raise SweepError(f"a sweep starts at most {MAX_TRIALS} trials; give fewer values")
@@ -70,7 +71,11 @@ def plan_trials(
             trials.append(_plan_trial(f"{sweep}-{number}", profile, shared, choice))
         except ParamsError as error:
             problems.append(f"  {_list_values(flatten(choice))}: {_strip_source(error)}")
-    problems += _find_duplicates(trials)
+    first: dict[Params, Trial] = {}
+    for trial in trials:  # two equal ones would do the same work at the same time
+        same = first.setdefault(trial.params, trial)
+        if same is not trial:
+            problems.append(f"  {_list_values(trial.varied)}: the same experiment as {_list_values(same.varied)}")
     if problems:
         raise SweepError("\n".join([f"{len(problems)} of {len(choices)} trials cannot be used:", *problems]))
     return trials
@@ -85,12 +90,11 @@ def combine(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     for name, values in grid.items():
         if not isinstance(values, list | tuple) or not values:
             raise SweepError(f"a grid gives each parameter a list of values, such as [0.001, 0.002]: {name}={values!r}")
-    for chosen in itertools.product(*grid.values()):
-        yield dict(zip(grid, chosen, strict=True))
+    yield from (dict(zip(grid, chosen, strict=True)) for chosen in itertools.product(*grid.values()))
 
 
 def nest(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {"train.seed": 0} as {"train": {"seed": 0}}; both forms may be mixed.
+    """Return {"train.seed": 0} as {"train": {"seed": 0}}; the two forms may be mixed.
 
     Raises:
         ParamsError: a parameter is set twice, or a section is set to a value.
@@ -127,7 +131,7 @@ def parse_overrides_list(text: str | None) -> list[dict[str, Any]]:
 
 def _plan_trial(name: str, profile: str | None, shared: Mapping[str, Any], choice: Mapping[str, Any]) -> Trial:
     varied = flatten(nest(choice))
-    overrides = nest(flatten(nest(shared)) | varied)
+    overrides = nest(flatten(shared) | varied)
     return Trial(name, overrides, varied, compose(profile, overrides))
 
 
@@ -139,12 +143,3 @@ def _strip_source(error: ParamsError) -> str:
 
 def _list_values(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items()) or "no change"
-
-
-def _find_duplicates(trials: Sequence[Trial]) -> Iterator[str]:
-    """Yield a line per trial that repeats an earlier one: both would do the same work at the same time."""
-    first: dict[Params, Trial] = {}
-    for trial in trials:
-        same = first.setdefault(trial.params, trial)
-        if same is not trial:
-            yield f"  {_list_values(trial.varied)}: the same experiment as {_list_values(same.varied)}"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from datetime import timedelta
 
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
@@ -37,9 +37,16 @@ def provision() -> None:
     if not os.environ.get("PREFECT_API_URL"):
         raise ServiceError("PREFECT_API_URL must name the Prefect server, such as http://127.0.0.1:4200/api")
     read_num_slots(os.environ)  # a wrong number is an error now, not in the first run
+    pool, automation = describe_work_pool(), describe_crash_watch()
     with get_client(sync_client=True) as client:
-        put_work_pool(client, describe_work_pool())
-        put_automation(client, describe_crash_watch())
+        try:
+            client.create_work_pool(pool)
+        except ObjectAlreadyExists:  # keep the limit and the pause that users have set
+            client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=pool.base_job_template))
+        if existing := client.read_automations_by_name(automation.name):
+            client.update_automation(existing[0].id, automation)
+        else:
+            client.create_automation(automation)
     deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     if status := subprocess.run(deploy, check=False).returncode:
         raise ServiceError(f"`prefect deploy --all` ended with {status}, as it says above")
@@ -51,14 +58,6 @@ def describe_work_pool() -> WorkPoolCreate:
     variables = template["variables"]["properties"]
     variables["env"]["default"] = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
     return WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
-
-
-def put_work_pool(client: SyncPrefectClient, pool: WorkPoolCreate) -> None:
-    """Create or update the pool; keep the limit and the pause that users have set."""
-    try:
-        client.create_work_pool(pool)
-    except ObjectAlreadyExists:
-        client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=pool.base_job_template))
 
 
 def describe_crash_watch() -> AutomationCore:
@@ -89,12 +88,3 @@ def describe_crash_watch() -> AutomationCore:
             )
         ],
     )
-
-
-def put_automation(client: SyncPrefectClient, automation: AutomationCore) -> None:
-    """Create the automation, or update the one of its name."""
-    existing = client.read_automations_by_name(automation.name)
-    if existing:
-        client.update_automation(existing[0].id, automation)
-    else:
-        client.create_automation(automation)

@@ -74,11 +74,7 @@ def call_supervisor(method: str, *arguments: Any) -> Any:
 
 
 def refuse_second_service() -> None:
-    """Check that no service of this folder is running, on whatever ports.
-
-    Raises:
-        ServiceError: one is.
-    """
+    """Refuse to start beside a running service of this folder, whatever its ports."""
     with socket.socket(socket.AF_UNIX) as probe, suppress(FileNotFoundError, ConnectionRefusedError):
         probe.connect(str(SOCKET))
         raise ServiceError(

@@ -66,11 +66,7 @@ def run_servers(environment: Mapping[str, str]) -> Iterator[Supervisor]:
 
 
 def wait_for_servers(supervisor: Supervisor, addresses: Addresses) -> None:
-    """Wait until both servers answer.
-
-    Raises:
-        ServiceError: one does not answer in time, or has been given up; the message holds the end of its log.
-    """
+    """Wait until both servers answer; the error about one that does not holds the end of its log."""
     health = {"prefect": f"{addresses.prefect}/api/health", "mlflow": f"{addresses.mlflow}/health"}
     end = time.monotonic() + START_SECONDS
     for name, address in health.items():
@@ -91,25 +87,15 @@ def answers(address: str) -> bool:
 
 
 def set_up_server(environment: Mapping[str, str]) -> None:
-    """Make pool, automation and deployments, in a process that knows the server's address from its start.
-
-    Raises:
-        ServiceError: it failed; the message holds its output.
-    """
+    """Make pool, automation and deployments, in a process that knows the server's address from its start."""
     command = [sys.executable, "-m", "flows.cli", "set-up"]
-    result = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if result.returncode != 0:
         raise ServiceError(f"the set-up of the Prefect server failed:\n{result.stdout}{result.stderr}")
 
 
 def report_restarts(supervisor: Supervisor) -> None:
-    """Print which program has ended and was started again, until interrupted.
-
-    Raises:
-        ServiceError: one could not be started again.
-    """
+    """Print which program has ended and was started again, until interrupted."""
     before = supervisor.list_starts()
     while True:
         time.sleep(_POLL_SECONDS)
