@@ -89,7 +89,9 @@ def answers(address: str) -> bool:
 def set_up_server(environment: Mapping[str, str]) -> None:
     """Make pool, automation and deployments, in a process that knows the server's address from its start."""
     command = [sys.executable, "-m", "flows.cli", "set-up"]
-    result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    result = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     if result.returncode != 0:
         raise ServiceError(f"the set-up of the Prefect server failed:\n{result.stdout}{result.stderr}")
 
