@@ -13,15 +13,7 @@ from prefect.logging import get_run_logger
 
 from flows.fan_out import Outcome
 from tasks.run_page import show
-from tracking.comparison import (
-    charts_page,
-    compare_page,
-    format_table,
-    rank,
-    read_metrics,
-    select_figures,
-    write_csv,
-)
+from tracking.comparison import charts_page, compare_page, format_table, rank, read_metrics, select_figures, write_csv
 from tracking.search import FLOW_RUN_ID, join_runs, to_records
 
 TABLES = Path("build/sweeps")
@@ -37,8 +29,9 @@ def show_ranking(sweep: str, outcomes: Sequence[Outcome]) -> None:
     metrics = {outcome.trial.name: read_trial_metrics(outcome) for outcome in outcomes}
     runs = find_runs(sweep, outcomes, metrics)
     table = rank_trials(outcomes, runs, metrics)
-    found, pages = pd.DataFrame(list(runs.values())), {}
+    pages = {}
     if runs:
+        found = pd.DataFrame(list(runs.values()))
         pages = {"charts and image grids": charts_page(found), "side by side": compare_page(found)}
     path = TABLES / f"{sweep}.csv"
     logger.info("Sweep %s, complete in %s:\n%s", sweep, path, format_table(table.drop(columns="why", errors="ignore")))

@@ -68,7 +68,9 @@ def plan_trials(
     trials, problems = [], []
     for number, choice in enumerate(choices, start=1):
         try:
-            trials.append(_plan_trial(f"{sweep}-{number}", profile, shared, choice))
+            varied = flatten(nest(choice))
+            changes = nest(flatten(shared) | varied)
+            trials.append(Trial(f"{sweep}-{number}", changes, varied, compose(profile, changes)))
         except ParamsError as error:
             problems.append(f"  {_list_values(flatten(choice))}: {_strip_source(error)}")
     first: dict[Params, Trial] = {}
@@ -127,12 +129,6 @@ def parse_overrides_list(text: str | None) -> list[dict[str, Any]]:
     if not isinstance(parsed, list) or not all(isinstance(one, dict) for one in parsed):
         raise SweepError(f"--overrides takes a list of mappings, such as [{{train.seed: 1}}], got {text!r}")
     return parsed
-
-
-def _plan_trial(name: str, profile: str | None, shared: Mapping[str, Any], choice: Mapping[str, Any]) -> Trial:
-    varied = flatten(nest(choice))
-    overrides = nest(flatten(shared) | varied)
-    return Trial(name, overrides, varied, compose(profile, overrides))
 
 
 def _strip_source(error: ParamsError) -> str:

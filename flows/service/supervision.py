@@ -37,11 +37,7 @@ class Supervisor:
         call_supervisor("startProcess", program, False)
 
     def list_starts(self) -> dict[str, int]:
-        """Return when each program was last started, in seconds since the epoch; 0 for never.
-
-        Raises:
-            ServiceError: supervisord has ended, or has given up a program.
-        """
+        """Return when each program was last started, in seconds since the epoch; refuse one that was given up."""
         if self._process.poll() is not None:
             raise ServiceError(f"supervisord has ended:\n{read_log_end('supervisord')}")
         try:

@@ -71,7 +71,7 @@ def wait_for_servers(supervisor: Supervisor, addresses: Addresses) -> None:
     end = time.monotonic() + START_SECONDS
     for name, address in health.items():
         while not answers(address):
-            supervisor.list_starts()
+            supervisor.list_starts()  # an error where one was given up
             if time.monotonic() > end:
                 raise ServiceError(f"{name} does not answer at {address}:\n{read_log_end(name)}")
             time.sleep(_POLL_SECONDS)
@@ -110,16 +110,12 @@ def report_restarts(supervisor: Supervisor) -> None:
 
 def welcome(addresses: Addresses) -> str:
     """Return where everything is, and how to use it."""
-    return "\n".join(
-        [
-            "",
-            f"  Prefect  {addresses.prefect}   start and watch runs",
-            f"  MLflow   {addresses.mlflow}   compare them",
-            f"  logs     {STATE}/*.log",
-            "",
-            "  For commands of your own, such as `prefect deployment run pipeline/quickstart`:",
-            f"    export PREFECT_API_URL={addresses.prefect}/api MLFLOW_TRACKING_URI={addresses.mlflow}",
-            "",
-            "Ctrl-C stops everything.",
-        ]
-    )
+    return f"""
+  Prefect  {addresses.prefect}   start and watch runs
+  MLflow   {addresses.mlflow}   compare them
+  logs     {STATE}/*.log
+
+  For commands of your own, such as `prefect deployment run pipeline/quickstart`:
+    export PREFECT_API_URL={addresses.prefect}/api MLFLOW_TRACKING_URI={addresses.mlflow}
+
+Ctrl-C stops everything."""

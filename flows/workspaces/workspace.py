@@ -43,7 +43,12 @@ class Workspace:
         """
         params = activate(profile, overrides)
         if self.folder != self.checkout:
-            _require_reachable(params.download.source)
+            source = params.download.source
+            if source and not (source.startswith(("http://", "https://", "~", "/")) or Path(source).exists()):
+                raise WorkspaceError(
+                    f"download.source={source!r} is a relative path, which the worktree of an isolated run does not "
+                    "have: give the absolute path"
+                )
             bring_raw_data(self.checkout, self.folder, params.section("download"))
 
 
@@ -106,11 +111,3 @@ def _work_in(folder: Path, checkout: Path) -> Iterator[None]:
         del os.environ[TRACKING_URI]
         if before is not None:
             os.environ[TRACKING_URI] = before
-
-
-def _require_reachable(source: str | None) -> None:
-    if source and not (source.startswith(("http://", "https://", "~", "/")) or Path(source).exists()):
-        raise WorkspaceError(
-            f"download.source={source!r} is a relative path, which the worktree of an isolated run does not have: "
-            "give the absolute path"
-        )

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,20 +61,17 @@ def test_a_worktree_goes_away_when_its_run_fails_or_is_cancelled(checkout, error
 def test_runs_of_one_name_that_begin_and_end_at_once_are_kept_apart(checkout):
     with make_worktree(checkout.folder, "wise-owl") as first, make_worktree(checkout.folder, "wise-owl") as second:
         assert (first.name, second.name) == ("wise-owl", "wise-owl-2")
-    made, together = [], threading.Barrier(4)
+    together = threading.Barrier(4)
 
-    def run():
+    def run(_):
         together.wait()
         for _ in range(3):
             with make_worktree(checkout.folder, "wise-owl") as folder:
-                made.append((folder / "params.yaml").is_file())
+                assert (folder / "params.yaml").is_file()
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert made == [True] * 12 and is_clean(checkout)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
+    assert is_clean(checkout)
 
 
 def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(checkout, start_python):
