@@ -116,7 +116,7 @@ def shows_the_experiment_made_before(up):
 def refuses_to_start_twice(up, ports):
     before = up.checkout.processes("supervisord")
     output = up.checkout.run(*make_up((free_port(), free_port())), status=2)
-    assert "this folder's service is running already: stop it by Ctrl-C" in output
+    assert "the service of this folder is running already: stop it by Ctrl-C" in output
     with_own_state = up.checkout.copy(up.checkout.folder.parent / "another clone")
     output = with_own_state.run(*make_up(ports), status=2)
     assert f"cannot listen on 127.0.0.1 port {ports[0]}: Address already in use" in output
