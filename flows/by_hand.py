@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any, NoReturn
 
 from prefect.client.orchestration import get_client
@@ -13,14 +12,7 @@ from prefect.client.schemas.objects import State
 from contract.errors import FlowersError
 from flows.service.proxy import proxy_exceptions
 
-EXIT_INTERRUPTED = 130  # a shell's status for Ctrl-C
-EXIT_TERMINATED = 143  # a shell's status for SIGTERM
-
-_CONTINUE = "finished work is kept; the same command continues"
-
-
-class FlowFailedError(FlowersError):
-    """A flow run has not completed; the message says how it ended."""
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143  # a shell's status for Ctrl-C and for SIGTERM
 
 
 def run_to_completion(command: str, flow: Callable[[], State[Any]]) -> State[Any]:
@@ -31,17 +23,22 @@ def run_to_completion(command: str, flow: Callable[[], State[Any]]) -> State[Any
         flow: function that runs the flow and returns its state.
 
     Raises:
-        FlowFailedError: the flow has not completed.
+        FlowersError: the flow has not completed; the message says how it ended.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: _terminate(command, number, frame))
+
+    def end(how: str, status: int) -> NoReturn:
+        print(f"{command}: {how}; finished work is kept; the same command continues", file=sys.stderr, flush=True)
+        sys.exit(status)
+
+    # Prefect calls this when it has ended the flow. The signal's default would leave the temporary server behind.
+    signal.signal(signal.SIGTERM, lambda *_: end("ended by SIGTERM", EXIT_TERMINATED))
     try:
         start_server()
         state = flow()
     except KeyboardInterrupt:
-        print(f"{command}: interrupted; {_CONTINUE}", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        end("interrupted", EXIT_INTERRUPTED)
     if not state.is_completed():
-        raise FlowFailedError(str(state.message))
+        raise FlowersError(str(state.message))
     return state
 
 
@@ -57,12 +54,3 @@ def start_server() -> None:
         get_client(sync_client=True)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _terminate(command: str, _number: int, _frame: FrameType | None) -> NoReturn:
-    """Leave through Python's own exit, which stops the temporary server; the signal's default would leave it behind.
-
-    Prefect calls this after it has ended the flow.
-    """
-    print(f"{command}: ended by SIGTERM; {_CONTINUE}", file=sys.stderr, flush=True)
-    sys.exit(EXIT_TERMINATED)

@@ -67,11 +67,7 @@ def fail(message: str, status: int = EXIT_FAILED) -> NoReturn:
 
 
 def require_checkout() -> None:
-    """Refuse to work outside the project's folder.
-
-    Raises:
-        FlowersError: this is another folder.
-    """
+    """Refuse to work outside the project's folder."""
     if not Path("dvc.yaml").is_file():
         raise FlowersError(f"{Path.cwd()} holds no dvc.yaml: change to the folder of the project")
 
@@ -134,9 +130,20 @@ def compare(
         last: compare the newest runs, this many.
         csv: file to write the table to as well.
     """
-    from flows.compare import compare as compare_runs
+    from tracking.comparison import compare_page, compare_runs, format_table, write_csv
+    from tracking.search import choose_runs
 
-    compare_runs(list(runs), sweep, last, csv)
+    found = choose_runs(runs, sweep, last)
+    if found.empty:
+        raise FlowersError("MLflow has no runs yet; `make run` makes one")
+    table = compare_runs(found)
+    if csv:
+        try:
+            write_csv(table, csv)
+        except OSError as error:
+            raise FlowersError(f"the table cannot be written: {error}; name another file") from error
+    print(format_table(table))
+    print(f"\nMLflow: {compare_page(found)}")
 
 
 @app.command
@@ -193,9 +200,12 @@ def promote(number: Annotated[str, Parameter(metavar="VERSION")], /, *, model: s
         number: of the version, as MLflow's page and the register stage name it.
         model: registered model; without it, register.model_name of params.yaml.
     """
-    from flows.promote import promote as promote_version
+    from contract.params import read_params
+    from tracking.promotion import promote_by_hand
+    from tracking.registry import Registry
 
-    promote_version(number, model)
+    registry = Registry(model or read_params().register.model_name)
+    print(f"promote: {promote_by_hand(registry, number)}")
 
 
 @app.command
@@ -243,7 +253,8 @@ def draw(
     """
     from flows.drawing import draw_images
 
-    draw_images(n, model, output, weights, seed, sampler, steps, eta, classes, guidance)
+    settings = {"seed": seed, "sampler": sampler, "steps": steps, "eta": eta, "guidance": guidance}
+    draw_images(n, model, output, weights, classes, settings)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,6 @@ from tasks.stage_tasks import evaluate, reference, sample
 
 REQUIRED = {DATASET: "the prepared dataset", MODEL: "the model"}
 
-REUSED_STAGES = STAGES[1:-1]
-"""Stages with outputs that this flow needs, or need not make again."""
-
 
 @flow(name="pipeline")
 def evaluate_only(
@@ -54,4 +51,4 @@ def take_model(place: Workspace, revision: str) -> None:
         raise UnknownRevisionError(f"revision {revision!r} has no dvc.lock and so no model; name one that has")
     present = [path for path in STATE if read_file_at(place.checkout, commit, path) is not None]
     git(place.folder, "checkout", "--quiet", commit, "--", *present)
-    bring_outputs(place.folder, REQUIRED, REUSED_STAGES)
+    bring_outputs(place.folder, REQUIRED, STAGES[1:-1])  # all that this flow needs, or need not make again

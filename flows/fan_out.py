@@ -17,7 +17,7 @@ from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.logging import get_run_logger
-from prefect.states import Cancelled, Cancelling
+from prefect.states import Cancelled, Cancelling, Failed
 
 from flows.forms import Overrides
 from flows.pipeline import pipeline
@@ -39,15 +39,18 @@ class Outcome:
     trial: Trial
     flow_run_id: UUID | None
     """None where the trial could not be started"""
-    state: str
-    """Prefect's name of the final state: Completed, Failed, Crashed, Cancelled, ..."""
-    why: str
-    """Prefect's message, where the trial has not completed"""
+    state: State[Any]
+    """Prefect's final state: Completed, Failed, Crashed, Cancelled, ..."""
 
     @property
     def is_completed(self) -> bool:
         """Whether the trial has made its model and figures."""
-        return self.state == "Completed"
+        return self.state.is_completed()
+
+    @property
+    def why(self) -> str | None:
+        """Prefect's message, where the trial has not completed."""
+        return None if self.is_completed else self.state.message
 
 
 def why_in_process() -> str | None:
@@ -65,7 +68,9 @@ def why_in_process() -> str | None:
             return f"the work pool {name} or the deployment {DEPLOYMENT} is paused"
         if all(worker.status is not WorkerStatus.ONLINE for worker in client.read_workers_for_work_pool(name)):
             return f"no worker of the work pool {name} is online"
-    if pool.concurrency_limit is not None and pool.concurrency_limit - _places_taken_by_sweep(name) < 1:
+    context = FlowRunContext.get()
+    is_in_pool = bool(context and context.flow_run and context.flow_run.work_pool_name == name)
+    if pool.concurrency_limit is not None and pool.concurrency_limit <= int(is_in_pool):
         # The sweep would wait for its trials, and they for its end.
         return f"the work pool {name} runs {pool.concurrency_limit} at a time, and the sweep itself takes that place"
     return None
@@ -80,7 +85,7 @@ def run_in_process(sweep: str, profile: str | None, trials: Sequence[Trial]) -> 
             state = pipeline.with_options(flow_run_name=trial.name)(
                 profile, Overrides(**trial.overrides), workspace="isolated", return_state=True
             )
-        outcomes.append(_to_outcome(trial, state.state_details.flow_run_id, state))
+        outcomes.append(Outcome(trial, state.state_details.flow_run_id, state))
     return outcomes
 
 
@@ -98,11 +103,12 @@ def run_as_deployments(sweep: str, profile: str | None, trials: Sequence[Trial],
                 try:
                     running[_start(sweep, profile, trial)] = trial
                 except (httpx.HTTPError, PrefectException) as error:
-                    outcomes.append(_report(Outcome(trial, None, "Not started", str(error))))
+                    not_started: State[Any] = Failed(name="Not started", message=str(error))
+                    outcomes.append(_report(Outcome(trial, None, not_started)))
             time.sleep(POLL_SECONDS)
             states = _read_states(running)
             for run_id in [run_id for run_id, state in states.items() if state.is_final()]:
-                outcomes.append(_report(_to_outcome(running.pop(run_id), run_id, states[run_id])))
+                outcomes.append(_report(Outcome(running.pop(run_id), run_id, states[run_id])))
             if any(not state.is_scheduled() for state in states.values()):
                 last_seen_running = time.monotonic()
             elif time.monotonic() - last_seen_running > STUCK_SECONDS:
@@ -115,13 +121,6 @@ def run_as_deployments(sweep: str, profile: str | None, trials: Sequence[Trial],
         _cancel(running)
         raise
     return sorted(outcomes, key=lambda outcome: trials.index(outcome.trial))
-
-
-def _places_taken_by_sweep(pool: str) -> int:
-    """Return the number of the pool's places that this flow run takes: none where it was started by hand."""
-    context = FlowRunContext.get()
-    run = context.flow_run if context else None
-    return int(run is not None and run.work_pool_name == pool)
 
 
 def _start(sweep: str, profile: str | None, trial: Trial) -> UUID:
@@ -160,12 +159,5 @@ def _cancel(run_ids: Iterable[UUID]) -> None:
 
 def _report(outcome: Outcome) -> Outcome:
     log = get_run_logger().info if outcome.is_completed else get_run_logger().error
-    log(f"{outcome.trial}: {outcome.state}{f': {outcome.why}' if outcome.why else ''}")
+    log(f"{outcome.trial}: {outcome.state.name}{f': {outcome.why}' if outcome.why else ''}")
     return outcome
-
-
-def _to_outcome(trial: Trial, flow_run_id: UUID | None, state: State[Any]) -> Outcome:
-    name = state.name or state.type.value.capitalize()
-    if state.is_completed():
-        return Outcome(trial, flow_run_id, "Completed", "")
-    return Outcome(trial, flow_run_id, name, state.message or "")

@@ -8,6 +8,7 @@ from prefect import flow
 
 from contract.assignments import parse_overrides
 from contract.params import activate, compose
+from contract.stage_names import STAGES
 from flows.by_hand import run_to_completion
 from flows.forms import Overrides
 from flows.summary import summarise_results
@@ -43,12 +44,7 @@ def pipeline(
 
 
 def run_by_hand(profile: str | None, assignments: Sequence[str], isolated: bool) -> None:
-    """Run the pipeline on a temporary server, unless everything in the checkout is up to date.
-
-    Args:
-        profile: saved experiment to put in force, or None.
-        assignments: parameters to change, such as "train.num_steps=100".
-        isolated: run the last commit in a worktree; the checkout's params.yaml and results stay as they are.
+    """Run the pipeline as `flowers run`, on a temporary server, unless everything in the checkout is up to date.
 
     Raises:
         FlowersError: the parameters cannot be used, or the flow failed.
@@ -60,7 +56,8 @@ def run_by_hand(profile: str | None, assignments: Sequence[str], isolated: bool)
             params = compose(profile, overrides)
     else:
         params = activate(profile, overrides)
-        if is_up_to_date():
+        status = [sys.executable, "-m", "dvc", "status", "--quiet", *STAGES]
+        if subprocess.run(status, check=False).returncode == 0:
             print(f"Everything is up to date with params.yaml (profile {params.profile}).")
             print(summarise_results())
             return
@@ -69,9 +66,3 @@ def run_by_hand(profile: str | None, assignments: Sequence[str], isolated: bool)
     run_to_completion("flowers run", lambda: pipeline(profile, Overrides(**overrides), workspace, return_state=True))
     if not isolated:
         print(summarise_results())
-
-
-def is_up_to_date() -> bool:
-    """Return whether DVC finds nothing to do in any stage."""
-    stages = [task.name for task in (download, preprocess, reference, train, sample, evaluate, register)]
-    return subprocess.run([sys.executable, "-m", "dvc", "status", "--quiet", *stages], check=False).returncode == 0

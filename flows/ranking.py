@@ -13,25 +13,14 @@ from prefect.logging import get_run_logger
 
 from flows.fan_out import Outcome
 from tasks.run_page import show
-from tracking.comparison import (
-    charts_page,
-    compare_page,
-    format_table,
-    rank,
-    read_metrics,
-    select_figures,
-    write_csv,
-)
+from tracking.comparison import charts_page, compare_page, format_table, rank, read_metrics, select_figures, write_csv
 from tracking.search import FLOW_RUN_ID, join_runs, to_records
 
 TABLES = Path("build/sweeps")
 """Folder with one CSV per sweep; not a DVC output."""
 
-Metrics: TypeAlias = Mapping[str, Mapping[str, Any]]
-"""Each trial's own table of metrics, by the trial's name."""
-
-Runs: TypeAlias = Mapping[str, Mapping[str, Any]]
-"""MLflow run of each trial, by the trial's name."""
+Records: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Values that belong to each trial, by its name."""
 
 
 def show_ranking(sweep: str, outcomes: Sequence[Outcome]) -> None:
@@ -40,7 +29,10 @@ def show_ranking(sweep: str, outcomes: Sequence[Outcome]) -> None:
     metrics = {outcome.trial.name: read_trial_metrics(outcome) for outcome in outcomes}
     runs = find_runs(sweep, outcomes, metrics)
     table = rank_trials(outcomes, runs, metrics)
-    pages = mlflow_pages(runs)
+    pages = {}
+    if runs:
+        found = pd.DataFrame(list(runs.values()))
+        pages = {"charts and image grids": charts_page(found), "side by side": compare_page(found)}
     path = TABLES / f"{sweep}.csv"
     logger.info("Sweep %s, complete in %s:\n%s", sweep, path, format_table(table.drop(columns="why", errors="ignore")))
     for name, address in pages.items():
@@ -65,8 +57,8 @@ def read_trial_metrics(outcome: Outcome) -> dict[str, Any]:
         return {}
 
 
-def find_runs(sweep: str, outcomes: Sequence[Outcome], metrics: Metrics) -> Runs:
-    """Return what MLflow has of each trial; a trial that ended before its training has no run.
+def find_runs(sweep: str, outcomes: Sequence[Outcome], metrics: Records) -> Records:
+    """Return the MLflow run of each trial; a trial that ended before its training has no run.
 
     A trial whose results were in DVC's cache is served by the run of an earlier sweep, which joins this one. The run of
     a failed trial names its flow run.
@@ -86,7 +78,7 @@ def find_runs(sweep: str, outcomes: Sequence[Outcome], metrics: Metrics) -> Runs
     return {name: run for name, run in found.items() if run}
 
 
-def rank_trials(outcomes: Sequence[Outcome], runs: Runs, metrics: Metrics) -> pd.DataFrame:
+def rank_trials(outcomes: Sequence[Outcome], runs: Records, metrics: Records) -> pd.DataFrame:
     """Return a row per trial, the best first: figures, varied parameters, state and MLflow run; those that failed last.
 
     The figures are those of the trial's own table and of its MLflow run, which also knows the last loss.
@@ -94,7 +86,7 @@ def rank_trials(outcomes: Sequence[Outcome], runs: Runs, metrics: Metrics) -> pd
     rows = []
     for outcome in outcomes:
         trial, run = outcome.trial, runs.get(outcome.trial.name, {})
-        row: dict[str, Any] = {"trial": trial.name, "state": outcome.state}
+        row: dict[str, Any] = {"trial": trial.name, "state": outcome.state.name}
         if outcome.is_completed:
             known = {**metrics.get(trial.name, {}), **read_metrics(run)}
             row |= select_figures(known, trial.params.reference.extractor)
@@ -103,14 +95,6 @@ def rank_trials(outcomes: Sequence[Outcome], runs: Runs, metrics: Metrics) -> pd
     table = pd.DataFrame(rows)
     last = ["run", "why"]
     return rank(table[[*table.columns.drop(last), *last]])
-
-
-def mlflow_pages(runs: Runs) -> dict[str, str]:
-    """Return the pages on which MLflow compares the runs; none where there are no runs."""
-    if not runs:
-        return {}
-    table = pd.DataFrame(list(runs.values()))
-    return {"charts and image grids": charts_page(table), "side by side": compare_page(table)}
 
 
 def _create_artifact(sweep: str, table: pd.DataFrame, pages: Mapping[str, str]) -> None:

@@ -2,9 +2,8 @@
 
 import json
 import os
-from typing import Any
 
-from contract.addresses import LOCAL_MLFLOW, mlflow_address, tracking_server
+from contract.addresses import mlflow_address, tracking_server
 from contract.paths import GRID, METRICS, REVERSE_PROCESS
 
 _PARTS = ("_std", "_low", "_high", "_expected")
@@ -14,11 +13,12 @@ _PARTS = ("_std", "_low", "_high", "_expected")
 def summarise_results() -> str:
     """Return the places of the results, the figures, and the pages that show them."""
     metrics = json.loads(METRICS.read_text())
-    figures = [
-        f"    {name:42} {value:10.4f}{format_interval(metrics, name)}"
-        for name, value in metrics.items()
-        if isinstance(value, float) and not name.endswith(_PARTS)
-    ]
+    figures = []
+    for name, value in metrics.items():
+        if isinstance(value, float) and not name.endswith(_PARTS):
+            low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+            interval = "" if low is None else f"  (95 %: {low:.4f} … {high:.4f})"
+            figures.append(f"    {name:42} {value:10.4f}{interval}")
     return "\n".join(
         [
             "",
@@ -34,17 +34,8 @@ def summarise_results() -> str:
 
 def list_pages() -> list[str]:
     """Return where to look at runs: on the servers in force, or the commands that start them."""
-    if tracking_server():
-        lines = [f"  compare runs:           {mlflow_address()}"]
-    else:
-        lines = [f"  make mlflow     compare runs:           {LOCAL_MLFLOW}"]
-    if server := os.environ.get("PREFECT_API_URL"):
-        return [*lines, f"  look at the flow runs:  {server.removesuffix('/api')}"]
-    return [*lines, "  make prefect    look at the flow runs:  http://127.0.0.1:4200"]
-
-
-def format_interval(metrics: dict[str, Any], name: str) -> str:
-    """Return the confidence interval of a metric in words; empty where it has none."""
-    if f"{name}_low" not in metrics:
-        return ""
-    return f"  (95 %: {metrics[f'{name}_low']:.4f} … {metrics[f'{name}_high']:.4f})"
+    prefect = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
+    return [
+        f"  {'' if tracking_server() else 'make mlflow     '}compare runs:           {mlflow_address()}",
+        f"  {'' if prefect else 'make prefect    '}look at the flow runs:  {prefect or 'http://127.0.0.1:4200'}",
+    ]

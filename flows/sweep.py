@@ -30,9 +30,6 @@ MAX_CONCURRENT = 64
 _SHARED_STAGES = ("download", "preprocess", "reference")
 """Stages whose outputs trials with equal parameters share."""
 
-_TRIAL_ERRORS = (StageFailedError, GpuSlotsError, GitError)
-"""Errors that concern one trial, not the sweep."""
-
 
 @flow(name="sweep")
 def sweep(
@@ -85,7 +82,7 @@ def prepare(profile: str | None, trials: Sequence[Trial]) -> None:
                 preprocess()
                 reference()
                 keep_stages(place.folder / "dvc.lock", _SHARED_STAGES)
-        except _TRIAL_ERRORS as error:  # the trial meets it, too, and reports it
+        except (StageFailedError, GpuSlotsError, GitError) as error:  # the trial meets and reports it, too
             get_run_logger().warning("The data of %s could not be prepared: %s", trial, error)
 
 
@@ -111,21 +108,13 @@ def run_by_hand(
 ) -> None:
     """Run a sweep from a terminal, on a temporary server where none is configured, and print its result.
 
-    Args:
-        profile: a saved experiment; None takes params.yaml of the last commit.
-        grid: NAME=[VALUE,VALUE] for each parameter to vary.
-        overrides: instead of a grid, a list of mappings in YAML.
-        assignments: NAME=VALUE for each parameter that all trials change.
-        name: name of the sweep; None takes that of its flow run.
-        max_concurrent: number of trials at once, where a worker runs them.
+    The arguments are those of the flow, in the words of the command line.
 
     Raises:
         FlowersError: something cannot be used; nothing has been started.
     """
     if name is not None and not re.match(NAME_PATTERN, name):
         raise SweepError(f"the name of a sweep has up to 40 small letters, digits and hyphens, got {name!r}")
-    if not 1 <= max_concurrent <= MAX_CONCURRENT:
-        raise SweepError(f"the number of trials at once must be in 1 … {MAX_CONCURRENT}, got {max_concurrent}")
     parsed_grid, shared, parsed_list = parse_grid(grid), parse_overrides(assignments), parse_overrides_list(overrides)
     with enter_last_commit():
         trials = plan_trials("sweep", profile, shared, parsed_grid, parsed_list)

@@ -55,24 +55,29 @@ def plan_trials(
 
     Raises:
         SweepError: there is nothing to vary, or too much, or some of the trials cannot be used.
+        ParamsError: what all trials share cannot be used.
     """
     if bool(grid) == bool(overrides):
         got = "both" if grid else "neither"
         raise SweepError(f"a sweep takes a grid or a list of overrides, got {got}")
-    try:
-        compose(profile, nest(shared))
-    except ParamsError as error:
-        raise SweepError(str(error)) from None
+    shared = nest(shared)
+    compose(profile, shared)
     choices = list(itertools.islice(combine(grid) if grid else iter(overrides), MAX_TRIALS + 1))
     if len(choices) > MAX_TRIALS:
         raise SweepError(f"a sweep starts at most {MAX_TRIALS} trials; give fewer values")
     trials, problems = [], []
     for number, choice in enumerate(choices, start=1):
         try:
-            trials.append(_plan_trial(f"{sweep}-{number}", profile, shared, choice))
+            varied = flatten(nest(choice))
+            changes = nest(flatten(shared) | varied)
+            trials.append(Trial(f"{sweep}-{number}", changes, varied, compose(profile, changes)))
         except ParamsError as error:
             problems.append(f"  {_list_values(flatten(choice))}: {_strip_source(error)}")
-    problems += _find_duplicates(trials)
+    first: dict[Params, Trial] = {}
+    for trial in trials:  # two equal ones would do the same work at the same time
+        same = first.setdefault(trial.params, trial)
+        if same is not trial:
+            problems.append(f"  {_list_values(trial.varied)}: the same experiment as {_list_values(same.varied)}")
     if problems:
         raise SweepError("\n".join([f"{len(problems)} of {len(choices)} trials cannot be used:", *problems]))
     return trials
@@ -87,21 +92,27 @@ def combine(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     for name, values in grid.items():
         if not isinstance(values, list | tuple) or not values:
             raise SweepError(f"a grid gives each parameter a list of values, such as [0.001, 0.002]: {name}={values!r}")
-    for chosen in itertools.product(*grid.values()):
-        yield dict(zip(grid, chosen, strict=True))
+    yield from (dict(zip(grid, chosen, strict=True)) for chosen in itertools.product(*grid.values()))
 
 
 def nest(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {"train.seed": 0} as {"train": {"seed": 0}}; both forms may be mixed.
+    """Return {"train.seed": 0} as {"train": {"seed": 0}}; the two forms may be mixed.
 
     Raises:
         ParamsError: a parameter is set twice, or a section is set to a value.
     """
     result: dict[str, Any] = {}
-    for name, value in overrides.items():
-        leaves = flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-        for leaf, leaf_value in leaves.items():
-            _put(result, leaf, leaf_value)
+    leaves = [leaf for name, value in overrides.items() for leaf in flatten({name: value}).items()]
+    for name, value in leaves:
+        *sections, last = name.split(".")
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ParamsError(f"{name} is part of a section that is set as a whole")
+        if last in place:
+            raise ParamsError(f"{name} is set twice")
+        place[last] = value
     return result
 
 
@@ -111,35 +122,13 @@ def parse_overrides_list(text: str | None) -> list[dict[str, Any]]:
     Raises:
         SweepError: the text is not a list of mappings.
     """
-    parsed = [] if text is None else _parse_yaml(text, "--overrides")
+    try:
+        parsed = [] if text is None else YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise SweepError(f"--overrides is not YAML: {error}") from None
     if not isinstance(parsed, list) or not all(isinstance(one, dict) for one in parsed):
         raise SweepError(f"--overrides takes a list of mappings, such as [{{train.seed: 1}}], got {text!r}")
     return parsed
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return YAML(typ="safe").load(text)
-    except YAMLError as error:
-        raise SweepError(f"{source} is not YAML: {error}") from None
-
-
-def _put(result: dict[str, Any], name: str, value: Any) -> None:
-    *sections, leaf = name.split(".")
-    place = result
-    for section in sections:
-        place = place.setdefault(section, {})
-        if not isinstance(place, dict):
-            raise ParamsError(f"{name} is part of a section that is set as a whole")
-    if leaf in place:
-        raise ParamsError(f"{name} is set twice")
-    place[leaf] = value
-
-
-def _plan_trial(name: str, profile: str | None, shared: Mapping[str, Any], choice: Mapping[str, Any]) -> Trial:
-    varied = flatten(nest(choice))
-    overrides = nest(flatten(nest(shared)) | varied)
-    return Trial(name, overrides, varied, compose(profile, overrides))
 
 
 def _strip_source(error: ParamsError) -> str:
@@ -150,12 +139,3 @@ def _strip_source(error: ParamsError) -> str:
 
 def _list_values(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items()) or "no change"
-
-
-def _find_duplicates(trials: Sequence[Trial]) -> Iterator[str]:
-    """Yield a line per trial that repeats an earlier one: both would do the same work at the same time."""
-    first: dict[Params, Trial] = {}
-    for trial in trials:
-        same = first.setdefault(trial.params, trial)
-        if same is not trial:
-            yield f"  {_list_values(trial.varied)}: the same experiment as {_list_values(same.varied)}"

@@ -37,13 +37,9 @@ class Addresses:
         return _EVERY_ADDRESS.get(self.host, self.host)
 
     def require_free(self) -> None:
-        """Check both ports before anything is started.
-
-        Raises:
-            ServiceError: one cannot be listened on; the message names its option.
-        """
+        """Check both ports before anything is started; the error names the option of one that is taken."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         for name, port in (("PREFECT_PORT", self.prefect_port), ("MLFLOW_PORT", self.mlflow_port)):
-            family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:

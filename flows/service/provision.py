@@ -1,7 +1,7 @@
 """Set up what the service needs on a Prefect server: the work pool, the deployments, the watch over runs.
 
 `flowers set-up` does it on the server that PREFECT_API_URL names, and can be run again at any time; `flowers up` runs
-this file in a process of its own.
+that command.
 """
 
 import os
@@ -9,7 +9,7 @@ import subprocess
 import sys
 from datetime import timedelta
 
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
@@ -18,7 +18,6 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
-from contract.errors import FlowersError
 from flows.service.places import POOL, ServiceError
 from tasks.gpus import read_num_slots
 
@@ -29,25 +28,28 @@ SILENCE_SECONDS = 100
 """Time without a heartbeat after which a run counts as dead, together with its worker."""
 
 
-class ProvisionError(ServiceError):
-    """The Prefect server cannot be set up; the message says why."""
-
-
 def provision() -> None:
     """Make or update pool, automation and deployments on the server that PREFECT_API_URL names.
 
     Raises:
-        ProvisionError: the variable is not set, or Prefect refuses the deployments.
+        ServiceError: the variable is not set, or Prefect refuses the deployments.
     """
     if not os.environ.get("PREFECT_API_URL"):
-        raise ProvisionError("PREFECT_API_URL must name the Prefect server, such as http://127.0.0.1:4200/api")
+        raise ServiceError("PREFECT_API_URL must name the Prefect server, such as http://127.0.0.1:4200/api")
     read_num_slots()  # a wrong number is an error now, not in the first run
+    pool, automation = describe_work_pool(), describe_crash_watch()
     with get_client(sync_client=True) as client:
-        put_work_pool(client, describe_work_pool())
-        put_automation(client, describe_crash_watch())
+        try:
+            client.create_work_pool(pool)
+        except ObjectAlreadyExists:  # keep the limit and the pause that users have set
+            client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=pool.base_job_template))
+        if existing := client.read_automations_by_name(automation.name):
+            client.update_automation(existing[0].id, automation)
+        else:
+            client.create_automation(automation)
     deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     if status := subprocess.run(deploy, check=False).returncode:
-        raise ProvisionError(f"`prefect deploy --all` ended with {status}, as it says above")
+        raise ServiceError(f"`prefect deploy --all` ended with {status}, as it says above")
 
 
 def describe_work_pool() -> WorkPoolCreate:
@@ -56,14 +58,6 @@ def describe_work_pool() -> WorkPoolCreate:
     variables = template["variables"]["properties"]
     variables["env"]["default"] = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
     return WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
-
-
-def put_work_pool(client: SyncPrefectClient, pool: WorkPoolCreate) -> None:
-    """Create or update the pool; keep the limit and the pause that users have set."""
-    try:
-        client.create_work_pool(pool)
-    except ObjectAlreadyExists:
-        client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=pool.base_job_template))
 
 
 def describe_crash_watch() -> AutomationCore:
@@ -94,19 +88,3 @@ def describe_crash_watch() -> AutomationCore:
             )
         ],
     )
-
-
-def put_automation(client: SyncPrefectClient, automation: AutomationCore) -> None:
-    """Create the automation, or update the one of its name."""
-    existing = client.read_automations_by_name(automation.name)
-    if existing:
-        client.update_automation(existing[0].id, automation)
-    else:
-        client.create_automation(automation)
-
-
-if __name__ == "__main__":
-    try:
-        provision()
-    except FlowersError as error:
-        sys.exit(f"provision: {error}")

@@ -1,6 +1,5 @@
 """Flow runs of the service at its start and end: the pool that starts them, and their processes."""
 
-from collections.abc import Iterator
 from contextlib import suppress
 
 import psutil
@@ -25,19 +24,14 @@ def hold_pool(api: str) -> None:
 
 
 def release_pool(api: str) -> None:
-    """Resume the pool, if the end of a service has paused it.
-
-    Raises:
-        ServiceError: the Prefect server refuses.
-    """
-    if not HELD.exists():
-        return
-    try:
-        with direct_session() as session:
-            session.patch(f"{api}/work_pools/{POOL}", json={"is_paused": False}, timeout=30).raise_for_status()
-    except requests.RequestException as error:
-        raise ServiceError(f"the work pool cannot be resumed: {error}") from error
-    HELD.unlink()
+    """Resume the pool, if the end of a service has paused it."""
+    if HELD.exists():
+        try:
+            with direct_session() as session:
+                session.patch(f"{api}/work_pools/{POOL}", json={"is_paused": False}, timeout=30).raise_for_status()
+        except requests.RequestException as error:
+            raise ServiceError(f"the work pool cannot be resumed: {error}") from error
+        HELD.unlink()
 
 
 def end_runs(api: str) -> None:
@@ -45,19 +39,13 @@ def end_runs(api: str) -> None:
 
     A worker that is stopped kills its runs at once, and a worker that was killed has left its runs behind.
     """
-    runs = list(find_run_processes(api))
-    for run in runs:
-        with suppress(psutil.NoSuchProcess):
-            run.terminate()
-    psutil.wait_procs(runs, timeout=RUN_GRACE_SECONDS)
-
-
-def find_run_processes(api: str) -> Iterator[psutil.Process]:
-    """Yield this user's processes that execute a deployed flow run for the server at `api`."""
+    runs = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):  # it belongs to another user, or has ended
             if "prefect.engine" in process.cmdline() and process.environ().get("PREFECT_API_URL") == api:
-                yield process
+                process.terminate()
+                runs.append(process)
+    psutil.wait_procs(runs, timeout=RUN_GRACE_SECONDS)
 
 
 def direct_session() -> requests.Session:

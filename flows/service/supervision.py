@@ -37,11 +37,7 @@ class Supervisor:
         call_supervisor("startProcess", program, False)
 
     def list_starts(self) -> dict[str, int]:
-        """Return when each program was last started, in seconds since the epoch; 0 for never.
-
-        Raises:
-            ServiceError: supervisord has ended, or has given up a program.
-        """
+        """Return when each program was last started, in seconds since the epoch; refuse one that was given up."""
         if self._process.poll() is not None:
             raise ServiceError(f"supervisord has ended:\n{read_log_end('supervisord')}")
         try:
@@ -74,11 +70,7 @@ def call_supervisor(method: str, *arguments: Any) -> Any:
 
 
 def refuse_second_service() -> None:
-    """Check that no service of this folder is running, on whatever ports.
-
-    Raises:
-        ServiceError: one is.
-    """
+    """Refuse to start beside a running service of this folder, whatever its ports."""
     with socket.socket(socket.AF_UNIX) as probe, suppress(FileNotFoundError, ConnectionRefusedError):
         probe.connect(str(SOCKET))
         raise ServiceError(

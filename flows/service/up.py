@@ -66,16 +66,12 @@ def run_servers(environment: Mapping[str, str]) -> Iterator[Supervisor]:
 
 
 def wait_for_servers(supervisor: Supervisor, addresses: Addresses) -> None:
-    """Wait until both servers answer.
-
-    Raises:
-        ServiceError: one does not answer in time, or has been given up; the message holds the end of its log.
-    """
+    """Wait until both servers answer; the error about one that does not holds the end of its log."""
     health = {"prefect": f"{addresses.prefect}/api/health", "mlflow": f"{addresses.mlflow}/health"}
     end = time.monotonic() + START_SECONDS
     for name, address in health.items():
         while not answers(address):
-            supervisor.list_starts()
+            supervisor.list_starts()  # an error where one was given up
             if time.monotonic() > end:
                 raise ServiceError(f"{name} does not answer at {address}:\n{read_log_end(name)}")
             time.sleep(_POLL_SECONDS)
@@ -91,12 +87,8 @@ def answers(address: str) -> bool:
 
 
 def set_up_server(environment: Mapping[str, str]) -> None:
-    """Make pool, automation and deployments, in a process that knows the server's address from its start.
-
-    Raises:
-        ServiceError: it failed; the message holds its output.
-    """
-    command = [sys.executable, "-m", "flows.service.provision"]
+    """Make pool, automation and deployments, in a process that knows the server's address from its start."""
+    command = [sys.executable, "-m", "flows.cli", "set-up"]
     result = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -105,11 +97,7 @@ def set_up_server(environment: Mapping[str, str]) -> None:
 
 
 def report_restarts(supervisor: Supervisor) -> None:
-    """Print which program has ended and was started again, until interrupted.
-
-    Raises:
-        ServiceError: one could not be started again.
-    """
+    """Print which program has ended and was started again, until interrupted."""
     before = supervisor.list_starts()
     while True:
         time.sleep(_POLL_SECONDS)
@@ -122,16 +110,12 @@ def report_restarts(supervisor: Supervisor) -> None:
 
 def welcome(addresses: Addresses) -> str:
     """Return where everything is, and how to use it."""
-    return "\n".join(
-        [
-            "",
-            f"  Prefect  {addresses.prefect}   start and watch runs",
-            f"  MLflow   {addresses.mlflow}   compare them",
-            f"  logs     {STATE}/*.log",
-            "",
-            "  For commands of your own, such as `prefect deployment run pipeline/quickstart`:",
-            f"    export PREFECT_API_URL={addresses.prefect}/api MLFLOW_TRACKING_URI={addresses.mlflow}",
-            "",
-            "Ctrl-C stops everything.",
-        ]
-    )
+    return f"""
+  Prefect  {addresses.prefect}   start and watch runs
+  MLflow   {addresses.mlflow}   compare them
+  logs     {STATE}/*.log
+
+  For commands of your own, such as `prefect deployment run pipeline/quickstart`:
+    export PREFECT_API_URL={addresses.prefect}/api MLFLOW_TRACKING_URI={addresses.mlflow}
+
+Ctrl-C stops everything."""

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from contract.errors import FlowersError
 from contract.paths import DATA_PIN
-from flows.workspaces.git import GitError, git, resolve_commit
+from flows.workspaces.git import GitError, git, resolve_commit, try_git
 
 STATE = ("params.yaml", "dvc.lock", str(DATA_PIN))
 """The files under git that a run changes."""
@@ -61,17 +61,14 @@ def save_experiment(folder: Path, name: str) -> str:
     tree, baseline = git(folder, "write-tree"), git(folder, "rev-parse", "HEAD")
     message = f"dvc: commit experiment {tree}"
     commit = git(folder, "commit-tree", tree, "-p", baseline, "-m", message, environment=_name_committer(folder))
-    for candidate in number_names(name):
-        if not _is_taken(folder, candidate):
-            ref = f"{_NAMESPACE}/{baseline[:2]}/{baseline[2:]}/{candidate}"
-            try:
-                git(folder, "update-ref", ref, commit, _ABSENT)
-            except GitError:
-                if _is_taken(folder, candidate):  # by another run, just now
-                    continue
+    while True:
+        free = next(each for each in number_names(name) if not _is_taken(folder, each))
+        try:
+            git(folder, "update-ref", f"{_NAMESPACE}/{baseline[:2]}/{baseline[2:]}/{free}", commit, _ABSENT)
+            return free
+        except GitError:
+            if not _is_taken(folder, free):  # else another run has taken it just now
                 raise
-            return candidate
-    raise AssertionError("there is always another name")
 
 
 def keep_stages(lock: Path, stages: Collection[str]) -> None:
@@ -108,13 +105,8 @@ def _is_taken(folder: Path, name: str) -> bool:
 
 def _name_committer(folder: Path) -> dict[str, str]:
     """Return variables that name an author where git knows none: a service's account may have no name."""
-    try:
-        git(folder, "var", "GIT_COMMITTER_IDENT")
-        git(folder, "var", "GIT_AUTHOR_IDENT")
-    except GitError:
-        return {
-            f"GIT_{role}_{part}": value
-            for role in ("AUTHOR", "COMMITTER")
-            for part, value in {"NAME": "flowers-ddpm", "EMAIL": "flowers-ddpm@localhost"}.items()
-        }
-    return {}
+    roles = ("AUTHOR", "COMMITTER")
+    if all(try_git(folder, "var", f"GIT_{role}_IDENT") for role in roles):
+        return {}
+    identity = {"NAME": "flowers-ddpm", "EMAIL": "flowers-ddpm@localhost"}
+    return {f"GIT_{role}_{part}": value for role in roles for part, value in identity.items()}

@@ -15,11 +15,6 @@ class GitError(FlowersError):
 def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
     """Run a git command in `folder`, without the user's hooks, and return what it prints.
 
-    Args:
-        folder: where it runs.
-        arguments: of git.
-        environment: variables to add.
-
     Raises:
         GitError: it failed.
     """
@@ -37,17 +32,20 @@ def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = N
     return result.stdout.rstrip("\n")
 
 
-def resolve_commit(folder: Path, name: str) -> str | None:
-    """Return the commit that git knows by a name, such as a branch, a tag, HEAD~2 or a digest; None if none."""
+def try_git(folder: Path, *arguments: str) -> str | None:
+    """Return what a git command prints; None where it fails."""
     try:
-        return git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+        return git(folder, *arguments)
     except GitError:
         return None
+
+
+def resolve_commit(folder: Path, name: str) -> str | None:
+    """Return the commit that git knows by a name, such as a branch, a tag, HEAD~2 or a digest; None if none."""
+    return try_git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
 
 
 def read_file_at(folder: Path, commit: str, name: str) -> str | None:
     """Return the text of a file in a commit; None if the commit does not hold it."""
-    try:
-        return git(folder, "show", f"{commit}:{name}") + "\n"
-    except GitError:
-        return None
+    text = try_git(folder, "show", f"{commit}:{name}")
+    return None if text is None else f"{text}\n"

@@ -16,7 +16,7 @@ from pydantic import Field
 from contract.environment import TRACKING_URI
 from contract.params import PARAMS_FILE, PROFILES_FOLDER, activate, list_profiles
 from flows.workspaces.experiments import make_experiment_name, save_experiment
-from flows.workspaces.git import GitError, git, read_file_at
+from flows.workspaces.git import GitError, git, read_file_at, try_git
 from flows.workspaces.shared_cache import bring_raw_data
 from flows.workspaces.worktrees import WorkspaceError, make_worktree
 
@@ -43,7 +43,12 @@ class Workspace:
         """
         params = activate(profile, overrides)
         if self.folder != self.checkout:
-            _require_reachable(params.download.source)
+            source = params.download.source
+            if source and not (source.startswith(("http://", "https://", "~", "/")) or Path(source).exists()):
+                raise WorkspaceError(
+                    f"download.source={source!r} is a relative path, which the worktree of an isolated run does not "
+                    "have: give the absolute path"
+                )
             bring_raw_data(self.checkout, self.folder, params.section("download"))
 
 
@@ -63,8 +68,10 @@ def open_workspace(kind: WorkspaceKind) -> Iterator[Workspace]:
         yield Workspace(checkout, checkout)
         return
     logger, name = get_run_logger(), make_experiment_name(flow_run.name or "")
-    if changed := list_uncommitted(checkout):
-        logger.warning("This isolated run does not see the uncommitted changes of the checkout: %s", ", ".join(changed))
+    # Results may differ; without a repository, making the worktree says so.
+    if changed := try_git(checkout, "diff", "--name-only", "HEAD", "--", ".", ":!dvc.lock", ":!data.dvc"):
+        changes = ", ".join(changed.splitlines())
+        logger.warning("This isolated run does not see the uncommitted changes of the checkout: %s", changes)
     with make_worktree(checkout, name) as folder, _work_in(folder, checkout):
         logger.info("Working in %s", folder.relative_to(checkout))
         yield Workspace(folder, checkout)
@@ -74,11 +81,7 @@ def open_workspace(kind: WorkspaceKind) -> Iterator[Workspace]:
 
 @contextmanager
 def enter_last_commit() -> Iterator[None]:
-    """Make params.yaml and profiles/ those of the last commit, from which an isolated run starts.
-
-    Raises:
-        WorkspaceError: there is no commit.
-    """
+    """Make params.yaml and profiles/ those of the last commit, from which an isolated run starts."""
     checkout = Path.cwd()
     with tempfile.TemporaryDirectory() as temporary:
         try:
@@ -92,41 +95,19 @@ def enter_last_commit() -> Iterator[None]:
             yield
 
 
-def list_uncommitted(checkout: Path) -> list[str]:
-    """Return the tracked files that differ from the last commit, except those that hold results."""
-    with contextlib.suppress(GitError):  # making the worktree meets and reports it
-        return git(checkout, "diff", "--name-only", "HEAD", "--", ".", ":!dvc.lock", ":!data.dvc").splitlines()
-    return []
-
-
 @contextmanager
 def _work_in(folder: Path, checkout: Path) -> Iterator[None]:
     """Make `folder` the current directory, and let MLflow record runs where the checkout's runs are recorded."""
     before = os.environ.get(TRACKING_URI)
-    os.environ[TRACKING_URI] = _resolve_address(checkout, before or "sqlite:///mlflow.db")
+    address = before or "sqlite:///mlflow.db"
+    for scheme in ("sqlite:///", "file:"):
+        if address.startswith(scheme):  # a store inside the worktree would be removed with it
+            address = f"{scheme}{checkout / address.removeprefix(scheme)}"
+    os.environ[TRACKING_URI] = address
     try:
         with contextlib.chdir(folder):
             yield
     finally:
-        if before is None:
-            del os.environ[TRACKING_URI]
-        else:
+        del os.environ[TRACKING_URI]
+        if before is not None:
             os.environ[TRACKING_URI] = before
-
-
-def _resolve_address(checkout: Path, address: str) -> str:
-    """Return an MLflow address that means the same in every folder; a store inside a worktree would be removed."""
-    for scheme in ("sqlite:///", "file:"):
-        if address.startswith(scheme):
-            return f"{scheme}{checkout / address.removeprefix(scheme)}"
-    return address
-
-
-def _require_reachable(source: str | None) -> None:
-    if source is None or source.startswith(("http://", "https://", "~")) or Path(source).exists():
-        return
-    if not Path(source).is_absolute():
-        raise WorkspaceError(
-            f"download.source={source!r} is a relative path, which the worktree of an isolated run does not have: "
-            "give the absolute path"
-        )

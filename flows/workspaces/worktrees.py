@@ -1,7 +1,5 @@
 """Git worktrees for isolated runs: made from the last commit, and removed however the run ends."""
 
-import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from filelock import FileLock
 from contract.errors import FlowersError
 from contract.paths import CHECKPOINTS
 from flows.workspaces.experiments import number_names
-from flows.workspaces.git import GitError, git
+from flows.workspaces.git import GitError, git, try_git
 from flows.workspaces.shared_cache import share_cache
 from tasks.locks import take
 
@@ -36,17 +34,22 @@ def make_worktree(checkout: Path, name: str) -> Iterator[Path]:
         WorkspaceError: git cannot make one.
     """
     (checkout / FOLDER).mkdir(exist_ok=True)
-    with contextlib.ExitStack() as owned:
-        with _change_worktrees(checkout):
-            remove_left_overs(checkout)
-            folders = (checkout / FOLDER / each for each in number_names(name))
-            folder = next(path for path in folders if not path.exists() and not _lock_path(path).exists())
-            lock = owned.enter_context(_lock_path(folder).open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            os.set_inheritable(lock.fileno(), True)
-            owned.callback(_give_up, checkout, folder)
-            _add(checkout, folder)
-        yield folder
+    changing = FileLock(checkout / FOLDER / ".changing")  # one run at a time adds and removes worktrees
+    with changing:
+        remove_left_overs(checkout)
+        folders = (checkout / FOLDER / each for each in number_names(name))
+        folder = next(path for path in folders if not path.exists() and not _lock_path(path).exists())
+        lock = _lock_path(folder).open("w")
+        take(lock)
+    os.set_inheritable(lock.fileno(), True)
+    with lock:
+        try:
+            with changing:
+                _add(checkout, folder)
+            yield folder
+        finally:
+            with changing:
+                _remove(checkout, folder)
 
 
 def remove_left_overs(checkout: Path) -> None:
@@ -69,22 +72,11 @@ def _add(checkout: Path, folder: Path) -> None:
     (folder / CHECKPOINTS).symlink_to(checkout / CHECKPOINTS)
 
 
-def _give_up(checkout: Path, folder: Path) -> None:
-    with _change_worktrees(checkout):
-        _remove(checkout, folder)
-
-
 def _remove(checkout: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # includes what git did not finish making
-    with contextlib.suppress(GitError):  # where there is no repository
-        git(checkout, "worktree", "prune")
+    try_git(checkout, "worktree", "prune")  # there may be no repository
     _lock_path(folder).unlink(missing_ok=True)
 
 
 def _lock_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
-
-
-def _change_worktrees(checkout: Path) -> FileLock:
-    """Return a lock under which one run at a time adds and removes worktrees."""
-    return FileLock(checkout / FOLDER / ".changing")

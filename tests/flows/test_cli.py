@@ -6,14 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from contract.errors import FlowersError
-from ddpm.config import SamplerName
 from flows import cli
 
 PROJECT = Path(__file__).parents[2]
@@ -48,14 +47,10 @@ def call(flowers, monkeypatch):
     return run
 
 
-def in_process(program, folder, **environment):
+def run_python(*words, folder=PROJECT):
+    environment = {"PYTHONPATH": str(PROJECT), "COLUMNS": "200"}
     return subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=folder,
-        env={"PYTHONPATH": str(PROJECT), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
 
 
@@ -68,7 +63,7 @@ try:
 finally:
     print("loaded:", *{"torch", "prefect", "mlflow", "dvc", "pandas", "pydantic"} & set(sys.modules))
 """
-    done = in_process(program, tmp_path, COLUMNS="200")
+    done = run_python("-c", program, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {line.split()[1] for line in done.stdout.splitlines() if line.startswith("│")} >= COMMANDS
     assert done.stdout.splitlines()[-1].split() == ["loaded:"]
@@ -86,18 +81,8 @@ def test_the_version_is_that_of_the_package(flowers):
     assert flowers("--version").strip().count(".") == 2
 
 
-def test_samplers_are_those_of_the_parameters(flowers):
-    assert f"[choices: {', '.join(get_args(SamplerName))}]" in flowers("draw", "--help")
-
-
 def test_profiles_are_those_of_the_folder():
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "run", "--profile", "rose"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("-m", "flows.cli", "run", "--profile", "rose")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert all(f'"{path.stem}"' in done.stderr for path in (PROJECT / "profiles").glob("*.yaml"))
 
@@ -118,18 +103,15 @@ def test_profiles_are_those_of_the_folder():
             ["sweep", "--overrides", "[{train.seed: 1}]"],
             "flows.sweep", "run_by_hand", [None, [], "[{train.seed: 1}]", [], None, 2],
         ),
-        (["compare"], "flows.compare", "compare", [[], None, None, None]),
-        (
-            ["compare", "3f2a", "wise-owl", "--last", "5", "--csv", "runs.csv"],
-            "flows.compare", "compare", [["3f2a", "wise-owl"], None, 5, Path("runs.csv")],
-        ),
         (["serve", "--port", "6001"], "tracking.serve", "serve", ["127.0.0.1", 6001, None, 600]),
-        (["promote", "4", "--model", "tulips"], "flows.promote", "promote", ["4", "tulips"]),
         (["export", "build/model", "out"], "flows.drawing", "export_model", ["build/model", Path("out"), None]),
         (
             ["draw", "3", "--class", "rose", "--class", "7", "--eta", "1"],
             "flows.drawing", "draw_images",
-            [3, "models:/flowers-ddpm@champion", Path("drawn"), None, 0, "ddim", 50, 1.0, ("rose", "7"), 1.0],
+            [
+                3, "models:/flowers-ddpm@champion", Path("drawn"), None, ("rose", "7"),
+                {"seed": 0, "sampler": "ddim", "steps": 50, "eta": 1.0, "guidance": 1.0},
+            ],
         ),
     ],
 )  # fmt: skip
@@ -172,20 +154,16 @@ def test_outside_the_project_the_error_says_where_it_has_to_be(flowers, tmp_path
     assert flowers("run", status=1).startswith(f"flowers run: {tmp_path} holds no dvc.yaml")
 
 
-def test_an_error_is_a_message_and_status_1(flowers, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [(FlowersError("no champion"), 1, "flowers serve: no champion\n"), (KeyboardInterrupt(), 130, "")],
+)
+def test_an_error_is_a_message_and_a_status(flowers, monkeypatch, error, status, said):
     def fail(*_):
-        raise FlowersError("MLflow does not answer")
+        raise error
 
-    monkeypatch.setitem(sys.modules, "flows.compare", SimpleNamespace(compare=fail))
-    assert flowers("compare", status=1) == "flowers compare: MLflow does not answer\n"
-
-
-def test_control_c_ends_with_status_130(flowers, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setitem(sys.modules, "flows.compare", SimpleNamespace(compare=interrupt))
-    assert flowers("compare", status=130) == ""
+    monkeypatch.setitem(sys.modules, "tracking.serve", SimpleNamespace(serve=fail))
+    assert flowers("serve", status=status) == said
 
 
 def test_a_missing_package_is_one_line_that_names_the_extra(flowers, monkeypatch):
@@ -203,15 +181,51 @@ def test_another_checkout_runs_its_own_code(tmp_path):
     program = (
         "import sys; sys.argv[1:] = ['run', '--isolated']; sys.path.remove(''); import flows.cli; flows.cli.main()"
     )
-    assert in_process(program, tmp_path).stdout == "own code: run --isolated\n"
+    assert run_python("-c", program, folder=tmp_path).stdout == "own code: run --isolated\n"
+
+
+@pytest.fixture
+def choose(monkeypatch, recorded):
+    """Puts these runs in the place of MLflow's; gives the choices that were asked for."""
+    asked = []
+
+    def put(*runs):
+        monkeypatch.setattr("tracking.search.choose_runs", lambda *choice: asked.append(choice) or recorded(*runs))
+        return asked
+
+    return put
+
+
+def test_compared_runs_are_printed_written_and_linked(flowers, choose, tmp_path):
+    asked = choose({"kid": 0.5, "rate": "a"}, {"kid": 0.25, "rate": "b"})
+    path = tmp_path / "table.csv"
+    printed = flowers("compare", "3f2a", "wise-owl", "--sweep", "owls", "--last", "2", "--csv", str(path))
+    assert asked == [(("3f2a", "wise-owl"), "owls", 2)]
+    assert printed.index("run-2") < printed.index("run-1") and "rate" in printed and "MLflow: http" in printed
+    assert pd.read_csv(path)["name"].tolist() == ["run-2", "run-1"]
+    assert "cannot be written" in flowers("compare", "--csv", str(path / "x.csv"), status=1)
+    choose()
+    assert "MLflow has no runs yet" in flowers("compare", status=1)
+
+
+def test_a_server_that_does_not_answer_is_a_clear_error(flowers, folder, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert "flowers compare: MLflow at http://127.0.0.1:1 does not answer" in flowers("compare", status=1)
+
+
+def test_a_version_is_promoted_by_hand(flowers, monkeypatch):
+    monkeypatch.setattr("tracking.registry.Registry", lambda name: name)
+    monkeypatch.setattr("tracking.promotion.promote_by_hand", lambda registry, number: f"{registry} {number}")
+    assert flowers("promote", "4", "--model", "tulips") == "promote: tulips 4\n"
 
 
 def test_images_are_drawn_into_files_and_a_grid(flowers, folder, model):
     printed = flowers("draw", "11", "--model", "build/model", "--steps", "2", "--seed", "5", "--weights", "raw")
     assert "11 images" in printed
-    names = [*(f"{number:02}.png" for number in range(11)), "drawn.json", "grid.png"]
-    assert sorted(path.name for path in Path("drawn").iterdir()) == names
-    images = [np.asarray(Image.open(f"drawn/{number:02}.png")) for number in range(11)]
+    names = [f"{number:02}.png" for number in range(11)]
+    assert sorted(path.name for path in Path("drawn").iterdir()) == [*names, "drawn.json", "grid.png"]
+    images = [np.asarray(Image.open(f"drawn/{name}")) for name in names]
     assert {image.shape for image in images} == {(16, 16, 3)}
     record = json.loads(Path("drawn/drawn.json").read_text())
     assert (record["model"], record["weights"], record["seed"], record["steps"]) == ("build/model", "raw", 5, 2)

@@ -1,6 +1,7 @@
 """The end of a sweep: which figures and MLflow runs are whose, and the ranked table."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import UUID
@@ -8,6 +9,8 @@ from uuid import UUID
 import httpx
 import pandas as pd
 import pytest
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
 
 from contract.params import compose
 from flows import ranking
@@ -22,9 +25,9 @@ PARAMS = compose("quickstart", {}, Path(__file__).parents[2] / "params.yaml")
 KID = "kid_efficientnet_lite0"
 
 
-def outcome(number, state="Completed", why=""):
+def outcome(number, state="Completed", why=None):
     trial = Trial(f"owls-{number}", {}, {"train.seed": number}, PARAMS)
-    return Outcome(trial, UUID(int=number), state, why)
+    return Outcome(trial, UUID(int=number), State(type=state.upper(), message=why))
 
 
 def test_the_best_comes_first_and_failed_trials_last_with_the_reason(recorded):
@@ -40,7 +43,7 @@ def test_the_best_comes_first_and_failed_trials_last_with_the_reason(recorded):
 
 def test_failures_alone_and_parameters_that_are_lists_make_a_table_too():
     trial = Trial("owls-1", {}, {"train.unet.widths": [8, 16]}, PARAMS)
-    table = rank_trials([Outcome(trial, None, "Not started", "no roses")], {}, {})
+    table = rank_trials([Outcome(trial, None, Failed(name="Not started", message="no roses"))], {}, {})
     assert table.iloc[0].to_dict() == {
         "trial": "owls-1", "state": "Not started", "train.unet.widths": "[8, 16]", "why": "no roses",
     }  # fmt: skip
@@ -58,19 +61,14 @@ def servers(monkeypatch, tmp_path, caplog, recorded):
             raise value
         return value
 
-    class Client:
-        def __enter__(self):
-            return self
+    def read_artifacts(artifact_filter):
+        table = answer(known.tables.get(artifact_filter.flow_run_id.any_[0].int, {}))
+        rows = pd.DataFrame(table.items(), columns=["metric", "value"])
+        return [SimpleNamespace(data=rows.to_json(orient="records"))]
 
-        def __exit__(self, *_): ...
-
-        def read_artifacts(self, artifact_filter):
-            table = answer(known.tables.get(artifact_filter.flow_run_id.any_[0].int, {}))
-            rows = pd.DataFrame(table.items(), columns=["metric", "value"])
-            return [SimpleNamespace(data=rows.to_json(orient="records"))]
-
+    client = SimpleNamespace(read_artifacts=read_artifacts)
     monkeypatch.setattr(ranking, "get_run_logger", lambda: logging.getLogger("test"))
-    monkeypatch.setattr(ranking, "get_client", lambda **_: Client())
+    monkeypatch.setattr(ranking, "get_client", lambda **_: nullcontext(client))
     monkeypatch.setattr(ranking, "join_runs", lambda *asked: known.asked.append(asked) or answer(known.runs))
     monkeypatch.setattr(
         ranking, "create_table_artifact", lambda *table, **options: answer(known.shown.append((*table, options)))

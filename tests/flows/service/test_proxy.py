@@ -11,13 +11,10 @@ from flows.service.proxy import proxy_exceptions
 
 
 @pytest.mark.parametrize(
-    ("environment", "exceptions"),
-    [
-        ({"NO_PROXY": "intranet, 127.0.0.1"}, "intranet,127.0.0.1,localhost,::1,box"),
-        ({"NO_PROXY": "big", "no_proxy": "small"}, "small,127.0.0.1,localhost,::1,box"),
-    ],
+    "environment", [{"NO_PROXY": "intranet, 127.0.0.1"}, {"NO_PROXY": "x", "no_proxy": "intranet"}]
 )
-def test_exceptions_that_are_set_stay_and_come_first(environment, exceptions):
+def test_exceptions_that_are_set_stay_and_come_first(environment):
+    exceptions = "intranet,127.0.0.1,localhost,::1,box"
     assert proxy_exceptions(environment, "box") == {"no_proxy": exceptions, "NO_PROXY": exceptions}
 
 

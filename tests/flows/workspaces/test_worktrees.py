@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,13 +34,11 @@ def left(checkout):
     return sorted(path.name for path in (checkout.folder / "workspaces").iterdir() if path.name != ".changing")
 
 
-@pytest.fixture
 def is_clean(checkout):
-    """Checks that no worktree is left."""
-    return lambda: worktrees(checkout) == [] and left(checkout) == []
+    return worktrees(checkout) == [] and left(checkout) == []
 
 
-def test_a_worktree_holds_the_last_commit_and_goes_away(checkout, is_clean):
+def test_a_worktree_holds_the_last_commit_and_goes_away(checkout):
     changed = "train:\n  learning_rate: 0.7\n"
     (checkout.folder / "params.yaml").write_text(changed)
     with make_worktree(checkout.folder, "wise-owl") as folder:
@@ -49,33 +48,30 @@ def test_a_worktree_holds_the_last_commit_and_goes_away(checkout, is_clean):
         # Neither git nor DVC takes it for a part of the checkout.
         assert checkout.git("status", "--porcelain") == " M params.yaml\n"
         assert "workspaces" not in checkout.dvc("status")
-    assert is_clean() and (checkout.folder / "params.yaml").read_text() == changed
+    assert is_clean(checkout) and (checkout.folder / "params.yaml").read_text() == changed
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_a_worktree_goes_away_when_its_run_fails_or_is_cancelled(checkout, is_clean, error):
+def test_a_worktree_goes_away_when_its_run_fails_or_is_cancelled(checkout, error):
     with pytest.raises(error), make_worktree(checkout.folder, "wise-owl"):
         raise error
-    assert is_clean()
+    assert is_clean(checkout)
 
 
-def test_runs_of_one_name_that_begin_and_end_at_once_are_kept_apart(checkout, is_clean):
+def test_runs_of_one_name_that_begin_and_end_at_once_are_kept_apart(checkout):
     with make_worktree(checkout.folder, "wise-owl") as first, make_worktree(checkout.folder, "wise-owl") as second:
         assert (first.name, second.name) == ("wise-owl", "wise-owl-2")
-    made, together = [], threading.Barrier(4)
+    together = threading.Barrier(4)
 
-    def run():
+    def run(_):
         together.wait()
         for _ in range(3):
             with make_worktree(checkout.folder, "wise-owl") as folder:
-                made.append((folder / "params.yaml").is_file())
+                assert (folder / "params.yaml").is_file()
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert made == [True] * 12 and is_clean()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
+    assert is_clean(checkout)
 
 
 def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(checkout, start_python):
@@ -94,7 +90,7 @@ def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(checkout, 
     assert left(checkout) == ["mine"] and note.read_text() == "a person's folder"
 
 
-def test_the_stage_of_a_killed_run_keeps_the_worktree_until_it_ends(checkout, start_python, is_clean):
+def test_the_stage_of_a_killed_run_keeps_the_worktree_until_it_ends(checkout, start_python):
     # As tasks.stage starts it: with the descriptors that are inheritable.
     stage = "import subprocess; subprocess.Popen(['sleep', '30'], close_fds=False, start_new_session=True)"
     process = start_python(LIVES.format(then=stage))
@@ -104,7 +100,7 @@ def test_the_stage_of_a_killed_run_keeps_the_worktree_until_it_ends(checkout, st
     assert worktrees(checkout) == ["wise-owl"]
     (sleeping,) = Checkout(checkout.folder, checkout.environment).processes("sleep 30")
     sleeping.kill()
-    wait_until(lambda: remove_left_overs(checkout.folder) or is_clean(), "the removal", seconds=30)
+    wait_until(lambda: remove_left_overs(checkout.folder) or is_clean(checkout), "the removal", seconds=30)
 
 
 def test_a_half_made_worktree_is_made_again(checkout):
