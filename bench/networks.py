@@ -109,7 +109,7 @@ def ours(setting: Setting, compilation: Compilation = "auto") -> Step:
     """The training loop of this project, with its defaults."""
     prepare_best_device()
     torch.manual_seed(0)
-    config = TrainingConfig(num_steps=10**9, compilation=compilation)
+    config = TrainingConfig(num_steps=100_000_000, compilation=compilation)
     state = TrainingState.start(UNet(setting.unet).to(setting.device), config)
     images = TrainingImages(setting.pixels(), setting.batch_size, seed=0, device=setting.device)
     events = train(state, images, GaussianDiffusion(linear_betas(NUM_TIMESTEPS)), config)

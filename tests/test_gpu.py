@@ -123,6 +123,7 @@ def outputs_and_gradients(network, device, precision):
 def test_the_network_and_its_gradients_are_those_of_a_cpu(precision, tolerance, widths):
     if precision == "bfloat16" and resolve_precision("auto", DEVICE) != "bfloat16":
         pytest.skip("the device has no bfloat16")
+    torch.manual_seed(0)
     network = awake(UNet(dataclasses.replace(NETWORK, widths=widths)))
     expected = outputs_and_gradients(network, torch.device("cpu"), "float32")
     found = outputs_and_gradients(network, DEVICE, precision)

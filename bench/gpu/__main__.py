@@ -75,7 +75,9 @@ def _run(arguments: argparse.Namespace) -> None:
         train_images, valid_images = (images[..., ::stride, ::stride] for images in (train_images, valid_images))
         report.say("a rehearsal on a CPU, at toy size: figures mean nothing, nothing is compiled or recorded")
     report.add("rehearsal", device.type == "cpu")
-    session = Session(device, size, train_images, valid_images, arguments.keep, deadline, report)
+    session = Session(
+        device, size, train_images, valid_images, arguments.keep, deadline, report, arguments.tests_end_at
+    )
     session.keep.mkdir(parents=True, exist_ok=True)
     torch._dynamo.config.recompile_limit = 64  # one process compiles the network for many shapes and forms
     end_at_deadline(session, lambda: write_table(report))
@@ -136,6 +138,9 @@ def _parse_arguments() -> argparse.Namespace:
         help="by default the GPU where there is one; cpu rehearses",
     )
     run.add_argument("--seconds", type=float, default=560.0, help="after which it ends, at most 10 later (default 560)")
+    run.add_argument(
+        "--tests-end-at", type=float, default=150.0, help="seconds after which GPU tests are stopped (150)"
+    )
     run.set_defaults(function=_run)
 
     pack = commands.add_parser("pack", help="put the prepared images into one file")

@@ -18,7 +18,6 @@ from ddpm.training import train
 
 _TESTS = Path(__file__).parents[2] / "tests/test_gpu.py"
 _RESULT = re.compile(r"^\S+?::(.+?) (PASSED|FAILED|SKIPPED|ERROR)", re.MULTILINE)
-_TESTS_END_AT_SECONDS = 150.0
 
 
 def record(session: Session) -> None:
@@ -115,7 +114,7 @@ def _start_tests(session: Session) -> tuple["subprocess.Popen[bytes]", Path]:
 
 def _join_tests(session: Session, tests: "subprocess.Popen[bytes]", output: Path) -> dict[str, str]:
     try:
-        tests.wait(max(1.0, min(_TESTS_END_AT_SECONDS - session.deadline.spent(), session.deadline.left())))
+        tests.wait(max(1.0, min(session.tests_end_at - session.deadline.spent(), session.deadline.left())))
         end = f"status {tests.returncode}"
     except subprocess.TimeoutExpired:
         tests.kill()

@@ -64,6 +64,8 @@ class Session:
     """folder of the weights for later calls"""
     deadline: Deadline
     report: Report
+    tests_end_at: float = 150.0
+    """seconds after the start at which GPU tests that still run are stopped"""
     mode: Compilation = "auto"
     """mode of training the published setting; `record` lowers it if a test fails"""
     children: "list[subprocess.Popen[bytes]]" = field(default_factory=list)

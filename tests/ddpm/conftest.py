@@ -7,6 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm import GaussianDiffusion, ImageNoise, TrainingImages, TrainingState, UNet, linear_betas
+from ddpm.config import DiffusionConfig
+from ddpm.published import publish_model
 from tests.ddpm.small_networks import TINY, awake
 from tests.ddpm.small_training import CONFIG, EXTRA, SHORT, train_to_the_end
 
@@ -113,3 +115,23 @@ def trained(fresh):
 @pytest.fixture
 def trained_with_extra_averages(fresh):
     return train_to_the_end(fresh(0, EXTRA), EXTRA)
+
+
+@pytest.fixture
+def model_folder(tmp_path, trained):
+    """A published model."""
+    publish_model(tmp_path / "model", trained, DiffusionConfig(num_timesteps=10), image_size=8)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def full_disk():
+    """Has no space for a checkpoint until the function given is called."""
+
+    def write(_tensors, file, _metadata):
+        file.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ddpm.checkpoint.save_file", write)
+        yield patch.undo

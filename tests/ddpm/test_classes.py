@@ -11,33 +11,23 @@ CLASSES = (ImageClass(10, "globe thistle"), ImageClass(54, "sunflower"), ImageCl
 
 
 @pytest.mark.parametrize(
-    ("asked", "labels"),
+    ("asked", "labels", "classes"),
     [
-        (["sunflower"], (1,)),
-        ([54], (1,)),
-        (["54"], (1,)),
-        (["Globe Thistle", 77, "sunflower"], (0, 2, 1)),
-        (["sunflower", 54], (1, 1)),
-        (None, (0, 1, 2)),
+        (["sunflower"], (1,), CLASSES),
+        ([54], (1,), CLASSES),
+        (["54"], (1,), CLASSES),
+        (["Globe Thistle", 77, "sunflower"], (0, 2, 1), CLASSES),
+        (["sunflower", 54], (1, 1), CLASSES),
+        (None, (0, 1, 2), CLASSES),
+        (None, (), ()),
+        # A name that is a number, such as of a sub-folder, is a name first.
+        (["1", 1, "0"], (0, 1, 2), (ImageClass(0, "1"), ImageClass(1, "2"), ImageClass(2, "0"))),
+        # Names that differ in capital letters alone are different.
+        (["rose", "Rose"], (1, 0), (ImageClass(0, "Rose"), ImageClass(1, "rose"))),
     ],
 )
-def test_classes_are_found_by_name_or_number(asked, labels):
-    assert labels_of(asked, CLASSES) == labels
-
-
-def test_a_name_that_is_a_number_is_a_name_first():
-    # As of the sub-folders of a directory.
-    classes = (ImageClass(0, "1"), ImageClass(1, "2"), ImageClass(2, "0"))
-    assert labels_of(["1", 1, "0"], classes) == (0, 1, 2)
-
-
-def test_names_that_differ_in_capital_letters_alone_are_different():
-    classes = (ImageClass(0, "Rose"), ImageClass(1, "rose"))
-    assert labels_of(["rose", "Rose"], classes) == (1, 0)
-
-
-def test_nothing_asked_of_a_model_without_classes_is_nothing():
-    assert labels_of(None, ()) == ()
+def test_classes_are_found_by_name_or_number(asked, labels, classes):
+    assert labels_of(asked, classes) == labels
 
 
 @pytest.mark.parametrize(

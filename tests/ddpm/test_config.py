@@ -19,11 +19,7 @@ from ddpm.config import DiffusionConfig, SamplingConfig, TrainingConfig, UNetCon
         (TrainingConfig, {"learning_rate": math.nan}, "learning_rate must be above 0.*got nan"),
         (TrainingConfig, {"warmup_steps": -1}, "warmup_steps must be at least 0, got -1"),
         (TrainingConfig, {"num_steps": 10, "warmup_steps": 11}, "warmup_steps=11 must not exceed num_steps=10"),
-        (
-            TrainingConfig,
-            {"rate_schedule": "step"},
-            "rate_schedule must be one of constant, .*got 'step'",
-        ),
+        (TrainingConfig, {"rate_schedule": "step"}, "rate_schedule must be one of constant, .*got 'step'"),
         (TrainingConfig, {"loss": "l2"}, "loss must be one of mse, l1, huber, got 'l2'"),
         (TrainingConfig, {"precision": "float16"}, "precision must be one of auto, .*got 'float16'"),
         (TrainingConfig, {"compilation": "on"}, "compilation must be one of auto, off, .*got 'on'"),

@@ -119,24 +119,21 @@ def test_labels_are_those_of_the_images_of_a_batch(resident, positions):
         assert images.batch_labels(step).tolist() == (100 + numbers).tolist()
 
 
-def test_parts_make_up_the_whole_batch(resident):
+@pytest.mark.parametrize("num_readers", [1, 3])
+def test_parts_make_up_the_whole_batch(resident, num_readers):
+    """One reader may be asked for all parts, or each for its own."""
     whole, *readers = (
         TrainingImages(numbered_images(10), 6, seed=3, resident=each, labels=torch.arange(10))
-        for each in (True, resident, resident, resident)
+        for each in (True, *[resident] * num_readers)
     )
     parts = [slice(0, 2), slice(2, 3), slice(3, 6)]
     for step in range(6):
-        labels = [reader.batch_labels(step, part) for reader, part in zip(readers, parts, strict=True)]
-        batches = [reader.batch(step, part) for reader, part in zip(readers, parts, strict=True)]
+        pairs = list(zip(itertools.cycle(readers), parts, strict=False))
+        labels = [reader.batch_labels(step, part) for reader, part in pairs]
+        batches = [reader.batch(step, part) for reader, part in pairs]
         assert [len(batch) for batch in batches] == [2, 1, 3]
         torch.testing.assert_close(torch.cat(batches), whole.batch(step), rtol=0, atol=0)
         torch.testing.assert_close(torch.cat(labels), whole.batch_labels(step), rtol=0, atol=0)
-
-
-def test_one_reader_may_be_asked_for_other_parts(resident):
-    images = TrainingImages(numbered_images(10), batch_size=4, seed=3, resident=resident)
-    halves = [images.batch(1, part) for part in (slice(0, 2), slice(2, 4))]
-    torch.testing.assert_close(torch.cat(halves), images.batch(1), rtol=0, atol=0)
 
 
 class SlowImages:

@@ -17,7 +17,7 @@ from ddpm.classes import ImageClass
 from ddpm.config import DiffusionConfig
 from ddpm.diffusion import build_diffusion
 from ddpm.export import ExportError, to_diffusers
-from ddpm.published import PublishedModel, publish_model
+from ddpm.published import PublishedModel
 from ddpm.seeds import stream_seed
 from tests.ddpm.small_networks import awake, noise
 
@@ -87,8 +87,8 @@ def test_diffusers_draws_the_same_images_from_the_same_noise(prediction, num_ste
     torch.testing.assert_close(torch.from_numpy(drawn), expected, rtol=0, atol=1e-4)
 
 
-def test_it_is_written_without_diffusers(tmp_path, trained):
-    publish_model(tmp_path / "model", trained, DiffusionConfig(num_timesteps=10), image_size=8)
+@pytest.mark.usefixtures("model_folder")
+def test_it_is_written_without_diffusers(tmp_path):
     program = (
         "import sys; sys.modules['diffusers'] = None; "
         "import ddpm, ddpm.export; ddpm.export.to_diffusers(ddpm.load('model', device='cpu'), 'export')"

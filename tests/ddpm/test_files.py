@@ -23,27 +23,19 @@ def test_the_file_appears_when_the_block_ends(tmp_path, old):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path):
+def write_half(path):
+    path.write_text("ha")
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("write", "error"), [(write_half, KeyboardInterrupt), (lambda _: None, FileNotFoundError)])
+def test_a_failed_or_missing_write_leaves_the_old_file_and_nothing_else(tmp_path, write, error):
     path = tmp_path / "table.csv"
     path.write_text("old")
-
-    def interrupted():
-        with atomic_path(path) as temporary:
-            temporary.write_text("ha")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
+    with pytest.raises(error), atomic_path(path) as temporary:
+        write(temporary)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_block_that_writes_nothing_is_an_error_and_keeps_the_old_file(tmp_path):
-    path = tmp_path / "table.csv"
-    path.write_text("old")
-    with pytest.raises(FileNotFoundError), atomic_path(path):
-        pass
-    assert path.read_text() == "old"
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "sha256"])

@@ -26,15 +26,17 @@ def test_all_256_values_go_to_the_model_and_back():
     assert torch.equal(to_pixels(x), pixels)
 
 
-def test_pixels_are_rounded_and_clipped():
-    x = torch.tensor([-7.0, -1.0, -0.999, 0.0, 0.003, 0.997, 1.0, 1.001, 7.0]).reshape(1, 1, 1, -1)
-    # 127.5 rounds to the even 128.
-    assert to_pixels(x).flatten().tolist() == [0, 0, 0, 128, 128, 255, 255, 255, 255]
-    assert to_pixels(torch.tensor([[[[100.4 / 127.5 - 1.0, 100.6 / 127.5 - 1.0]]]])).flatten().tolist() == [100, 101]
-
-
-def test_half_precision_images_become_the_nearest_pixels():
-    assert to_pixels(torch.tensor([[[[0.5]]]], dtype=torch.bfloat16)).item() == 191
+@pytest.mark.parametrize(
+    ("values", "dtype", "pixels"),
+    [
+        # 127.5 rounds to the even 128.
+        ([-7.0, -1.0, -0.999, 0.0, 0.003, 0.997, 1.0, 7.0], torch.float32, [0, 0, 0, 128, 128, 255, 255, 255]),
+        ([100.4 / 127.5 - 1.0, 100.6 / 127.5 - 1.0], torch.float32, [100, 101]),
+        ([0.5], torch.bfloat16, [191]),
+    ],
+)
+def test_pixels_are_rounded_and_clipped(values, dtype, pixels):
+    assert to_pixels(torch.tensor(values, dtype=dtype).reshape(1, 1, 1, -1)).flatten().tolist() == pixels
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -49,16 +51,6 @@ def test_a_grid_equals_that_of_torchvision(count, columns, channels):
     picture = grid(pixels, columns)
     assert isinstance(picture, np.ndarray) and picture.dtype == np.uint8
     np.testing.assert_array_equal(picture, expected.permute(1, 2, 0))
-
-
-def test_a_grid_of_no_images_is_an_error():
-    with pytest.raises(ValueError, match="at least one image"):
-        grid(torch.zeros(0, 3, 2, 2, dtype=torch.uint8))
-
-
-def columns_of_ink(picture):
-    """Whether anything but white is in each column."""
-    return (picture != 255).any(axis=(0, 2))
 
 
 def test_a_grid_by_class_has_a_row_for_each_class_in_turn():
@@ -77,7 +69,7 @@ def test_the_name_of_a_class_stands_to_the_left_of_its_row():
     names = ["i", "a long name"]
     drawn = class_grid(coloured_images(4, 30, 20), names)
     captions = drawn[:, : -(2 + 2 * 22)]
-    short, long = (np.flatnonzero(columns_of_ink(line)) for line in np.split(captions, 2))
+    short, long = (np.flatnonzero((line != 255).any(axis=(0, 2))) for line in np.split(captions, 2))
     # Both begin at the same margin; of different names there is different ink.
     assert abs(short[0] - long[0]) <= 2 and short[-1] - short[0] < 8 and long[-1] - long[0] > 50
     swapped = class_grid(coloured_images(4, 30, 20), names[::-1])[:, : -(2 + 2 * 22)]
@@ -103,12 +95,6 @@ def test_many_short_rows_stand_in_blocks_side_by_side():
         assert drawn[top + 15, left + block - 10].tolist() == [10 * (number + 1)] * 3
     # What is left over is white.
     assert (drawn[25 % num_rows * 34 :, -block:] == 255).all() and 25 % num_rows
-
-
-@pytest.mark.parametrize(("count", "names"), [(0, ["rose"]), (3, [])])
-def test_a_grid_by_class_of_nothing_is_an_error(count, names):
-    with pytest.raises(ValueError, match=f"needs images and names, got {count} and {len(names)}"):
-        class_grid(torch.zeros(count, 3, 30, 20, dtype=torch.uint8), names)
 
 
 @pytest.mark.parametrize(("image_size", "scale"), [(16, 6), (24, 4), (64, 2), (96, 1), (100, 1)])
@@ -151,6 +137,13 @@ def test_many_frames_stay_long_enough_for_browsers(tmp_path):
         assert read.info["duration"] == 20
 
 
-def test_an_animation_of_no_frames_is_an_error(tmp_path):
+def test_pictures_of_nothing_are_an_error(tmp_path):
+    nothing = torch.zeros(0, 3, 30, 20, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="at least one image"):
+        grid(nothing)
+    with pytest.raises(ValueError, match="needs images and names, got 0 and 1"):
+        class_grid(nothing, ["rose"])
+    with pytest.raises(ValueError, match="needs images and names, got 3 and 0"):
+        class_grid(coloured_images(3), [])
     with pytest.raises(ValueError, match="at least one frame"):
         save_animation([], tmp_path / "frames.webp")

@@ -6,16 +6,11 @@ import json
 import pytest
 import torch
 
-from ddpm import (
-    TrainingState,
-    UNet,
-    cosine_betas,
-    guided,
-    linear_betas,
-)
+from ddpm import TrainingState, UNet, cosine_betas, guided, linear_betas
 from ddpm.checkpoint import CheckpointError
 from ddpm.classes import ImageClass
 from ddpm.published import DiffusionConfig, load_model, publish_model
+from tests.ddpm.small_networks import awake
 from tests.ddpm.small_training import SHORT
 
 
@@ -25,9 +20,8 @@ def outputs(model):
         return model.eval()(x, torch.tensor([0, 9]))
 
 
-def test_a_published_model_gives_the_outputs_of_the_one_trained(tmp_path, trained):
-    publish_model(tmp_path / "model", trained, DiffusionConfig(num_timesteps=10), image_size=8)
-    averaged, raw = load_model(tmp_path / "model"), load_model(tmp_path / "model", "raw")
+def test_a_published_model_gives_the_outputs_of_the_one_trained(model_folder, trained):
+    averaged, raw = load_model(model_folder), load_model(model_folder, "raw")
     torch.testing.assert_close(outputs(averaged.unet), outputs(trained.ema.module), rtol=0, atol=0)
     torch.testing.assert_close(outputs(raw.unet), outputs(trained.model), rtol=0, atol=0)
     # Averaged and raw weights are told apart, and averaged is what one gets.
@@ -47,16 +41,12 @@ def test_further_averages_are_published_by_their_decay(tmp_path, trained_with_ex
         load_model(tmp_path, "averaged_0.5")
 
 
-def test_a_loaded_model_is_ready_to_draw_from(tmp_path, trained, tiny_config):
-    trained.model.train()
-    publish_model(tmp_path, trained, DiffusionConfig(num_timesteps=10), image_size=8)
-    for weights in ("averaged", "raw"):
-        loaded = load_model(tmp_path, weights)
-        assert not loaded.unet.training
-        assert not any(parameter.requires_grad for parameter in loaded.unet.parameters())
-        assert loaded.unet.first_conv.weight.is_contiguous(memory_format=torch.channels_last)
-        assert loaded.unet.config == tiny_config
-        assert loaded.image_size == 8
+@pytest.mark.parametrize("weights", ["averaged", "raw"])
+def test_a_loaded_model_is_ready_to_draw_from(model_folder, weights):
+    unet = load_model(model_folder, weights).unet
+    assert not unet.training
+    assert not any(parameter.requires_grad for parameter in unet.parameters())
+    assert unet.first_conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
@@ -76,33 +66,29 @@ def test_the_diffusion_is_published_too(tmp_path, trained, config, betas):
 
 def test_all_dimensions_of_the_network_are_published(tmp_path, tiny_config):
     config = dataclasses.replace(tiny_config, image_channels=1, num_res_blocks=2, time_embedding_dim=12, dropout=0.25)
-    state = TrainingState.start(UNet(config), SHORT)
-    publish_model(tmp_path, state, DiffusionConfig(), image_size=16)
-    assert load_model(tmp_path).unet.config == config
+    publish_model(tmp_path, TrainingState.start(UNet(config), SHORT), DiffusionConfig(), image_size=16)
+    model = load_model(tmp_path)
+    assert model.unet.config == config and model.image_size == 16
 
 
 CLASSES = (ImageClass(54, "sunflower"), ImageClass(77, "passion flower"))
 
 
 @pytest.fixture
-def conditional(tiny_config):
-    torch.manual_seed(0)
-    state = TrainingState.start(UNet(dataclasses.replace(tiny_config, num_classes=2)), SHORT)
-    with torch.no_grad():
-        for parameter in state.ema.module.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+def conditional(start):
+    state = start(SHORT, num_classes=2)
+    awake(state.ema.module)
     return state
 
 
-def test_classes_are_published_by_name_and_number(tmp_path, conditional, trained):
+def test_classes_are_published_by_name_and_number(tmp_path, conditional, model_folder):
     publish_model(tmp_path / "conditional", conditional, DiffusionConfig(num_timesteps=10), 8, CLASSES)
     model = load_model(tmp_path / "conditional")
     assert model.classes == CLASSES and model.unet.config.num_classes == 2
     config = json.loads((tmp_path / "conditional" / "config.json").read_text())
     assert config["unet"]["num_classes"] == 2
     assert config["classes"] == [{"number": 54, "name": "sunflower"}, {"number": 77, "name": "passion flower"}]
-    publish_model(tmp_path / "plain", trained, DiffusionConfig(num_timesteps=10), 8)
-    assert load_model(str(tmp_path / "plain")).classes == ()
+    assert load_model(str(model_folder)).classes == ()
 
 
 def test_guidance_needs_a_model_trained_with_label_dropout(tmp_path, conditional):
@@ -130,9 +116,8 @@ def test_classes_are_bound_by_name_or_number(tmp_path, conditional):
     assert calls == [[1, 0, 1]]
 
 
-def test_a_model_without_classes_refuses_them(tmp_path, trained):
-    publish_model(tmp_path, trained, DiffusionConfig(num_timesteps=10), image_size=8)
-    model = load_model(tmp_path)
+def test_a_model_without_classes_refuses_them(model_folder):
+    model = load_model(model_folder)
     assert model.bind_classes(None, [0, 1]) is model.unet
     with pytest.raises(ValueError, match="the model knows no classes, got"):
         model.bind_classes(["sunflower"], [0, 1])
@@ -150,38 +135,41 @@ def test_another_number_of_classes_than_the_network_knows_is_refused(tmp_path, c
 
 @pytest.mark.parametrize("name", ["config.json", "averaged.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "garbage"])
-def test_a_damaged_model_is_refused(tmp_path, trained, name, damage):
-    publish_model(tmp_path, trained, DiffusionConfig(num_timesteps=10), image_size=8)
-    data = (tmp_path / name).read_bytes()
-    (tmp_path / name).unlink()
+def test_a_damaged_model_is_refused(model_folder, name, damage):
+    path = model_folder / name
+    if damage == "missing":
+        path.unlink()
     if damage == "truncated":
-        (tmp_path / name).write_bytes(data[: len(data) // 2])
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     if damage == "garbage":
-        (tmp_path / name).write_bytes(b"\x80\x04\x95" + bytes(1000))  # no UTF-8 either
-    for folder in (tmp_path, tmp_path / "nowhere"):
+        path.write_bytes(b"\x80\x04\x95" + bytes(1000))  # no UTF-8 either
+    for folder in (model_folder, model_folder / "nowhere"):
         with pytest.raises(CheckpointError, match="holds no usable model"):
             load_model(folder)
 
 
-@pytest.mark.parametrize(
-    ("found", "why"),
-    [
-        (None, r"was made by an older version.* draw with version 0\.1\.0"),
-        (1, "holds a model of format 1, and this version draws format 2"),
-        ("2", 'holds a model of format "2"'),
-    ],
-)
-def test_a_model_of_another_version_is_refused(tmp_path, trained, found, why):
-    publish_model(tmp_path, trained, DiffusionConfig(num_timesteps=10), image_size=8)
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config.pop("format") == 2
-    (tmp_path / "config.json").write_text(json.dumps(config if found is None else config | {"format": found}))
-    with pytest.raises(CheckpointError, match=f"{tmp_path} {why}"):
-        load_model(tmp_path)
-
-
 def without(name):
     return lambda config: config.pop(name)
+
+
+def change_config(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (without("format"), r"was made by an older version.* draw with version 0\.1\.0"),
+        (lambda config: config.update(format=1), "holds a model of format 1, and this version draws format 2"),
+        (lambda config: config.update(format="2"), 'holds a model of format "2"'),
+    ],
+)
+def test_a_model_of_another_version_is_refused(model_folder, change, why):
+    change_config(model_folder, change)
+    with pytest.raises(CheckpointError, match=f"{model_folder} {why}"):
+        load_model(model_folder)
 
 
 @pytest.mark.usefixtures("without_shape_checks")
@@ -204,10 +192,7 @@ def without(name):
         lambda config: config.update(classes=["rose"]),
     ],
 )
-def test_a_configuration_that_does_not_fit_the_weights_is_refused(tmp_path, trained, change):
-    publish_model(tmp_path, trained, DiffusionConfig(num_timesteps=10), image_size=8)
-    config = json.loads((tmp_path / "config.json").read_text())
-    change(config)
-    (tmp_path / "config.json").write_text(json.dumps(config))
+def test_a_configuration_that_does_not_fit_the_weights_is_refused(model_folder, change):
+    change_config(model_folder, change)
     with pytest.raises(CheckpointError, match=r"config.json does not describe the weights beside it: .+"):
-        load_model(tmp_path)
+        load_model(model_folder)

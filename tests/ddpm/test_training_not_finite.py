@@ -27,35 +27,26 @@ def spoil_gradient(state, step):
     bias.register_hook(lambda gradient: gradient * (math.inf if state.step == step - 1 else 1.0))
 
 
-def run(state, images, diffusion, config):
-    return [
-        (event.loss.isfinite(), event.gradient_norm.isfinite()) for event in train(state, images, diffusion, config)
-    ]
-
-
-@pytest.mark.parametrize("step", [1, 3, NUM_STEPS])
-def test_an_infinite_loss_is_found_though_later_ones_are_good(start, images, diffusion, step):
-    state = start()
-    spoil_loss(state, step)
-    finite = run(state, images, diffusion, CONFIG)
-    assert finite == [(number != step, True) for number in range(1, NUM_STEPS + 1)]
-    with pytest.raises(NotFiniteError, match=f"step {step} is not finite, at a learning rate of") as error:
-        state.check_finite(CONFIG)
-    assert (error.value.step, error.value.learning_rate) == (step, learning_rate_at(step - 1, CONFIG))
-    assert f"{error.value.learning_rate:g}" in str(error.value)
-
-
-@pytest.mark.parametrize("clip", [None, 0.5])
-def test_an_infinite_gradient_is_found_and_the_first_bad_step_is_named(start, images, diffusion, clip):
+@pytest.mark.parametrize(
+    ("spoil", "step", "clip"),
+    [*((spoil_loss, step, 0.5) for step in (1, 3, NUM_STEPS)), *((spoil_gradient, 3, clip) for clip in (None, 0.5))],
+)
+def test_the_first_step_that_is_not_finite_is_named(start, images, diffusion, spoil, step, clip):
     config = dataclasses.replace(CONFIG, gradient_clip=clip)
     state = start(config)
-    spoil_gradient(state, 3)
-    finite = run(state, images, diffusion, config)
-    assert finite[:3] == [(True, True), (True, True), (True, False)]
-    assert not any(loss for loss, _ in finite[3:])  # the weights are gone, and with them all that comes
-    with pytest.raises(NotFiniteError) as error:
+    spoil(state, step)
+    events = list(train(state, images, diffusion, config))
+    losses = [bool(event.loss.isfinite()) for event in events]
+    if spoil is spoil_loss:
+        assert losses == [number != step for number in range(1, NUM_STEPS + 1)]  # later ones are good
+        assert all(event.gradient_norm.isfinite() for event in events)
+    else:
+        assert losses == [number <= step for number in range(1, NUM_STEPS + 1)]  # the weights are gone
+        assert [bool(event.gradient_norm.isfinite()) for event in events[:step]] == [True, True, False]
+    with pytest.raises(NotFiniteError, match=f"step {step} is not finite, at a learning rate of") as error:
         state.check_finite(config)
-    assert (error.value.step, error.value.learning_rate) == (3, learning_rate_at(2, config))
+    assert (error.value.step, error.value.learning_rate) == (step, learning_rate_at(step - 1, config))
+    assert f"{error.value.learning_rate:g}" in str(error.value)
 
 
 def test_a_bad_step_is_not_forgotten_between_two_calls(start, images, diffusion):

@@ -134,6 +134,8 @@ def test_gradient_checkpointing_changes_nothing_but_the_memory(start, images, di
         events.append([fields(event) for event in train(state, images, diffusion, config)])
         states.append(state)
         calls.append(len(counted))
+        state.model.eval()(torch.zeros(1, 3, 8, 8), torch.tensor([0])).sum().backward()
+        assert len(counted) == calls[-1] + 1  # outside training nothing is computed twice
     assert calls[1] == 2 * calls[0] == 2 * NUM_STEPS * accumulation_steps
     assert events[1] == events[0]
     assert_same_bits(snapshot(states[1]), snapshot(states[0]))

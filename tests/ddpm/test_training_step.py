@@ -8,17 +8,14 @@ from torch import nn
 
 from ddpm import train
 from ddpm.training_step import HalfWeights
+from tests.ddpm.small_networks import awake
 from tests.ddpm.small_training import CONFIG
 
 
 @pytest.fixture
 def model(start):
     """A network whose layers have all moved off the zeros that some start with."""
-    model = start().model
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    return model
+    return awake(start().model).train()
 
 
 def gradients(module):

@@ -79,8 +79,3 @@ def test_labels_for_a_network_without_classes_are_an_error(awake_unet):
 def test_a_label_out_of_range_is_an_error(unet, label):
     with pytest.raises(IndexError):
         unet(noise(1, 3, 8, 8), torch.tensor([5]), torch.tensor([label]))
-
-
-def test_a_network_of_no_classes_is_an_error(tiny_config):
-    with pytest.raises(ValueError, match="num_classes must be at least 1"):
-        dataclasses.replace(tiny_config, num_classes=0)

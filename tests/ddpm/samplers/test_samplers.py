@@ -14,12 +14,6 @@ from tests.ddpm.small_networks import SAMPLERS, noise
 SHAPE = (3, 4, 4)
 
 
-@pytest.mark.parametrize("module", [ancestral, ddim, dpm_solver])
-def test_each_sampler_has_a_data_sheet(module):
-    rows = [line.split()[0] for line in module.__doc__.partition("Data sheet\n")[2].splitlines() if line]
-    assert rows == ["source", "cost", "noise", "steps", "prefer"]
-
-
 @pytest.mark.parametrize(("name", "eta"), SAMPLERS)
 @pytest.mark.parametrize("num_sampling_steps", [1, 7, 20])
 def test_network_calls_and_noise_are_those_of_the_data_sheet(
