@@ -24,7 +24,7 @@ from ddpm import (
     train,
 )
 from ddpm.config import Compilation, Precision, SamplerName
-from ddpm.devices import compiled, drawing, prepare_best_device
+from ddpm.devices import compile_network, drawing, prepare_best_device
 from ddpm.images import to_pixels
 
 NUM_IMAGES = 1020
@@ -279,7 +279,7 @@ def our_drawing(
     prepare_best_device()
     torch.manual_seed(0)
     unet = UNet(setting.unet).to(device=setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network = compiled(unet.eval(), compilation, setting.device)
+    network = compile_network(unet.eval(), compilation, setting.device)
     diffusion = GaussianDiffusion(linear_betas(NUM_TIMESTEPS)).to(setting.device)
     shape = (3, setting.image_size, setting.image_size)
 

@@ -1,1 +1,1 @@
-"""What all rooms agree on: parameters, paths, names, environment variables, events; without torch or any tool."""
+"""Agreements between all rooms: parameters, paths, names, environment variables, events; without torch or any tool."""

@@ -1,4 +1,4 @@
-"""Where stages read and write; dvc.yaml names the same places."""
+"""Paths that stages read and write; dvc.yaml names the same ones."""
 
 from pathlib import Path
 

@@ -47,7 +47,7 @@ class SyntheticParams:
     image_size: Annotated[int, Interval(ge=16, le=1024)]
     """height and width of the drawn images, in pixels"""
     variety: Share
-    """how much flowers differ in position, size, turn, tilt, leaves and colours; less is easier to learn"""
+    """variety of the flowers in position, size, turn, tilt, leaves and colours; less is easier to learn"""
     seed: Seed
     """seed of the drawings; the same seed gives the same bytes on every machine"""
 
@@ -62,7 +62,7 @@ class DownloadParams:
     archive_md5: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None
     """flowers102 from another source: the md5 of an archive whose bytes differ from the official one; otherwise null"""
     synthetic: SyntheticParams
-    """what to draw for synthetic_flowers"""
+    """settings of synthetic_flowers"""
 
     def __post_init__(self) -> None:
         if self.dataset == "folder" and self.source is None:

@@ -104,7 +104,7 @@ class DiffusionConfig:
     """
 
     schedule: ScheduleName = "linear"
-    """how the variance of the noise grows over the time steps"""
+    """growth of the noise variance over the time steps"""
     num_timesteps: Annotated[int, Interval(ge=2, le=10_000)] = 1000
     """length of the forward process, T in the paper"""
     beta_start: Beta = 1e-4
@@ -112,7 +112,7 @@ class DiffusionConfig:
     beta_end: Beta = 0.02
     """noise variance of the last step of the linear schedule"""
     prediction: Prediction = "eps"
-    """what the network predicts: eps, the noise (published); v (Salimans & Ho 2022); or x_0, the image"""
+    """target of the network: eps, the noise (published); v (Salimans & Ho 2022); or x_0, the image"""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -136,7 +136,7 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train; the defaults are the published setting.
+    """Settings of a training; the defaults are the published setting.
 
     Raises:
         ValueError: a value lies outside its bounds, or two values exclude each other.
@@ -195,7 +195,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How to draw images from a trained network; `PublishedModel.draw` has the same defaults.
+    """Settings for drawing images from a trained network; `PublishedModel.draw` has the same defaults.
 
     Raises:
         ValueError: a value lies outside its bounds.

@@ -147,7 +147,7 @@ def drawing(network: nn.Module, precision: Precision, device: torch.device) -> I
                 parameter.requires_grad_(requires_grad)
 
 
-def compiled(network: Module, compilation: Compilation, device: torch.device) -> Module:
+def compile_network(network: Module, compilation: Compilation, device: torch.device) -> Module:
     """Return the network compiled by torch.compile; it shares its weights with `network`.
 
     Args:

@@ -75,7 +75,7 @@ def average_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def collected(part: Tensor) -> Tensor:
+def collect(part: Tensor) -> Tensor:
     """Return the parts of all processes, concatenated in order of rank, on every process.
 
     Args:

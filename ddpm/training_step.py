@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddpm.config import TrainingConfig
-from ddpm.devices import autocast, compiled, resolve_precision
+from ddpm.devices import autocast, compile_network, resolve_precision
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.distributed import average_, world_size
 from ddpm.guidance import guided
@@ -67,7 +67,7 @@ class TrainingStep:
         model.gradient_checkpointing = config.gradient_checkpointing  # type: ignore[assignment]
         self._half = HalfWeights(model) if may_halve(config, device) else None
         self._module = model if self._half is None else self._half.network
-        self._network = _exchange_gradients(compiled(self._module, config.compilation, device), device)
+        self._network = _exchange_gradients(compile_network(self._module, config.compilation, device), device)
 
     def __call__(self, *batch: Tensor) -> Float[Tensor, " report"]:
         """Take the step, except for the work of `finish`.

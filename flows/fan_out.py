@@ -44,7 +44,7 @@ class Outcome:
 
     @property
     def is_completed(self) -> bool:
-        """Whether the trial has made its model and figures."""
+        """Return whether the trial has made its model and metrics."""
         return self.state.is_completed()
 
     @property

@@ -27,7 +27,7 @@ class Trial:
     name: str
     """name of its flow run: the sweep's, and a number from 1"""
     overrides: dict[str, Any]
-    """what differs from the profile, nested"""
+    """parameters that differ from the profile, nested"""
     varied: dict[str, Any]
     """the parameters that the sweep varies, by dotted names"""
     params: Params

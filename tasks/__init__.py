@@ -1,1 +1,1 @@
-"""How each stage runs under Prefect: one task a stage."""
+"""One Prefect task per stage."""

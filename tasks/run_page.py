@@ -1,4 +1,4 @@
-"""What the run page shows of a stage, while it runs and when it has ended; it never holds a stage up or fails it."""
+"""The run page of a stage, while it runs and when it has ended; it never holds a stage up or fails it."""
 
 import base64
 import logging

@@ -1,4 +1,4 @@
-"""What every test runs under: each call into `ddpm` is checked against its annotations, shapes included."""
+"""Set-up of every test: each call into `ddpm` is checked against its annotations, shapes included."""
 
 import signal
 import threading

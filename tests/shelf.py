@@ -16,7 +16,7 @@ SETTING = {
 
 
 def figures(mean, half_width=0.01, **changes):
-    """What build/metrics.json says of a model with this kernel distance."""
+    """Contents of build/metrics.json for a model with this kernel distance."""
     kid = "kid_efficientnet_lite0"
     interval = {kid: mean, f"{kid}_low": mean - half_width, f"{kid}_high": mean + half_width}
     return SETTING | {name: str(value) for name, value in interval.items()} | changes

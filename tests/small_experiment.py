@@ -147,7 +147,7 @@ def in_each_process(monkeypatch):
             with monkeypatch.context() as patch:
                 patch.setattr(distributed, "rank", lambda rank=rank: rank)
                 patch.setattr(distributed, "world_size", lambda: num_processes)
-                patch.setattr(stage, "collected", lambda part: part)
+                patch.setattr(stage, "collect", lambda part: part)
                 results.append(work())
         return results
 
@@ -173,7 +173,7 @@ class MeanColours(FeatureExtractor):
         return halves.flatten(1) * self.scale
 
     def of(self, images):
-        """Of an array of shape (images, height, width, 3)."""
+        """Return the features of an array of shape (images, height, width, 3)."""
         return self.forward(torch.from_numpy(images).permute(0, 3, 1, 2)).float()
 
 

@@ -2,7 +2,7 @@
 
 The file uses no fixtures, so that it runs on a machine with torch, numpy, safetensors and pytest alone:
 `python -m pytest tests/test_gpu.py --noconftest`. The names of tests say which way of running fails: "recorded" or
-"compiled".
+"compile_network".
 """
 
 import copy
@@ -164,7 +164,7 @@ def test_compiled_and_recorded_steps_are_the_compiled_ones():
 ])  # fmt: skip
 def test_recorded_steps_are_the_plain_ones(monkeypatch, changes):
     """Not compiled, which would take its time in each case; the recording is the same."""
-    monkeypatch.setattr("ddpm.training_step.compiled", lambda network, *_: network)
+    monkeypatch.setattr("ddpm.training_step.compile_network", lambda network, *_: network)
     changes = dict(changes)
     network = changes.pop("network", {})
     plain = dataclasses.replace(CONFIG, **changes)
@@ -182,7 +182,7 @@ def test_recorded_steps_are_the_plain_ones(monkeypatch, changes):
 @on_a_gpu
 @pytest.mark.parametrize("compilation", ["off", "auto"])
 def test_no_step_waits_for_the_device(monkeypatch, compilation):
-    monkeypatch.setattr("ddpm.training_step.compiled", lambda network, *_: network)
+    monkeypatch.setattr("ddpm.training_step.compile_network", lambda network, *_: network)
     config = dataclasses.replace(CONFIG, compilation=compilation, deterministic=False)
     events = train(start(config), images(), DIFFUSION, config)
     for _ in range(5):  # recorded by now
@@ -196,7 +196,7 @@ def test_no_step_waits_for_the_device(monkeypatch, compilation):
 
 @pytest.mark.parametrize("compilation", ["off", "auto"])
 def test_a_recorded_training_resumes_to_the_bit_where_it_is_deterministic(monkeypatch, tmp_path, compilation):
-    monkeypatch.setattr("ddpm.training_step.compiled", lambda network, *_: network)
+    monkeypatch.setattr("ddpm.training_step.compile_network", lambda network, *_: network)
     config = dataclasses.replace(CONFIG, compilation=compilation)
     whole, first = start(config, dropout=0.1), start(config, dropout=0.1)
     expected = losses_of(whole, config)
@@ -213,7 +213,7 @@ def test_a_recorded_training_resumes_to_the_bit_where_it_is_deterministic(monkey
 
 
 def test_a_checkpoint_written_beside_recorded_steps_holds_its_step(monkeypatch, tmp_path):
-    monkeypatch.setattr("ddpm.training_step.compiled", lambda network, *_: network)
+    monkeypatch.setattr("ddpm.training_step.compile_network", lambda network, *_: network)
     config = dataclasses.replace(CONFIG, compilation="auto")
     state, kept = start(config), {}
     with CheckpointWriter(tmp_path, {}, keep=10) as writer:

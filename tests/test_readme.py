@@ -1,4 +1,4 @@
-"""What the README promises: its code runs, its commands and files exist."""
+"""Promises of the README: its code runs, its commands and files exist."""
 
 import re
 from pathlib import Path

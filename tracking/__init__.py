@@ -1,1 +1,1 @@
-"""What MLflow remembers: runs, and registered models. The only importer of mlflow."""
+"""MLflow: runs, registered models, comparison. The only importer of mlflow."""

@@ -12,7 +12,7 @@ from bench.gpu.inspect_machine import attention_shapes
 from bench.gpu.session import Session
 from bench.gpu.speed import attend_by_torch
 from bench.gpu.timing import Step, time_in_turn
-from ddpm.devices import autocast, compiled, resolve_precision
+from ddpm.devices import autocast, compile_network, resolve_precision
 from ddpm.operations import (
     apply_joined,
     attend_by_products,
@@ -140,7 +140,7 @@ class _Form(nn.Module):
 
 
 def _forward_and_backward(session: Session, variants: Variants, layer: Layer) -> Step:
-    network = compiled(_Form(layer, variants.module), "auto", session.device)
+    network = compile_network(_Form(layer, variants.module), "auto", session.device)
     x = variants.x.to(torch.bfloat16) if resolve_precision("auto", session.device) == "bfloat16" else variants.x.clone()
     inputs = [x.requires_grad_(True), *variants.module.parameters()]
 

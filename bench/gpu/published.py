@@ -16,7 +16,7 @@ from bench.gpu.session import Session
 from bench.gpu.timing import Stopwatch
 from ddpm import ImageNoise, UNet, sample
 from ddpm.config import SamplerName
-from ddpm.devices import compiled, drawing
+from ddpm.devices import compile_network, drawing
 from ddpm.files import atomic_path
 from ddpm.images import grid, save_png, to_model_range, to_pixels
 from ddpm.training import StepEvent, train
@@ -163,7 +163,7 @@ def draw_samples(session: Session, sampler: SamplerName, num_calls: int) -> None
     size, file_name = session.size, SAMPLES[sampler]
     unet = load_averaged(session)
     compiles = num_calls > _CALLS_WORTH_COMPILING and session.deadline.left() > _SECONDS_TO_COMPILE
-    network = compiled(unet, session.mode if compiles else "off", session.device)
+    network = compile_network(unet, session.mode if compiles else "off", session.device)
     parts: list[Tensor] = []
     seconds: list[float] = []
     for start in range(0, size.num_samples, size.sample_batch):

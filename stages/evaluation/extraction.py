@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from contract.errors import StageError
 from contract.sections import ReferenceParams
-from ddpm.distributed import collected, share
+from ddpm.distributed import collect, share
 from ddpm.features import FeatureExtractor, build_extractor, extract_features
 
 
@@ -59,7 +59,7 @@ def extract_together(
             batches += extract_features(extractor, images[part], batch_size, device)
             if bar is not None:
                 bar.update(len(part))
-    return collected(torch.cat(batches))
+    return collect(torch.cat(batches))
 
 
 def choose_at_random(positions: Tensor, count: int | None, seed: int) -> Tensor:

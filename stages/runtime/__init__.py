@@ -1,1 +1,1 @@
-"""How a stage runs: its entry point, signals, several processes, locks, progress."""
+"""Everything around a running stage: its entry point, signals, several processes, locks, progress."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from ddpm.distributed import collected, is_first
+from ddpm.distributed import collect, is_first
 from stages.runtime.reporting import say
 
 POLL_SECONDS = 1.0
@@ -42,4 +42,4 @@ def _first_has(lock: FileLock) -> bool:
     if is_first():
         with suppress(Timeout):
             lock.acquire()
-    return bool(collected(torch.tensor([int(lock.is_locked)])).any())
+    return bool(collect(torch.tensor([int(lock.is_locked)])).any())

@@ -1,4 +1,4 @@
-"""How a stage is interrupted: by SIGTERM, by Ctrl-C, or by the death of the process that started it."""
+"""Interruption of a stage: by SIGTERM, by Ctrl-C, or by the death of the process that started it."""
 
 import os
 import select

@@ -16,7 +16,7 @@ from contract.errors import StageError
 from stages.runtime.interruption import EXIT_INTERRUPTED, Interrupted
 
 SHUTDOWN_SECONDS = 50
-"""How long processes may take to save their work; less than the flow's own grace, after which it kills them all."""
+"""Time that processes have to save their work; less than the flow's own grace, after which it kills them all."""
 
 
 def launch(name: str, num_processes: int) -> None:

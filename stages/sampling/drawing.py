@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from contract.sections import SampleParams
-from ddpm.devices import compiled, drawing, largest_batch_size
-from ddpm.distributed import collected, share
+from ddpm.devices import compile_network, drawing, largest_batch_size
+from ddpm.distributed import collect, share
 from ddpm.images import to_pixels
 from ddpm.published import PublishedModel
 from ddpm.samplers import InterpolatedNoise, sample
@@ -31,7 +31,7 @@ def draw_samples(model: PublishedModel, params: SampleParams, device: torch.devi
         The images and the frames, as bytes on the CPU, each of shape (images, channels, height, width).
     """
     numbers = range(params.num_images)[share(params.num_images)]
-    network = compiled(model.unet, params.compilation, device)
+    network = compile_network(model.unet, params.compilation, device)
     is_compiled = network is not model.unet
     settings = (params.sampler, params.num_sampling_steps, params.eta, params.classes, params.guidance_scale)
     with drawing(model.unet, params.precision, device):
@@ -50,7 +50,7 @@ def draw_samples(model: PublishedModel, params: SampleParams, device: torch.devi
                     if step.number in frames and num_in_grid:
                         frames[step.number].append(to_pixels(step.x_t[:num_in_grid]).cpu())
                 batches.append(to_pixels(step.x_t[: len(batch)]).cpu())
-    return collected(torch.cat(batches)), [collected(torch.cat(parts)) for parts in frames.values()]
+    return collect(torch.cat(batches)), [collect(torch.cat(parts)) for parts in frames.values()]
 
 
 def draw_interpolation(model: PublishedModel, params: SampleParams, device: torch.device) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ddpm.devices import drawing
 from ddpm.diffusion import build_diffusion
-from ddpm.distributed import collected, share
+from ddpm.distributed import collect, share
 from ddpm.images import Picture, class_grid, enlargement, grid, to_pixels
 from ddpm.published import PublishedModel
 from ddpm.samplers import ImageNoise, sample
@@ -41,4 +41,4 @@ def draw_samples(experiment: Experiment, count: int) -> Tensor:
         with drawing(model.unet, params.precision, device):
             images = sample("ddim", predict, diffusion, noise, params.grid_sampling_steps)
         batches.append(to_pixels(images).cpu())
-    return collected(torch.cat(batches))
+    return collect(torch.cat(batches))

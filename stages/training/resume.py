@@ -4,7 +4,7 @@ import torch
 
 from contract.errors import StageError
 from ddpm.checkpoint import CheckpointError, fingerprint_of, list_checkpoints, load_checkpoint, step_of
-from ddpm.distributed import collected, is_first
+from ddpm.distributed import collect, is_first
 from stages.runtime.reporting import say
 from stages.training.experiment import Experiment, Recording
 
@@ -36,7 +36,7 @@ def resume(experiment: Experiment) -> None:
 
 def _check_agreement(experiment: Experiment) -> None:
     identity = int(fingerprint_of(experiment.identity)[:15], 16)
-    together = collected(torch.tensor([[experiment.state.step, identity]])).tolist()
+    together = collect(torch.tensor([[experiment.state.step, identity]])).tolist()
     steps, identities = zip(*together, strict=True)
     if len(set(identities)) > 1:
         raise StageError("the processes disagree on parameters, data or code: all machines need the same checkout")

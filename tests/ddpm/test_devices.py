@@ -14,7 +14,6 @@ import torch
 from ddpm import operations, unet
 from ddpm.devices import (
     arithmetic,
-    compiled,
     deterministic_algorithms,
     drawing,
     fits_on,
@@ -198,7 +197,7 @@ def test_networks_are_compiled_on_request_and_on_gpus(
     monkeypatch.setattr("ddpm.devices.has_triton", lambda: triton)
     monkeypatch.setattr("shutil.which", lambda _: compiler)
     network = torch.nn.Linear(2, 2)
-    assert (compiled(network, compilation, device) is network) == (not expected)
+    assert (compile_network(network, compilation, device) is network) == (not expected)
     assert compilations == expected
 
 
@@ -207,7 +206,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match="'float16'; choose one of auto, float32, tensorfloat32, bfloat16"):
         resolve_precision("float16", CPU)
     with pytest.raises(ValueError, match="'on'; choose one of auto, off, default, reduce-overhead"):
-        compiled(torch.nn.Linear(2, 2), "on", CPU)
+        compile_network(torch.nn.Linear(2, 2), "on", CPU)
 
 
 @pytest.mark.parametrize(("device", "num_bytes", "fits"), [(GPU, 500, True), (GPU, 501, False), (CPU, 1 << 60, True)])

@@ -15,7 +15,6 @@ from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingStat
 from ddpm.distributed import (
     Vote,
     average_,
-    collected,
     is_first,
     is_lost_peer,
     is_started_by_torchrun,
@@ -102,9 +101,9 @@ def work_together(folder):
             "rank": [rank(), local_rank(), world_size(), int(is_first())],
             "started": is_started_by_torchrun(),
             "backend": dist.get_backend(),
-            "collected": collected(parts[rank()]),
-            "collected_images": collected(torch.full((2 * rank(), 1, 2, 2), 0.5)),
-            "collected_nothing": collected(torch.zeros(0, 3)),
+            "collect": collect(parts[rank()]),
+            "collected_images": collect(torch.full((2 * rank(), 1, 2, 2), 0.5)),
+            "collected_nothing": collect(torch.zeros(0, 3)),
             "average": average_(torch.tensor([1.0, 2.0]) if is_first() else torch.tensor([3.0, 8.0])),
             "votes": [vote.any(flag) for flag in VOTES[rank()]],
             "uneven": error_of_an_uneven_batch(),
@@ -124,7 +123,7 @@ def lose_a_peer(folder, number):
     if number == 1:
         os._exit(0)
     try:
-        collected(torch.arange(3))
+        collect(torch.arange(3))
     except RuntimeError as error:
         torch.save([is_lost_peer(error), str(error)], folder / "lost_peer.pt")
     os._exit(0)
@@ -168,8 +167,8 @@ def test_each_process_knows_its_place_and_leaves_the_group(outcomes):
 
 def test_all_processes_get_the_parts_the_average_and_the_error(outcomes):
     for outcome in outcomes:
-        assert outcome["collected"].tolist() == [[0, 1], [2, 3], [4, 5], [100, 101]]
-        assert outcome["collected"].dtype == torch.int64
+        assert outcome["collect"].tolist() == [[0, 1], [2, 3], [4, 5], [100, 101]]
+        assert outcome["collect"].dtype == torch.int64
         # The first process has no images here, and below neither has.
         torch.testing.assert_close(outcome["collected_images"], torch.full((2, 1, 2, 2), 0.5), rtol=0, atol=0)
         assert outcome["collected_nothing"].shape == (0, 3)
@@ -242,7 +241,7 @@ def test_one_process_is_first_and_exchanges_nothing():
     assert (rank(), world_size(), local_rank()) == (0, 1, 0) and is_first()
     tensor, vote = torch.tensor([1.0, 2.0]), Vote()
     assert average_(tensor) is tensor and tensor.tolist() == [1.0, 2.0]
-    assert collected(tensor) is tensor
+    assert collect(tensor) is tensor
     assert [vote.any(flag) for flag in (False, True, False)] == [False, True, False]
 
 

@@ -167,7 +167,7 @@ def test_the_network_is_compiled_as_the_configuration_says(start, images, diffus
         compiled.forward = lambda *inputs: calls.append(1) or network(*inputs)
         return compiled
 
-    monkeypatch.setattr("ddpm.training_step.compiled", compile_nothing)
+    monkeypatch.setattr("ddpm.training_step.compile_network", compile_nothing)
     config = dataclasses.replace(CONFIG, compilation="default", accumulation_steps=2)
     assert len(list(train(start(config), images, diffusion, config))) == NUM_STEPS
     assert settings == [("default", torch.device("cpu"))]

@@ -1,4 +1,4 @@
-"""How a sweep throttles, watches and cancels its trials; tests/seams/test_sweep.py shows it on real servers."""
+"""A sweep throttles, watches and cancels its trials; tests/seams/test_sweep.py shows it on real servers."""
 
 import logging
 from contextlib import nullcontext
@@ -122,7 +122,7 @@ def test_trials_that_never_start_are_reported_once(server, monkeypatch, caplog):
 
 @pytest.fixture
 def pool(monkeypatch):
-    """What the server knows of the deployment, its pool and its workers."""
+    """State of the deployment, its pool and its workers on the server."""
     known = SimpleNamespace(
         deployment=SimpleNamespace(work_pool_name="local", paused=False),
         pool=SimpleNamespace(is_paused=False, concurrency_limit=None),

@@ -1,4 +1,4 @@
-"""What the run page shows of a running stage, and that nothing of it can fail or hold up the stage."""
+"""The run page of a running stage, which shows it and never can fail or hold up the stage."""
 
 import logging
 import threading
@@ -21,7 +21,7 @@ def progress(percent):
 
 @pytest.fixture
 def artifacts(monkeypatch):
-    """What would go to the Prefect server, in its order."""
+    """Artifacts for the Prefect server, in order."""
     made = []
     monkeypatch.setattr(run_page, "create_progress_artifact", lambda percent, *_: made.append(percent) or uuid4())
     monkeypatch.setattr(run_page, "update_progress_artifact", lambda _, percent, *_more: made.append(percent))

@@ -1,4 +1,4 @@
-"""What traces an MLflow run back to code, data and flow."""
+"""Tags that trace an MLflow run back to code, data and flow."""
 
 import subprocess
 

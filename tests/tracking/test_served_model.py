@@ -1,4 +1,4 @@
-"""What the registered model draws on request, and what it refuses; test_registry.py registers it."""
+"""The registered model draws on request and refuses bad requests; test_registry.py registers it."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""How a stage starts and ends: parameters kept, one clear error, and the exit status."""
+"""Start and end of a stage: parameters kept, one clear error, and the exit status."""
 
 import os
 import signal

@@ -112,7 +112,7 @@ def compiled_networks(monkeypatch):
         return networks[-1]
 
     networks = []
-    monkeypatch.setattr(drawing, "compiled", stand_in)
+    monkeypatch.setattr(drawing, "compile_network", stand_in)
     return networks
 
 

@@ -1,4 +1,4 @@
-"""What makes a training another experiment, whose checkpoints are not to be confused with this one's."""
+"""The identity of a training: another experiment's checkpoints are not to be confused with this one's."""
 
 import sys
 from types import ModuleType
