@@ -14,6 +14,7 @@ import torch
 from ddpm import operations, unet
 from ddpm.devices import (
     arithmetic,
+    compile_network,
     deterministic_algorithms,
     drawing,
     fits_on,
