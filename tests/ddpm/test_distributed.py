@@ -15,6 +15,7 @@ from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingStat
 from ddpm.distributed import (
     Vote,
     average_,
+    collect,
     is_first,
     is_lost_peer,
     is_started_by_torchrun,
@@ -101,7 +102,7 @@ def work_together(folder):
             "rank": [rank(), local_rank(), world_size(), int(is_first())],
             "started": is_started_by_torchrun(),
             "backend": dist.get_backend(),
-            "collect": collect(parts[rank()]),
+            "collected": collect(parts[rank()]),
             "collected_images": collect(torch.full((2 * rank(), 1, 2, 2), 0.5)),
             "collected_nothing": collect(torch.zeros(0, 3)),
             "average": average_(torch.tensor([1.0, 2.0]) if is_first() else torch.tensor([3.0, 8.0])),
@@ -167,8 +168,8 @@ def test_each_process_knows_its_place_and_leaves_the_group(outcomes):
 
 def test_all_processes_get_the_parts_the_average_and_the_error(outcomes):
     for outcome in outcomes:
-        assert outcome["collect"].tolist() == [[0, 1], [2, 3], [4, 5], [100, 101]]
-        assert outcome["collect"].dtype == torch.int64
+        assert outcome["collected"].tolist() == [[0, 1], [2, 3], [4, 5], [100, 101]]
+        assert outcome["collected"].dtype == torch.int64
         # The first process has no images here, and below neither has.
         torch.testing.assert_close(outcome["collected_images"], torch.full((2, 1, 2, 2), 0.5), rtol=0, atol=0)
         assert outcome["collected_nothing"].shape == (0, 3)
