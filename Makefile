@@ -37,7 +37,7 @@ check: $(VENV)/installed-dev  ## style, types and import rules
 	python -m tools.dvc_dependencies --check
 
 tests: $(VENV)/installed-dev  ## tests only
-	pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
+	pytest --numprocesses 3 --dist loadgroup
 
 slow: $(VENV)/installed-dev  ## tests that take minutes each
 	pytest -m slow

@@ -176,7 +176,7 @@ class Form:
 
 def test_the_prefect_form_explains_bounds_refuses_and_starts(service, resting_pool, browser, keep):
     form = Form(service, browser)
-    assert "a saved experiment of profiles/" in form.text()
+    assert "saved experiment of profiles/" in form.text()
     assert [stage for stage in STAGES if f"{stage.capitalize()} (Optional)" in form.text()] == STAGES
     form.open_section("Train")
     browser.wait_for("document.body.innerText.includes('optimizer steps (at least 1, at most 100000000)')")
