@@ -40,7 +40,7 @@ tests: $(VENV)/installed-dev  ## tests only
 	pytest --numprocesses 3 --dist loadgroup
 
 slow: $(VENV)/installed-dev  ## tests that take minutes each
-	pytest -m slow
+	pytest -m slow --numprocesses 2 --dist loadgroup
 
 gpu: $(VENV)/installed-dev  ## on a GPU: test it, train and sample the published setting, measure all speeds; ten minutes
 	@if [ -n "$(SOURCE)" ] || [ ! -e build/gpu/images.npz ]; then \
