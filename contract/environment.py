@@ -18,7 +18,7 @@ SWEEP = "DDPM_SWEEP"
 """Name of the sweep that the flow run belongs to."""
 
 TRACKING = "DDPM_TRACKING"
-"""Set to "off", nothing is recorded in MLflow."""
+"""The value "off" switches MLflow off."""
 
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 """Address of MLflow's store or server."""

@@ -8,7 +8,7 @@ class FlowersError(Exception):
 class StageError(FlowersError):
     """A stage cannot go on."""
 
-    is_passing = False
+    is_transient = False
     """Whether running the stage again may help, as after a broken network connection."""
 
 

@@ -55,7 +55,7 @@ class Failed:
     """The stage has failed."""
 
     reason: str
-    is_passing: bool
+    is_transient: bool
     """whether another try may succeed, as after a broken network connection"""
 
 
@@ -64,7 +64,7 @@ Event: TypeAlias = Message | Progress | RunOpened | PictureWritten | Failed
 _KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
 
 
-def are_read() -> bool:
+def has_reader() -> bool:
     """Return whether a task reads this process's events."""
     return EVENTS in os.environ
 

@@ -1,4 +1,4 @@
-"""Denoising diffusion probabilistic models (Ho et al. 2020): usable on its own, with torch and numpy alone.
+"""Denoising diffusion probabilistic models (Ho et al. 2020): usable on its own, without the rest of the project.
 
 Checkpoints, features, metrics and the writing of pictures ask for more packages; they are imported by their own names.
 Each name below is imported when it is first used, so that `ddpm.config` can be imported without torch.

@@ -14,7 +14,8 @@ from contract.errors import FlowersError
 from ddpm.config import SamplerName
 
 CHAMPION = "models:/flowers-ddpm@champion"
-EXIT_FAILED, EXIT_MISUSED = 1, 2
+EXIT_FAILED, EXIT_MISUSED, EXIT_INTERRUPTED = 1, 2, 130
+OWN_PACKAGES = ("contract", "ddpm", "flows", "stages", "tasks", "tracking")
 
 Profile = Annotated[
     str | None, Parameter(choices=sorted(path.stem for path in Path("profiles").glob("*.yaml")) or None)
@@ -46,7 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"{command}: {error}", EXIT_MISUSED)
     except FlowersError as error:
         fail(f"{command}: {error}")
+    except KeyboardInterrupt:
+        fail(f"{command}: interrupted", EXIT_INTERRUPTED)
     except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in OWN_PACKAGES:
+            raise
         fail(f"{command}: the package {error.name} is not installed: pip install 'flowers-ddpm[pipeline]'")
 
 
@@ -104,7 +109,7 @@ def sweep(
         grid: a parameter and its values; repeatable, every combination is a trial.
         overrides: the trials' parameters as a YAML list, instead of a grid, such as '[{train.seed: 1}]'.
         assignments: a parameter of all trials and its value; repeatable.
-        name: of the sweep; small letters, digits and hyphens. Without it, the name of its flow run.
+        name: name of the sweep, in small letters, digits and hyphens; without it, the name of its flow run.
         max_concurrent: trials at once, where a worker runs them.
     """
     require_checkout()
@@ -122,7 +127,7 @@ def compare(
     last: Count | None = None,
     csv: Path | None = None,
 ) -> None:
-    """Compare runs: their figures and the parameters that differ, best first.
+    """Compare runs: their metrics and the parameters that differ, best first.
 
     Args:
         runs: id of an MLflow run, its beginning, or its name; without any choice, all runs.
@@ -194,10 +199,10 @@ def serve(
 
 @app.command
 def promote(number: Annotated[str, Parameter(metavar="VERSION")], /, *, model: str | None = None) -> None:
-    """Make a version of the registered model the champion, whatever its figures.
+    """Make a version of the registered model the champion, whatever its metrics.
 
     Args:
-        number: of the version, as MLflow's page and the register stage name it.
+        number: number of the version, as MLflow's page and the register stage name it.
         model: registered model; without it, register.model_name of params.yaml.
     """
     from contract.params import read_params
@@ -244,7 +249,7 @@ def draw(
         model: folder such as build/model, or address of a registered model.
         output: folder for the images; must be new or empty.
         weights: set of weights, such as raw; without it, the averaged ones.
-        seed: of the noise; image i depends on the seed and on i alone.
+        seed: seed of the noise; image i depends on the seed and on i alone.
         sampler: ddpm is the published one; the others need far fewer steps.
         steps: network calls per image.
         eta: amount of noise that each step of ddim and dpm_solver++ adds, 0 … 1.

@@ -151,10 +151,10 @@ def _read_states(run_ids: Iterable[UUID]) -> dict[UUID, State[Any]]:
 
 
 def _cancel(run_ids: Iterable[UUID]) -> None:
-    with get_client(sync_client=True) as client:
-        for run_id in run_ids:
-            with suppress(httpx.HTTPError, PrefectException):  # go on with the others
-                client.set_flow_run_state(run_id, Cancelling(message="The sweep that it belongs to has been ended."))
+    for run_id in run_ids:
+        # Go on with the others, and with the error that ends the sweep.
+        with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
+            client.set_flow_run_state(run_id, Cancelling(message="The sweep that it belongs to has been ended."))
 
 
 def _report(outcome: Outcome) -> Outcome:

@@ -4,13 +4,14 @@ A slot is a lock on a file. It ends with the processes that hold it, however tho
 """
 
 import contextlib
+import itertools
 import os
 import pwd
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def hold_slots(num_processes: int) -> Iterator[dict[str, str]]:
     """
     gpus = find_gpus()
     num_slots = read_num_slots() or max(1, len(gpus))
-    slots = dict(list(gpus.items())[:num_slots]) if gpus else {f"cpu-{i}": f"cpu-{i}" for i in range(num_slots)}
+    slots = gpus[:num_slots] or [f"cpu-{i}" for i in range(num_slots)]
     num_needed = num_processes if gpus else 1
     if num_needed > len(slots):
         raise GpuSlotsError(
@@ -54,24 +55,18 @@ def hold_slots(num_processes: int) -> Iterator[dict[str, str]]:
         )
     names, locks = _wait_for_slots(slots, num_needed)
     with locks:
+        # UUIDs: CUDA may number GPUs in another order than nvidia-smi.
         yield {VISIBLE_GPUS: ",".join(names)} if gpus else {}
 
 
-def find_gpus() -> dict[str, str]:
-    """Return the UUIDs of the GPUs that CUDA sees, by their names in CUDA_VISIBLE_DEVICES.
-
-    Where that is unset, the UUIDs are the names: CUDA may number GPUs in another order than the driver.
-    """
+def find_gpus() -> list[str]:
+    """Return the UUIDs of the GPUs that CUDA_VISIBLE_DEVICES leaves; its numbers are those of nvidia-smi."""
     uuids, visible = _list_gpus(), os.environ.get(VISIBLE_GPUS)
     if visible is None:
-        return {uuid: uuid for uuid in uuids}
-    gpus: dict[str, str] = {}
-    for name in (part.strip() for part in visible.split(",")):
-        uuid = _find_uuid(name, uuids)
-        if uuid is None:
-            break  # as CUDA does: an unknown name hides all that follow
-        gpus[name] = uuid
-    return gpus
+        return uuids
+    found = (_find_uuid(name.strip(), uuids) for name in visible.split(","))
+    # As in CUDA, an unknown name hides all that follow.
+    return [uuid for uuid in itertools.takewhile(lambda uuid: uuid is not None, found) if uuid]
 
 
 def read_num_slots() -> int | None:
@@ -92,7 +87,10 @@ def _list_gpus() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except subprocess.TimeoutExpired:
+        raise GpuSlotsError("nvidia-smi does not answer within a minute: the driver or a GPU is out of order") from None
     return [line for line in listed.stdout.splitlines() if line.startswith("GPU-")]  # not where it has no driver
 
 
@@ -105,7 +103,7 @@ def _find_uuid(name: str, uuids: Sequence[str]) -> str | None:
     return next((uuid for uuid in uuids if name and uuid.startswith(name)), None)
 
 
-def _wait_for_slots(slots: Mapping[str, str], number: int) -> tuple[list[str], contextlib.ExitStack]:
+def _wait_for_slots(slots: Sequence[str], number: int) -> tuple[list[str], contextlib.ExitStack]:
     folder, started, is_noticed = make_folder(), time.monotonic(), False
     while (claim := _claim(folder, slots, number)) is None:
         if not is_noticed and time.monotonic() - started > NOTICE_SECONDS:
@@ -117,15 +115,15 @@ def _wait_for_slots(slots: Mapping[str, str], number: int) -> tuple[list[str], c
     return claim
 
 
-def _claim(folder: Path, slots: Mapping[str, str], number: int) -> tuple[list[str], contextlib.ExitStack] | None:
+def _claim(folder: Path, slots: Sequence[str], number: int) -> tuple[list[str], contextlib.ExitStack] | None:
     """Lock this number of slots and return their names; lock none, and return None, where fewer are free."""
     with (folder / "claiming").open("w") as turn, contextlib.ExitStack() as locks:
         # One run after the other: two that had locked one of two slots each would both give up.
         if not take(turn):
             return None
         names: list[str] = []
-        for name, uuid in slots.items():
-            lock = locks.enter_context((folder / uuid).open("w"))
+        for name in slots:
+            lock = locks.enter_context((folder / name).open("w"))
             if take(lock):
                 os.set_inheritable(lock.fileno(), True)
                 names.append(name)

@@ -175,7 +175,7 @@ class StageReport:
         """Log and return why the stage failed: in its processes' words, or by its last lines where it was killed."""
         reasons = [failed.reason for failed in self._failures] or self._last_lines
         error = StageFailedError(f"stage {name} failed: " + "\n".join(reasons))
-        error.is_passing = any(failed.is_passing for failed in self._failures)
+        error.is_transient = any(failed.is_transient for failed in self._failures)
         self._logger.error(str(error))
         return error
 

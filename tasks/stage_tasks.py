@@ -20,12 +20,12 @@ MAX_ROWS = 40
 """Maximum rows of the table of losses."""
 
 
-def may_help(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+def is_worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Return whether another try may help: a wrong path, a refusal (404) and wrong bytes stay wrong."""
-    return isinstance(state.data, StageFailedError) and state.data.is_passing
+    return isinstance(state.data, StageFailedError) and state.data.is_transient
 
 
-@task(name="download", retries=2, retry_delay_seconds=[5, 20], retry_condition_fn=may_help)
+@task(name="download", retries=2, retry_delay_seconds=[5, 20], retry_condition_fn=is_worth_retrying)
 def download() -> None:
     """Fetch and verify the raw dataset. The network is here, and so are the retries."""
     run_stage("download")
@@ -102,6 +102,6 @@ def show_samples() -> None:
 
 
 def show_metrics() -> None:
-    """Show the figures as a table, one figure a row."""
+    """Show the figures as a table, one row per metric."""
     rows = [{"metric": name, "value": value} for name, value in json.loads(METRICS.read_text()).items()]
     create_table_artifact(rows, key="metrics", description="Distances to real images")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.environment import PREFECT_RUN, SWEEP, TRACKING, is_first_process
-from contract.events import Message, RunOpened, are_read, emit
+from contract.events import Message, RunOpened, emit, has_reader
 from contract.nesting import flatten
 from contract.params import Params
 from contract.stage_names import LINEAGE
@@ -103,7 +103,7 @@ class MlflowTracker(Tracker):
             action()
         except Exception as error:
             text = f"tracking: warning: MLflow did not take a record ({error})"
-            if are_read():
+            if has_reader():
                 emit(Message("warning", text))
             else:
                 print(text, file=sys.stderr, flush=True)
@@ -153,7 +153,7 @@ def open_tracker(params: Params, stage: str, earlier_run_id: str | None) -> Trac
     run_id = str(run.info.run_id)
     if stage == "train" or run_id != earlier_run_id:
         emit(RunOpened(run_id, experiment_id))
-        if not are_read():
+        if not has_reader():
             print(f"{stage}: MLflow run {run_id} of experiment {experiment_id}", flush=True)
     return MlflowTracker(client, run_id, experiment_id)
 

@@ -87,7 +87,7 @@ def _download(source: str, md5_of: dict[str, str], folder: Path) -> None:
             raise TransferError(
                 f"{error}. The bytes received so far stay in {DOWNLOADS}: run again to resume, or set download.source "
                 "to the address of a mirror or to a folder that holds the files",
-                is_passing=error.is_passing,
+                is_transient=error.is_transient,
             ) from error
     # Moved when all three are complete: files in DOWNLOADS survive a failure.
     for name, path in received.items():

@@ -45,9 +45,9 @@ _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 class TransferError(DatasetError):
     """A file cannot be downloaded."""
 
-    def __init__(self, message: str, *, is_passing: bool) -> None:
+    def __init__(self, message: str, *, is_transient: bool) -> None:
         super().__init__(message)
-        self.is_passing = is_passing
+        self.is_transient = is_transient
 
 
 class WrongDigestError(DatasetError):
@@ -107,13 +107,13 @@ def _transfer(address: str, part: Path) -> None:
                 reason = getattr(error.args[0], "reason", None) if error.args else None
                 cause = reason if isinstance(reason, Exception) else error
                 if not _may_pass(error):
-                    raise TransferError(f"{address} is refused: {cause}", is_passing=False) from error
+                    raise TransferError(f"{address} is refused: {cause}", is_transient=False) from error
                 if _size(part) - reached >= PROGRESS_BYTES:
                     left, reached = full, _size(part)
                 try:
                     left = left.increment("GET", address, error=cause)
                 except MaxRetryError:
-                    raise TransferError(f"{address} cannot be downloaded: {cause}", is_passing=True) from error
+                    raise TransferError(f"{address} cannot be downloaded: {cause}", is_transient=True) from error
                 wait = _choose_wait(left, error)
             warn("download", f"{cause}; resuming from {_size(part) / 1e6:.1f} MB in {wait:.0f} s")
             time.sleep(wait)

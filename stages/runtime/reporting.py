@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from contract.environment import is_first_process, process_number
-from contract.events import Failed, Level, Message, Progress, are_read, emit
+from contract.events import Failed, Level, Message, Progress, emit, has_reader
 
 EVENT_SECONDS = 1.0
 """Minimum time between two events of one bar."""
@@ -28,20 +28,20 @@ def warn(stage: str, text: str) -> None:
         _report("warning", f"{stage}: warning: {text}")
 
 
-def fail(stage: str, reason: str, *, is_passing: bool = False) -> None:
+def fail(stage: str, reason: str, *, is_transient: bool = False) -> None:
     """Report why the stage fails, and whether another try may succeed.
 
     Each of several processes speaks, and all but the first give their number.
     """
     process = "" if is_first_process() else f"process {process_number()}: "
-    if are_read():
-        emit(Failed(process + reason, is_passing))
+    if has_reader():
+        emit(Failed(process + reason, is_transient))
     else:
         _report("error", f"{stage}: error: {process}{reason}".replace("\n", "\n  "))
 
 
 def _report(level: Level, text: str) -> None:
-    if are_read():
+    if has_reader():
         emit(Message(level, text))
     else:
         stream = sys.stderr if level == "error" else sys.stdout
@@ -54,7 +54,7 @@ def progress_bar(description: str, total: int | None, unit: str, initial: int = 
 
     The first of several processes shows it. Without a `total` it only counts.
     """
-    bar, stream = (_EventBar, io.StringIO()) if are_read() else (tqdm, sys.stderr)
+    bar, stream = (_EventBar, io.StringIO()) if has_reader() else (tqdm, sys.stderr)
     return bar(
         disable=not is_first_process(),
         file=stream,

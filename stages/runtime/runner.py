@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from contract.errors import FlowersError, StageError
-from contract.events import are_read
+from contract.events import has_reader
 from contract.params import Params, read_params
 from ddpm import distributed
 from ddpm.checkpoint import CheckpointError
@@ -40,7 +40,7 @@ def run_stage(
     Raises:
         SystemExit: the stage has failed (status 1) or was interrupted (status 75), and has reported why.
     """
-    if are_read():
+    if has_reader():
         warnings.showwarning = lambda message, *_: warn(name, str(message))
     try:
         interrupt_on_signals()
@@ -62,9 +62,9 @@ def run_stage(
     except Exception as error:
         if reason := explain_error(name, error):
             ignore_signals()  # such as the launcher's, which ends the other processes when one has failed
-            fail(name, reason, is_passing=getattr(error, "is_passing", False))
+            fail(name, reason, is_transient=getattr(error, "is_transient", False))
             sys.exit(EXIT_ERROR)
-        if are_read():  # otherwise the traceback that Python prints is enough
+        if has_reader():  # otherwise the traceback that Python prints is enough
             fail(name, traceback.format_exception_only(error)[-1].strip())
         raise
 

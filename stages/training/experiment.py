@@ -51,7 +51,7 @@ class Experiment:
     classes: tuple[ImageClass, ...]
     """classes by label; empty, if the network learns no classes"""
     identity: dict[str, Any]
-    """all that another training must share to go on from this one's checkpoints"""
+    """all that a training must have in common with this one to continue from its checkpoints"""
     recording: Recording = field(default_factory=Recording)
     checkpoints: Path = CHECKPOINTS
     """folder of the checkpoints of all experiments"""

@@ -3,7 +3,6 @@
 import os
 import signal
 import sqlite3
-import time
 from contextlib import ExitStack, closing
 
 import pytest
@@ -62,9 +61,7 @@ def test_a_changed_parameter_is_brought_up_to_date_and_every_door_agrees(checkou
     assert "up to date" in checkout.dvc("status")
     assert stages_run(checkout.dvc("repro")) == []
 
-    started = time.monotonic()
     again = checkout.pipeline("--set", "train.num_steps=7")
-    assert time.monotonic() - started < 20, "a few seconds, most of them for imports"
     assert "Everything is up to date" in again
     assert "temporary server" not in again
     assert checkout.processes() == []

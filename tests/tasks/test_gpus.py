@@ -44,24 +44,24 @@ def must_wait():
 
 def test_without_a_driver_there_are_no_gpus(driver, monkeypatch, tmp_path):
     driver("NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.")
-    assert find_gpus() == {}
+    assert find_gpus() == []
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    assert find_gpus() == {}
+    assert find_gpus() == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert find_gpus() == {}
+    assert find_gpus() == []
 
 
 @pytest.mark.parametrize(
     ("visible", "expected"),
     [
-        (None, {"GPU-rose": "GPU-rose", "GPU-tulip": "GPU-tulip"}),  # names on which CUDA and driver agree
-        ("1", {"1": "GPU-tulip"}),
-        ("1, 0", {"1": "GPU-tulip", "0": "GPU-rose"}),
-        ("GPU-tu", {"GPU-tu": "GPU-tulip"}),  # a beginning is enough
-        ("MIG-leaf", {"MIG-leaf": "MIG-leaf"}),
-        ("0,2,1", {"0": "GPU-rose"}),  # an unknown one hides those after it
-        ("-1", {}),
-        ("", {}),
+        (None, ["GPU-rose", "GPU-tulip"]),
+        ("1", ["GPU-tulip"]),
+        ("1, 0", ["GPU-tulip", "GPU-rose"]),
+        ("GPU-tu", ["GPU-tulip"]),  # a beginning is enough
+        ("MIG-leaf", ["MIG-leaf"]),
+        ("0,2,1", ["GPU-rose"]),  # an unknown one hides those after it
+        ("-1", []),
+        ("", []),
     ],
 )
 def test_gpus_are_those_that_cuda_would_see(two_gpus, monkeypatch, visible, expected):
@@ -92,7 +92,7 @@ def test_a_gpu_has_one_holder_under_whatever_name(two_gpus, monkeypatch):
     with hold_slots(1) as first:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
         with hold_slots(1) as second:
-            assert (first, second) == ({"CUDA_VISIBLE_DEVICES": "GPU-rose"}, {"CUDA_VISIBLE_DEVICES": "1"})
+            assert (first, second) == ({"CUDA_VISIBLE_DEVICES": "GPU-rose"}, {"CUDA_VISIBLE_DEVICES": "GPU-tulip"})
 
 
 def test_fewer_slots_than_gpus_leave_gpus_to_others(two_gpus, must_wait, monkeypatch):

@@ -104,10 +104,10 @@ def failure(run, script):
 
 
 def test_a_failure_says_why_in_the_stages_words(run, log):
-    reasons = [Failed("no roses", is_passing=False), Failed("process 1: no tulips\n  at all", is_passing=True)]
+    reasons = [Failed("no roses", is_transient=False), Failed("process 1: no tulips\n  at all", is_transient=True)]
     error = failure(run, "\n".join([*map(event, reasons), "echo 'ERROR: failed to reproduce'; exit 1"]))
     assert str(error) == "stage train failed: no roses\nprocess 1: no tulips\n  at all"
-    assert error.is_passing
+    assert error.is_transient
     assert [record.getMessage() for record in log if record.levelno == ERROR] == [str(error)]
 
 
@@ -115,7 +115,7 @@ def test_a_stage_that_was_killed_is_known_by_its_last_lines(run):
     last = event(Message("info", "train: 9 images"))
     error = failure(run, f"for i in 1 2 3 4 5 6 7 8 9; do echo line $i; done; {last}; kill -KILL $$")
     *lines, end = str(error).removeprefix("stage train failed: ").splitlines()
-    assert lines == [f"line {i}" for i in range(3, 10)] and end == "train: 9 images" and not error.is_passing
+    assert lines == [f"line {i}" for i in range(3, 10)] and end == "train: 9 images" and not error.is_transient
 
 
 def test_the_stage_has_its_own_variables_and_the_contracts(run, monkeypatch):

@@ -116,7 +116,7 @@ def test_the_stage_knows_the_flow_run_and_its_sweep(dvc, log):
 
 
 def test_a_failed_stage_is_logged_once_and_fails_the_run_with_its_reason(dvc, log):
-    dvc('echo \'{"kind": "Failed", "reason": "no roses", "is_passing": false}\' >> $DDPM_EVENTS; exit 1')
+    dvc('echo \'{"kind": "Failed", "reason": "no roses", "is_transient": false}\' >> $DDPM_EVENTS; exit 1')
     state, _ = run_tasks("train")
     assert "stage train failed: no roses" in state.message
     assert sum("no roses" in message for message in messages(log)) == 1
@@ -135,9 +135,9 @@ def test_other_errors_of_ours_are_logged_without_a_traceback_and_bugs_with_one(l
     assert any(record.exc_info for record in log)
 
 
-@pytest.mark.parametrize(("is_passing", "num_tries"), [("true", 3), ("false", 1)])
-def test_a_download_is_tried_again_where_that_may_help(dvc, is_passing, num_tries):
-    failed = f'{{"kind": "Failed", "reason": "timed out", "is_passing": {is_passing}}}'
+@pytest.mark.parametrize(("is_transient", "num_tries"), [("true", 3), ("false", 1)])
+def test_a_download_is_tried_again_where_that_may_help(dvc, is_transient, num_tries):
+    failed = f'{{"kind": "Failed", "reason": "timed out", "is_transient": {is_transient}}}'
     dvc(f"echo tried >> tries; echo '{failed}' >> $DDPM_EVENTS; exit 1")
     state, _ = run_tasks("download", retry_delay_seconds=0)
     assert state.is_failed() and Path("tries").read_text().count("tried") == num_tries

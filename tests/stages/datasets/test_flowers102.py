@@ -102,7 +102,7 @@ def test_a_lasting_fault_is_an_error_that_may_pass(mirror, fetch_from):
     mirror.faults[ARCHIVE] = ["hung up"] * 100
     with pytest.raises(DatasetError, match=rf"{mirror.address}/{ARCHIVE} .*set download\.source") as caught:
         fetch_from(mirror.address)
-    assert caught.value.is_passing and mirror.names.count(ARCHIVE) == 1 + transfer.RETRIES
+    assert caught.value.is_transient and mirror.names.count(ARCHIVE) == 1 + transfer.RETRIES
 
 
 @pytest.mark.parametrize("is_other", [False, True])
@@ -110,7 +110,7 @@ def test_the_next_run_resumes_unless_it_asks_for_another_archive(mirror, fetch_f
     mirror.faults[ARCHIVE] = ["cut off", 404]
     with pytest.raises(DatasetError, match="stay in build/downloads: run again to resume") as caught:
         fetch_from(mirror.address)
-    assert not caught.value.is_passing
+    assert not caught.value.is_transient
     mirror.requests.clear()
     half = len((mirror.root / ARCHIVE).read_bytes()) // 2
     assert fetch_from(mirror.address, other_archive() if is_other else None) == read_files(mirror.root)

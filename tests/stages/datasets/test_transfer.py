@@ -98,7 +98,7 @@ def test_a_part_that_does_not_fit_is_downloaded_anew(fetch, mirror, part, receiv
 def test_lasting_wrong_bytes_are_an_error_that_keeps_none_of_them(fetch, mirror, downloads):
     with pytest.raises(WrongDigestError) as caught:
         fetch(content=CONTENT[:-1])
-    assert caught.value.found == md5(CONTENT[:-1]) and not caught.value.is_passing
+    assert caught.value.found == md5(CONTENT[:-1]) and not caught.value.is_transient
     assert mirror.ranges == [None, None] and list(downloads.iterdir()) == []
 
 
@@ -112,7 +112,7 @@ def test_an_overloaded_server_is_asked_again_after_growing_waits(fetch, mirror, 
 def test_a_server_that_stays_unavailable_is_given_up_within_a_minute(fetch, mirror, waits):
     with pytest.raises(TransferError, match=rf"{NAME} cannot be downloaded: 503") as caught:
         fetch(*[503] * ENDLESS)
-    assert caught.value.is_passing
+    assert caught.value.is_transient
     assert len(mirror.requests) == 1 + transfer.RETRIES and 20.0 < sum(waits) < 60.0
 
 
@@ -131,7 +131,7 @@ def test_a_server_says_when_to_come_back(fetch, mirror, waits, stated, expected)
 def test_a_refusal_is_not_asked_again(fetch, mirror, waits, status):
     with pytest.raises(TransferError, match=rf"{NAME} is refused: {status} ") as caught:
         fetch(status)
-    assert not caught.value.is_passing and len(mirror.requests) == 1 and waits == []
+    assert not caught.value.is_transient and len(mirror.requests) == 1 and waits == []
 
 
 @pytest.mark.parametrize("fault", ["hung up", "silent", "stalled"])
@@ -174,7 +174,7 @@ def closed_port():
 def test_nobody_at_the_address_or_no_proxy_is_given_up_soon(fetch, closed_port, waits, monkeypatch):
     with pytest.raises(TransferError, match=r"cannot be downloaded: .*Connection refused") as caught:
         fetch(address=f"{closed_port}/{NAME}")
-    assert caught.value.is_passing and len(waits) == transfer.CONNECT_RETRIES and sum(waits) < 5.0
+    assert caught.value.is_transient and len(waits) == transfer.CONNECT_RETRIES and sum(waits) < 5.0
     monkeypatch.setenv("HTTP_PROXY", closed_port)
     with pytest.raises(TransferError, match=r"cannot be downloaded: .*[Pp]roxy"):
         fetch()

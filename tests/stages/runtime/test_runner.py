@@ -46,7 +46,7 @@ def events(place, monkeypatch):
 
 
 class PassingError(StageError):
-    is_passing = True
+    is_transient = True
 
 
 def raising(error):
@@ -73,10 +73,10 @@ def test_a_stage_gets_the_parameters_in_force():
 @pytest.mark.parametrize(
     ("rank", "error", "printed", "event"),
     [
-        ("0", StageError("no roses"), "no roses", Failed("no roses", is_passing=False)),
-        ("0", CheckpointError("no roses"), "no roses", Failed("no roses", is_passing=False)),
-        ("0", PassingError("timed out\nagain"), "timed out\n  again", Failed("timed out\nagain", is_passing=True)),
-        ("3", StageError("no roses"), "process 3: no roses", Failed("process 3: no roses", is_passing=False)),
+        ("0", StageError("no roses"), "no roses", Failed("no roses", is_transient=False)),
+        ("0", CheckpointError("no roses"), "no roses", Failed("no roses", is_transient=False)),
+        ("0", PassingError("timed out\nagain"), "timed out\n  again", Failed("timed out\nagain", is_transient=True)),
+        ("3", StageError("no roses"), "process 3: no roses", Failed("process 3: no roses", is_transient=False)),
     ],
 )
 def test_an_error_is_status_1_and_a_line_or_an_event(ended, request, monkeypatch, rank, error, printed, event):
@@ -90,7 +90,7 @@ def test_an_error_is_status_1_and_a_line_or_an_event(ended, request, monkeypatch
 def test_an_error_of_the_program_keeps_its_traceback(events):
     with pytest.raises(ZeroDivisionError):
         run_stage("train", lambda _params: 1 // 0)
-    assert events() == [Failed("ZeroDivisionError: integer division or modulo by zero", is_passing=False)]
+    assert events() == [Failed("ZeroDivisionError: integer division or modulo by zero", is_transient=False)]
 
 
 def test_a_warning_of_a_library_is_a_message(events, monkeypatch):
