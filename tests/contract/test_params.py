@@ -75,8 +75,8 @@ LINEAR = {"train.diffusion.schedule": "linear"}
         ({"preprocess.valid_fraction": 0.5}, "preprocess.valid_fraction", ["less than 0.5"]),
         ({"train.unet.widths": [8, 0]}, "train.unet.widths.1", ["greater than or equal to 1", "got 0"]),
         # none of the allowed values
-        ({"download.dataset": "roses"}, "download.dataset", ["'flowers102' or 'folder'", "got 'roses'"]),
-        ({"sample.sampler": "dpm_solver"}, "sample.sampler", ["'ddim' or 'dpm_solver++'"]),
+        ({"download.dataset": "roses"}, "download.dataset", ["'flowers102'", "got 'roses'"]),
+        ({"sample.sampler": "dpm_solver"}, "sample.sampler", ["'ddim'", "got 'dpm_solver'"]),
         ({"sample.weights": "averaged_1"}, "sample.weights", ["pattern", "got 'averaged_1'"]),
         ({"train.splits": ["train", "all"]}, "train.splits.1", ["'train', 'valid' or 'test'", "got 'all'"]),
         ({"register.model_name": "a model"}, "register.model_name", ["pattern", "got 'a model'"]),

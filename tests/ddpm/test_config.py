@@ -42,7 +42,7 @@ from ddpm.config import DiffusionConfig, SamplingConfig, TrainingConfig, UNetCon
         (UNetConfig, {"num_classes": 0}, "num_classes must be at least 1, or None, got 0"),
         (DiffusionConfig, {"schedule": "square"}, "schedule must be one of linear, cosine, got 'square'"),
         (DiffusionConfig, {"beta_start": 0.5}, "beta_start=0.5 must not exceed beta_end=0.02"),
-        (SamplingConfig, {"sampler": "euler"}, "sampler must be one of ddpm, ddim, "),
+        (SamplingConfig, {"sampler": "no_such"}, "sampler must be one of ddpm, ddim, "),
         (SamplingConfig, {"classes": ()}, "classes must be of length at least 1, or None"),
         (SamplingConfig, {"eta": 1.5}, "eta must be at least 0.0 and at most 1.0, got 1.5"),
     ],

@@ -129,7 +129,7 @@ def test_the_form_explains_and_bounds_every_parameter(service, deployed_run):
         ("flowers102", {"workspace": "elsewhere"}, "workspace"),
         ("quickstart", {"profile": "tulips"}, "tulips"),
         ("evaluate-only", {"params": {"train": {"num_steps": 5}}}, "train"),
-        ("evaluate-only", {"params": {"sample": {"sampler": "euler"}}}, "sampler"),
+        ("evaluate-only", {"params": {"sample": {"sampler": "no_such"}}}, "sampler"),
     ],
 )
 def test_wrong_parameters_are_refused_before_a_run_is_made(service, deployed_run, deployment, parameters, named):

@@ -157,7 +157,7 @@ def test_steps_carry_no_gradients_and_keep_the_callers_mode(name, eta, enabled, 
 @pytest.mark.parametrize(
     ("name", "num_sampling_steps", "eta", "message"),
     [
-        ("euler", 10, 0.0, r"unknown sampler 'euler'; choose one of ddpm, ddim, dpm_solver\+\+"),
+        ("no_such", 10, 0.0, "unknown sampler 'no_such'; choose one of ddpm, ddim"),
         *((name, steps, 0.0, "must lie in 1 … 20, got") for name in get_args(SamplerName) for steps in (0, 21)),
         *((name, 10, eta, "eta must lie in") for name in ("ddim", "dpm_solver++") for eta in (-0.1, 1.1, float("nan"))),
     ],
