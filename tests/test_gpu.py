@@ -2,7 +2,7 @@
 
 The file uses no fixtures, so that it runs on a machine with torch, numpy, safetensors and pytest alone:
 `python -m pytest tests/test_gpu.py --noconftest`. The names of tests say which way of running fails: "recorded" or
-"compile_network".
+"compiled".
 """
 
 import copy

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from ddpm import ImageNoise, guided, sample
+from ddpm.config import SamplerName
 from ddpm.devices import arithmetic
 from ddpm.images import to_pixels
 from ddpm.published import load_model
@@ -102,7 +104,7 @@ def test_all_but_n_may_be_left_out_or_null(loaded, published, left_out):
         ("n", "a whole number in 1 … 64", [0, 65, True, 2.0, "2", float("nan"), [2]]),
         ("seed", "a whole number in 0 … 9223372036854775807", [-1, 0.5]),
         ("steps", "a whole number in 1 … 20", [0, 21]),
-        ("sampler", "one of ddpm, ddim, ", ["no_such", {}]),
+        ("sampler", f"one of {', '.join(get_args(SamplerName))}", ["no_such", {}]),
         ("eta", "a number in 0 … 1", [-0.1, 1.1, float("nan"), True, "1"]),
         ("guidance", "a number in 0 … 100", [float("nan"), 10**400, "2"]),
         ("class", "a name or a number of a class", [["rose"], False, "\n" * 500]),
