@@ -63,7 +63,7 @@ def test_dvcs_advice_and_passing_states_of_a_librarys_bar_are_left_out(run):
     ]
 
 
-def test_messages_have_their_levels_and_lines_that_are_no_events_are_passed_over(run):
+def test_messages_have_their_levels_and_broken_events_are_skipped(run):
     messages = [Message("info", "train: 8 images"), Message("warning", "train: warning: few"), Message("error", "no")]
     lines = run("\n".join([event(messages[0]), "echo '{\"kind\"' >> $DDPM_EVENTS", *map(event, messages[1:])]))
     assert lines == [(INFO, "train: 8 images"), (WARNING, "train: warning: few"), (ERROR, "no")]
@@ -83,7 +83,7 @@ def test_a_file_that_grows_is_read_line_by_line(tmp_path):
 BAR = Progress("train: 50/100 [00:10<00:10, 1.2 images/s]", 50.0)
 
 
-def test_without_a_terminal_the_log_takes_a_bar_now_and_then_and_in_the_end(report, log, run, monkeypatch):
+def test_without_a_terminal_the_log_takes_a_bar_at_intervals_and_last(report, log, run, monkeypatch):
     end = Progress("train: 100/100 [00:20<00:00, 1.2 images/s]", 100.0)
     assert run(f"{event(BAR)}\n{event(end)}") == [(INFO, f"{end.text}, 100 %")]
     monkeypatch.setattr(stage, "LOGGED_BAR_SECONDS", 0.0)
@@ -136,7 +136,7 @@ def test_an_inheritable_lock_lasts_as_long_as_the_stage(run, tmp_path):
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_a_cancelled_task_lets_its_stage_save_its_work_and_logs_its_last_words(report, log, dvc):
+def test_a_cancelled_task_lets_its_stage_save_and_logs_its_last_words(report, log, dvc):
     dvc("trap 'echo saved; exit 75' INT; echo ready; while :; do sleep 0.05; done")
 
     def cancel(record):

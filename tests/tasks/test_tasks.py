@@ -123,7 +123,7 @@ def test_a_failed_stage_is_logged_once_and_fails_the_run_with_its_reason(dvc, lo
     assert all(record.exc_info is None for record in log)
 
 
-def test_other_errors_of_ours_are_logged_without_a_traceback_and_bugs_with_one(log):
+def test_expected_errors_are_logged_without_a_traceback_bugs_with_one(log):
     @flow(name="flow")
     def fail(error):
         log_failures_once()

@@ -189,7 +189,7 @@ def test_a_request_that_the_server_has_given_up_is_drawn_no_further(served, cloc
     assert len(served.predict([{"n": 1, "steps": 6}])) == 1
 
 
-def test_a_request_waits_for_its_turn_no_longer_than_the_server_waits_for_it(served):
+def test_a_request_waits_for_its_turn_no_longer_than_the_server(served):
     served.seconds = 0.05
     with served.turn:
         assert overdue(served, {"n": 1}).startswith("the request took longer than 0.05 seconds")

@@ -54,12 +54,12 @@ def test_a_second_service_of_the_folder_is_refused_whatever_its_ports(state):
     refuse_second_service()  # a killed one leaves its socket behind
 
 
-def test_programs_of_this_machine_reach_a_server_that_listens_on_every_address():
+def test_local_programs_reach_a_server_that_listens_on_every_address():
     assert Addresses("0.0.0.0", 4200, 5000).prefect == "http://127.0.0.1:4200"
     assert Addresses("10.0.0.7", 4200, 5000).mlflow == "http://10.0.0.7:5000"
 
 
-def test_the_programs_find_the_servers_and_the_commands_of_this_environment():
+def test_programs_find_the_servers_and_commands_of_this_environment():
     elsewhere = dict.fromkeys(("MLFLOW_TRACKING_URI", "PREFECT_API_URL"), "http://elsewhere")
     caller = elsewhere | {"PATH": "/bin", "NO_PROXY": "intranet"}
     environment = make_environment(Addresses("10.0.0.7", 4200, 5000), caller)
@@ -104,7 +104,7 @@ def pool(state):
         server.shutdown()
 
 
-def test_waiting_runs_are_not_started_by_a_service_that_ends_but_by_the_next(pool):
+def test_a_service_that_ends_leaves_waiting_runs_to_the_next(pool):
     state, api = pool
     for is_paused, change in ((False, release_pool), (True, hold_pool), (False, release_pool)):
         change(api)
@@ -115,7 +115,7 @@ def test_waiting_runs_are_not_started_by_a_service_that_ends_but_by_the_next(poo
     assert state == {"is_paused": True}
 
 
-def test_a_server_that_is_gone_is_an_error_at_the_start_and_none_at_the_end(pool):
+def test_a_missing_server_is_an_error_at_the_start_not_at_the_end(pool):
     hold_pool(pool[1])
     nowhere = f"http://127.0.0.1:{free_port()}/api"
     hold_pool(nowhere)

@@ -55,7 +55,7 @@ def test_raw_data_of_the_checkout_and_of_experiments_come_from_the_cache(checkou
         assert "dataset: second" in (folder / "data.dvc").read_text()
 
 
-def test_raw_data_of_the_commit_come_from_the_cache_or_are_left_to_the_stage(checkout):
+def test_raw_data_of_the_commit_come_from_the_cache_or_the_stage(checkout):
     cases = [("third", []), ("first", ["the first images"]), ("first", [])]  # never made, cached, lost from the cache
     for dataset, images in cases:
         with make_worktree(checkout.folder, "wise-owl") as folder:
