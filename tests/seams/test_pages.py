@@ -179,8 +179,13 @@ def test_the_prefect_form_explains_bounds_refuses_and_starts(service, resting_po
     assert "saved experiment of profiles/" in form.text()
     assert [stage for stage in STAGES if f"{stage.capitalize()} (Optional)" in form.text()] == STAGES
     form.open_section("Train")
-    browser.wait_for("document.body.innerText.includes('optimizer steps (at least 1, at most 100000000)')")
-    for help_text in ("of Adam, at its highest (above 0.0, at most 1.0)", "steps between checkpoints (at least 1)"):
+    browser.wait_for(
+        "document.body.innerText.includes('optimizer steps of the whole training (at least 1, at most 100000000)')"
+    )
+    for help_text in (
+        "highest learning rate of the Adam optimizer (above 0.0, at most 1.0)",
+        "steps between checkpoints (at least 1)",
+    ):
         assert help_text in form.text()
 
     before = service.api("POST", "/flow_runs/count")

@@ -12,13 +12,15 @@ from stages.runtime.alone import work_alone_in
 PROJECT = Path(__file__).parents[3]
 
 WORK = """
+import os
 import sys
 from pathlib import Path
 from ddpm.distributed import process_group, rank
 from stages.runtime.alone import work_alone_in
 with process_group(), work_alone_in(Path("shared"), "train"):
-    print(f"process {rank()} begins", flush=True)
-    print(sys.stdin.readline(), flush=True)
+    # One call for each line: two processes write to one pipe.
+    os.write(1, f"process {rank()} begins\\n".encode())
+    sys.stdin.readline()
 """
 PYTHON = [sys.executable]
 TOGETHER = [*PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
