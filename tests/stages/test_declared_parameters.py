@@ -1,9 +1,11 @@
 """A stage reads no parameter but those that dvc.yaml declares, by which DVC decides whether it has to run again."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from contract import paths
 from contract.schema import is_section
 from contract.stage_names import READ_BESIDE, STAGES
 from stages import download, evaluate, preprocess, reference, register, sample, train
@@ -22,6 +24,10 @@ RECORDED = ("profile", "train.num_steps")
 """Parameters that stages only record in MLflow, as `Params.section` does."""
 
 
+class UndeclaredError(Exception):
+    """A parameter was read that dvc.yaml does not declare for the stage."""
+
+
 class Declared:
     """Parameters of which only the declared ones can be read."""
 
@@ -32,7 +38,8 @@ class Declared:
         value, place = getattr(self._values, name), self._prefix + name
         if place in self._declared or callable(value):
             return value
-        assert is_section(type(value)), f"{place} is read, and dvc.yaml does not declare it"
+        if not is_section(type(value)):
+            raise UndeclaredError(f"{place} is read, and dvc.yaml does not declare it")
         return Declared(value, self._declared, f"{place}.")
 
 
@@ -46,3 +53,14 @@ def test_each_stage_reads_declared_parameters_only(make_params, project, monkeyp
     params = make_params(changes)
     for stage in STAGES:
         MAINS[stage](Declared(params, (stage, *READ_BESIDE.get(stage, ()), *RECORDED)))
+    # Each stage did its work, and read what it needed for it.
+    assert paths.RECEIPT.is_file() and paths.DATASET.is_dir() and paths.REFERENCE.is_dir()
+    assert paths.MODEL.is_dir() and paths.GRID.is_file() and json.loads(paths.METRICS.read_text())
+
+
+def test_reading_another_parameter_is_found(make_params):
+    params = make_params()
+    reading = Declared(params, ("train.unet", "sample.seed"))
+    assert (reading.train.unet, reading.sample.seed) == (params.train.unet, params.sample.seed)
+    with pytest.raises(UndeclaredError, match=r"^sample\.sampler is read"):
+        reading.sample.sampler  # noqa: B018 (reading is the point)

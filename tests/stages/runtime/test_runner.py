@@ -126,9 +126,16 @@ def test_a_change_meanwhile_of_what_the_stage_reads_is_an_error(ended, write_par
 @pytest.mark.parametrize(
     "changes", [{"sample.seed": 7}, {"profile": "another"}, {"train.learning_rate": 2e-3}, {"register.enabled": False}]
 )
-def test_any_other_change_is_none(write_params, changes):
+def test_any_other_change_is_none(write_params, events, changes):
     write_params({"train.learning_rate": 0.002})
-    run_stage("train", lambda _params: write_params(changes))  # which would end by SystemExit
+    before, ran_with = read_params(), []
+
+    def stage(params):
+        write_params({"train.learning_rate": 0.002} | changes)
+        ran_with.append(params)
+
+    run_stage("train", stage)  # returns, where a failed stage ends the process
+    assert ran_with == [before] and events() == []
 
 
 def test_a_file_spoilt_meanwhile_is_an_error(ended):
