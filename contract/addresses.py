@@ -1,11 +1,16 @@
-"""Addresses of MLflow's pages, for people."""
+"""Addresses of servers: MLflow's pages, and those that listen on this machine."""
 
+import errno
 import os
+import socket
 
 from contract.environment import MLFLOW_PAGES, TRACKING_URI
 
 LOCAL_MLFLOW = "http://127.0.0.1:5000"
 """Address at which `make mlflow` serves the runs of this checkout."""
+
+
+_EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def tracking_server() -> str | None:
@@ -17,3 +22,23 @@ def tracking_server() -> str | None:
 def mlflow_address() -> str:
     """Return the address of MLflow's pages: on the server, or where `make mlflow` would serve the local runs."""
     return (os.environ.get(MLFLOW_PAGES) or tracking_server() or LOCAL_MLFLOW).rstrip("/")
+
+
+def server_address(host: str, port: int) -> str:
+    """Return the address at which programs on this machine reach a server that listens on `host`."""
+    reachable = _EVERY_ADDRESS.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def try_listening(host: str, port: int) -> None:
+    """Listen on a port, and stop at once.
+
+    Raises:
+        OSError: another program listens there, or the address is not one of this machine.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OverflowError as error:
+            raise OSError(errno.EINVAL, str(error)) from None

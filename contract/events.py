@@ -6,6 +6,7 @@ the task reads the file while the stage runs. Without the variable nothing is wr
 
 import json
 import os
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,6 +77,18 @@ def emit(event: Event) -> None:
         # One write call in append mode: lines of several processes do not mix. The reader may have died.
         with suppress(OSError), Path(path).open("ab", buffering=0) as file:
             file.write(line.encode())
+
+
+def report(level: Level, text: str) -> None:
+    """Tell people something: through the task that reads the events, or else on the terminal."""
+    if has_reader():
+        emit(Message(level, text))
+        return
+    from tqdm import tqdm  # here, because most commands show no bar
+
+    stream = sys.stdout if level == "info" else sys.stderr
+    tqdm.write(text, file=stream)  # leaves a progress bar on the terminal in one piece
+    stream.flush()
 
 
 def parse_event(line: str) -> Event | None:

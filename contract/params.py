@@ -7,7 +7,6 @@ refused before anything runs.
 
 import io
 import json
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from contract.errors import ParamsError
 from contract.nesting import merge
 from contract.schema import find_missing, suggest
 from contract.sections import Params
+from ddpm.files import atomic_path
 
 __all__ = [
     "PARAMS_FILE", "PROFILES_FOLDER", "Params", "ParamsError", "activate", "compose", "list_profiles", "read_params",
@@ -68,9 +68,8 @@ def activate(profile: str | None, overrides: Mapping[str, Any], path: Path = PAR
     buffer = io.StringIO()
     _yaml().dump(document, buffer)
     if not path.is_file() or path.read_text() != buffer.getvalue():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(buffer.getvalue())
-        temporary.replace(path)
+        with atomic_path(path) as temporary:
+            temporary.write_text(buffer.getvalue())
     return params
 
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from contract.addresses import mlflow_address
+from ddpm.files import atomic_path
 from tracking.search import NAME, to_records
 
 FIGURES = ("fd", "precision", "recall", "memorised_share")
@@ -66,10 +67,8 @@ def format_table(table: pd.DataFrame) -> str:
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write the table as CSV, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    table.to_csv(temporary, lineterminator="\n")
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, lineterminator="\n")
 
 
 def compare_page(runs: pd.DataFrame) -> str:

@@ -6,7 +6,6 @@ without MLflow.
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.environment import PREFECT_RUN, SWEEP, TRACKING, is_first_process
-from contract.events import Message, RunOpened, emit, has_reader
+from contract.events import RunOpened, emit, has_reader, report
 from contract.nesting import flatten
 from contract.params import Params
 from contract.stage_names import LINEAGE
@@ -102,11 +101,7 @@ class MlflowTracker(Tracker):
         try:
             action()
         except Exception as error:
-            text = f"tracking: warning: MLflow did not take a record ({error})"
-            if has_reader():
-                emit(Message("warning", text))
-            else:
-                print(text, file=sys.stderr, flush=True)
+            report("warning", f"tracking: warning: MLflow did not take a record ({error})")
 
 
 @contextmanager
@@ -152,9 +147,10 @@ def open_tracker(params: Params, stage: str, earlier_run_id: str | None) -> Trac
         _resume_run(client, run, stage, values)
     run_id = str(run.info.run_id)
     if stage == "train" or run_id != earlier_run_id:
-        emit(RunOpened(run_id, experiment_id))
-        if not has_reader():
-            print(f"{stage}: MLflow run {run_id} of experiment {experiment_id}", flush=True)
+        if has_reader():
+            emit(RunOpened(run_id, experiment_id))
+        else:
+            report("info", f"{stage}: MLflow run {run_id} of experiment {experiment_id}")
     return MlflowTracker(client, run_id, experiment_id)
 
 

@@ -1,11 +1,11 @@
 """Serve the champion over HTTP, by MLflow's own server; docs/serving.md describes the requests."""
 
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import NoReturn
 
+from contract.addresses import server_address, try_listening
 from contract.environment import TRACKING_URI
 from contract.errors import FlowersError
 from contract.params import read_params
@@ -30,13 +30,19 @@ def serve(host: str, port: int, model: str | None, timeout: int) -> NoReturn:
         FlowersError: there is no champion, or the port is in use.
     """
     name = model or read_params().register.model_name
-    require_free(host, port)
+    try:
+        try_listening(host, port)
+    except OSError as error:
+        raise ServeError(
+            f"cannot listen on {host} port {port}: {error}; name another by --port, `make serve SERVE_PORT=…`"
+        ) from None
     if (champion := Registry(name).champion()) is None:
         raise ServeError(
             f"MLflow at {tracking_uri()} has no {CHAMPION} of {name}: `make run` registers a model, "
             "`flowers promote VERSION` makes a version champion"
         )
-    print(f"serve: {name} version {champion.number} at http://{host}:{port}/invocations; Ctrl-C ends it", flush=True)
+    address = f"{server_address(host, port)}/invocations"
+    print(f"serve: {name} version {champion.number} at {address}; Ctrl-C ends it", flush=True)
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
     # The version, not the alias, which may move before the server reads it.
     command += ["--model-uri", f"models:/{name}/{champion.number}", "--timeout", str(timeout)]
@@ -44,19 +50,3 @@ def serve(host: str, port: int, model: str | None, timeout: int) -> NoReturn:
     # MLflow's server starts programs of this environment, which need not be on the PATH.
     path = os.pathsep.join(filter(None, [str(Path(sys.executable).parent), os.environ.get("PATH")]))
     os.execve(sys.executable, command, os.environ | {"PATH": path, TRACKING_URI: tracking_uri()})
-
-
-def require_free(host: str, port: int) -> None:
-    """Check that the port can be listened on.
-
-    Raises:
-        ServeError: another program listens there, or the address is not one of this machine.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise ServeError(
-                f"{host}:{port} cannot be listened on: {error}; name another by --port, `make serve SERVE_PORT=…`"
-            ) from None

@@ -1,17 +1,15 @@
 """Addresses of the two servers, and the environment through which the programs of the service know them."""
 
 import os
-import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from contract.addresses import server_address, try_listening
 from contract.environment import TRACKING_URI
 from flows.service.places import ServiceError
 from flows.service.proxy import proxy_exceptions
-
-_EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 
 @dataclass(frozen=True)
@@ -25,31 +23,24 @@ class Addresses:
     @property
     def prefect(self) -> str:
         """Address of the Prefect server, for programs on this machine."""
-        return f"http://{self._reachable_host}:{self.prefect_port}"
+        return server_address(self.host, self.prefect_port)
 
     @property
     def mlflow(self) -> str:
         """Address of the MLflow server, for programs on this machine."""
-        return f"http://{self._reachable_host}:{self.mlflow_port}"
-
-    @property
-    def _reachable_host(self) -> str:
-        return _EVERY_ADDRESS.get(self.host, self.host)
+        return server_address(self.host, self.mlflow_port)
 
     def require_free(self) -> None:
         """Check both ports before anything is started; the error names the option of one that is taken."""
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         for name, port in (("PREFECT_PORT", self.prefect_port), ("MLFLOW_PORT", self.mlflow_port)):
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((self.host, port))
-                except OSError as error:
-                    option = f"--{name.lower().replace('_', '-')}"
-                    raise ServiceError(
-                        f"cannot listen on {self.host} port {port}: {error.strerror}. Stop the server that uses it, or "
-                        f"choose another port: flowers up {option} {port + 1000}, make up {name}={port + 1000}"
-                    ) from error
+            try:
+                try_listening(self.host, port)
+            except OSError as error:
+                option = f"--{name.lower().replace('_', '-')}"
+                raise ServiceError(
+                    f"cannot listen on {self.host} port {port}: {error.strerror}. Stop the server that uses it, or "
+                    f"choose another port: flowers up {option} {port + 1000}, make up {name}={port + 1000}"
+                ) from error
         if self.prefect_port == self.mlflow_port:
             raise ServiceError(f"the two servers need different ports, got {self.prefect_port} for both")
 

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from contract.environment import is_first_process, process_number
-from contract.events import Failed, Level, Message, Progress, emit, has_reader
+from contract.events import Failed, Progress, emit, has_reader, report
 
 EVENT_SECONDS = 1.0
 """Minimum time between two events of one bar."""
@@ -19,13 +19,13 @@ _TEXT = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}
 def say(stage: str, text: str) -> None:
     """Report progress in words; of several processes the first speaks."""
     if is_first_process():
-        _report("info", f"{stage}: {text}")
+        report("info", f"{stage}: {text}")
 
 
 def warn(stage: str, text: str) -> None:
     """Report something that people should look at; the stage goes on, or ends in good order."""
     if is_first_process():
-        _report("warning", f"{stage}: warning: {text}")
+        report("warning", f"{stage}: warning: {text}")
 
 
 def fail(stage: str, reason: str, *, is_transient: bool = False) -> None:
@@ -37,16 +37,7 @@ def fail(stage: str, reason: str, *, is_transient: bool = False) -> None:
     if has_reader():
         emit(Failed(process + reason, is_transient))
     else:
-        _report("error", f"{stage}: error: {process}{reason}".replace("\n", "\n  "))
-
-
-def _report(level: Level, text: str) -> None:
-    if has_reader():
-        emit(Message(level, text))
-    else:
-        stream = sys.stderr if level == "error" else sys.stdout
-        tqdm.write(text, file=stream)  # leaves a progress bar on the terminal in one piece
-        stream.flush()
+        report("error", f"{stage}: error: {process}{reason}".replace("\n", "\n  "))
 
 
 def progress_bar(description: str, total: int | None, unit: str, initial: int = 0) -> "tqdm[Any]":

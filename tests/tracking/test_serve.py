@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from contract.addresses import try_listening
 from contract.errors import FlowersError
 from tracking.registry import Version
-from tracking.serve import require_free, serve
+from tracking.serve import serve
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # in MLflow's own tables
 
@@ -20,15 +21,27 @@ def test_a_port_in_use_is_a_clear_error():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(FlowersError, match=rf"127\.0\.0\.1:{port} cannot be listened on: .*in use.*SERVE_PORT"):
-            require_free("127.0.0.1", port)
-    require_free("127.0.0.1", port)
+        with pytest.raises(FlowersError, match=rf"cannot listen on 127\.0\.0\.1 port {port}: .*in use.*SERVE_PORT"):
+            serve("127.0.0.1", port, "tulips", 600)
+    for host in ("127.0.0.1", "0.0.0.0"):
+        try_listening(host, port)
+
+
+def test_a_port_of_ipv6_is_judged_as_well():
+    try:
+        taken = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    port = taken.getsockname()[1]
+    with taken, pytest.raises(OSError, match="in use"):
+        try_listening("::1", port)
+    try_listening("::1", port)
 
 
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 65536), ("192.0.2.1", 5001), ("no.such.host.invalid", 5001)])
 def test_an_address_that_is_none_is_a_clear_error(host, port):
-    with pytest.raises(FlowersError, match=f"{host}:{port} cannot be listened on"):
-        require_free(host, port)
+    with pytest.raises(FlowersError, match=f"cannot listen on {host} port {port}: "):
+        serve(host, port, "tulips", 600)
 
 
 def test_without_a_champion_it_is_said_how_to_get_one(client, write_params):

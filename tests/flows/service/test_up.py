@@ -57,6 +57,7 @@ def test_a_second_service_of_the_folder_is_refused_whatever_its_ports(state):
 def test_local_programs_reach_a_server_that_listens_on_every_address():
     assert Addresses("0.0.0.0", 4200, 5000).prefect == "http://127.0.0.1:4200"
     assert Addresses("10.0.0.7", 4200, 5000).mlflow == "http://10.0.0.7:5000"
+    assert Addresses("::", 4200, 5000).mlflow == Addresses("::1", 4200, 5000).mlflow == "http://[::1]:5000"
 
 
 def test_programs_find_the_servers_and_commands_of_this_environment():
