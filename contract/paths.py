@@ -4,6 +4,7 @@ from pathlib import Path
 
 DATA = Path("data")
 DATA_PIN = Path("data.dvc")
+DVC_LOCK = Path("dvc.lock")
 BUILD = Path("build")
 DOWNLOADS = BUILD / "downloads"
 RECEIPT = BUILD / "download.json"

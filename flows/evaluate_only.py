@@ -3,7 +3,7 @@
 from prefect import flow
 
 from contract.params import activate
-from contract.paths import DATASET, MODEL
+from contract.paths import DATASET, DVC_LOCK, MODEL
 from contract.stage_names import STAGES
 from flows.forms import EvaluationOverrides
 from flows.workspaces.experiments import STATE, UnknownRevisionError, find_commit
@@ -47,7 +47,7 @@ def take_model(place: Workspace, revision: str) -> None:
         NotCachedError: neither the DVC cache nor a remote holds its dataset and model.
     """
     commit = find_commit(place.checkout, revision)
-    if read_file_at(place.checkout, commit, "dvc.lock") is None:
+    if read_file_at(place.checkout, commit, str(DVC_LOCK)) is None:
         raise UnknownRevisionError(f"revision {revision!r} has no dvc.lock and so no model; name one that has")
     present = [path for path in STATE if read_file_at(place.checkout, commit, path) is not None]
     git(place.folder, "checkout", "--quiet", commit, "--", *present)

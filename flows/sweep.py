@@ -13,6 +13,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from contract.assignments import parse_grid, parse_overrides
+from contract.paths import DVC_LOCK
 from flows.by_hand import run_to_completion
 from flows.fan_out import Outcome, run_as_deployments, run_in_process, why_in_process
 from flows.forms import Overrides
@@ -81,7 +82,7 @@ def prepare(profile: str | None, trials: Sequence[Trial]) -> None:
                 download()
                 preprocess()
                 reference()
-                keep_stages(place.folder / "dvc.lock", _SHARED_STAGES)
+                keep_stages(place.folder / DVC_LOCK, _SHARED_STAGES)
         except (StageFailedError, GpuSlotsError, GitError) as error:  # the trial meets and reports it, too
             get_run_logger().warning("The data of %s could not be prepared: %s", trial, error)
 

@@ -19,7 +19,7 @@ from prefect.logging import get_run_logger
 
 from contract.environment import GPU_SLOTS, SLOTS_FOLDER, VISIBLE_GPUS
 from contract.errors import FlowersError
-from tasks.locks import take
+from tasks.locks import try_lock
 
 POLL_SECONDS = 0.5
 
@@ -119,12 +119,12 @@ def _claim(folder: Path, slots: Sequence[str], number: int) -> tuple[list[str], 
     """Lock this number of slots and return their names; lock none, and return None, where fewer are free."""
     with (folder / "claiming").open("w") as turn, contextlib.ExitStack() as locks:
         # One run after the other: two that had locked one of two slots each would both give up.
-        if not take(turn):
+        if not try_lock(turn):
             return None
         names: list[str] = []
         for name in slots:
             lock = locks.enter_context((folder / name).open("w"))
-            if take(lock):
+            if try_lock(lock):
                 os.set_inheritable(lock.fileno(), True)
                 names.append(name)
             if len(names) == number:

@@ -4,7 +4,7 @@ import fcntl
 from typing import IO
 
 
-def take(lock: IO[str]) -> bool:
+def try_lock(lock: IO[str]) -> bool:
     """Lock the open file unless another process has; return whether it is locked now."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

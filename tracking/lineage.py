@@ -7,18 +7,19 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from contract import paths
 from contract.environment import PREFECT_RUN, PREFECT_RUN_ID
 
 
 def read_lineage() -> dict[str, str]:
     """Return tags for the git commit, DVC's digests of data and dataset, and the Prefect run, as far as known."""
-    lock = _read_yaml(Path("dvc.lock"))
-    pin = _read_yaml(Path("data.dvc"))
+    lock = _read_yaml(paths.DVC_LOCK)
+    pin = _read_yaml(paths.DATA_PIN)
     tags = {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_has_local_changes": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
         "dvc_data": pin.get("outs", [{}])[0].get("md5", ""),
-        "dvc_dataset": _output_digest(lock, "preprocess", "build/dataset"),
+        "dvc_dataset": _output_digest(lock, "preprocess", paths.DATASET),
         "prefect_flow_run": os.environ.get(PREFECT_RUN, ""),
         "prefect_flow_run_id": os.environ.get(PREFECT_RUN_ID, ""),
     }
@@ -27,12 +28,12 @@ def read_lineage() -> dict[str, str]:
 
 def read_model_digest() -> str:
     """Return DVC's digest of build/model; empty where DVC has not recorded one."""
-    return _output_digest(_read_yaml(Path("dvc.lock")), "train", "build/model")
+    return _output_digest(_read_yaml(paths.DVC_LOCK), "train", paths.MODEL)
 
 
-def _output_digest(lock: dict[str, Any], stage: str, path: str) -> str:
+def _output_digest(lock: dict[str, Any], stage: str, path: Path) -> str:
     outputs: list[dict[str, str]] = lock.get("stages", {}).get(stage, {}).get("outs", [])
-    return next((output.get("md5", "") for output in outputs if output["path"] == path), "")
+    return next((output.get("md5", "") for output in outputs if output["path"] == str(path)), "")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

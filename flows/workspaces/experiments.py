@@ -13,10 +13,11 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from contract.errors import FlowersError
-from contract.paths import DATA_PIN
+from contract.params import PARAMS_FILE
+from contract.paths import DATA_PIN, DVC_LOCK
 from flows.workspaces.git import GitError, git, resolve_commit, try_git
 
-STATE = ("params.yaml", "dvc.lock", str(DATA_PIN))
+STATE = (str(PARAMS_FILE), str(DVC_LOCK), str(DATA_PIN))
 """The files under git that a run changes."""
 
 _NAMESPACE = "refs/exps"

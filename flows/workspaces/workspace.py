@@ -15,6 +15,7 @@ from pydantic import Field
 
 from contract.environment import TRACKING_URI
 from contract.params import PARAMS_FILE, PROFILES_FOLDER, activate, list_profiles
+from contract.paths import DATA_PIN, DVC_LOCK
 from flows.workspaces.experiments import make_experiment_name, save_experiment
 from flows.workspaces.git import GitError, git, read_file_at, try_git
 from flows.workspaces.shared_cache import bring_raw_data
@@ -69,7 +70,7 @@ def open_workspace(kind: WorkspaceKind) -> Iterator[Workspace]:
         return
     logger, name = get_run_logger(), make_experiment_name(flow_run.name or "")
     # Results may differ; without a repository, making the worktree says so.
-    if changed := try_git(checkout, "diff", "--name-only", "HEAD", "--", ".", ":!dvc.lock", ":!data.dvc"):
+    if changed := try_git(checkout, "diff", "--name-only", "HEAD", "--", ".", f":!{DVC_LOCK}", f":!{DATA_PIN}"):
         changes = ", ".join(changed.splitlines())
         logger.warning("This isolated run does not see the uncommitted changes of the checkout: %s", changes)
     with make_worktree(checkout, name) as folder, _work_in(folder, checkout):

@@ -13,7 +13,7 @@ from contract.paths import CHECKPOINTS
 from flows.workspaces.experiments import number_names
 from flows.workspaces.git import GitError, git, try_git
 from flows.workspaces.shared_cache import share_cache
-from tasks.locks import take
+from tasks.locks import try_lock
 
 FOLDER = Path("workspaces")
 """Folder of the worktrees in the checkout; git and DVC ignore it."""
@@ -40,7 +40,7 @@ def make_worktree(checkout: Path, name: str) -> Iterator[Path]:
         folders = (checkout / FOLDER / each for each in number_names(name))
         folder = next(path for path in folders if not path.exists() and not _lock_path(path).exists())
         lock = _lock_path(folder).open("w")
-        take(lock)
+        try_lock(lock)
     os.set_inheritable(lock.fileno(), True)
     with lock:
         try:
@@ -56,7 +56,7 @@ def remove_left_overs(checkout: Path) -> None:
     """Remove the worktrees of killed runs; a folder without a lock file beside it is none of them."""
     for path in (checkout / FOLDER).glob("*.lock"):
         with path.open("a") as lock:
-            if take(lock):
+            if try_lock(lock):
                 _remove(checkout, path.with_suffix(""))
 
 
