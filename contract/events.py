@@ -86,7 +86,7 @@ def report(level: Level, text: str) -> None:
         return
     from tqdm import tqdm  # here, because most commands show no bar
 
-    stream = sys.stdout if level == "info" else sys.stderr
+    stream = sys.stderr if level == "error" else sys.stdout
     tqdm.write(text, file=stream)  # leaves a progress bar on the terminal in one piece
     stream.flush()
 
