@@ -196,6 +196,8 @@ def test_the_prefect_form_explains_bounds_refuses_and_starts(service, resting_po
     assert service.api("POST", "/flow_runs/count") == before
 
     form.fill_in("Num Steps", "int", "700")
+    # The form has taken the new value in; a click before that is lost.
+    browser.wait_for("!document.body.innerText.includes('is not valid under any of the given schemas')")
     keep("prefect_form")
     form.submit()
     browser.wait_for("!location.pathname.endsWith('/run')")
