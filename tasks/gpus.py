@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,11 +32,15 @@ class GpuSlotsError(FlowersError):
 
 
 @contextmanager
-def hold_slots(num_processes: int) -> Iterator[dict[str, str]]:
+def hold_slots(num_processes: int, has_work: Callable[[], bool] = lambda: True) -> Iterator[dict[str, str]]:
     """Hold one GPU for each process of a stage inside the block; wait until so many are free.
 
     Without a GPU the processes share the machine's cores, and one slot. The stage inherits the locks, because it may
     outlive its task for the moment in which it saves its work.
+
+    Args:
+        num_processes: number of processes of the stage.
+        has_work: asked when the stage would have to wait; if it has nothing to compute, no slot is held.
 
     Returns:
         Variables for the environment of the stage, which name its GPUs.
@@ -53,10 +57,10 @@ def hold_slots(num_processes: int) -> Iterator[dict[str, str]]:
             f"num_processes={num_processes} takes as many GPUs, and this run may use {len(slots)}: lower it, or raise "
             f"{GPU_SLOTS} or {VISIBLE_GPUS}, where they leave GPUs of this machine out"
         )
-    names, locks = _wait_for_slots(slots, num_needed)
-    with locks:
+    with contextlib.ExitStack() as locks:
+        names = _wait_for_slots(slots, num_needed, has_work, locks)
         # UUIDs: CUDA may number GPUs in another order than nvidia-smi.
-        yield {VISIBLE_GPUS: ",".join(names)} if gpus else {}
+        yield {VISIBLE_GPUS: ",".join(names)} if gpus and names else {}
 
 
 def find_gpus() -> list[str]:
@@ -103,33 +107,43 @@ def _find_uuid(name: str, uuids: Sequence[str]) -> str | None:
     return next((uuid for uuid in uuids if name and uuid.startswith(name)), None)
 
 
-def _wait_for_slots(slots: Sequence[str], number: int) -> tuple[list[str], contextlib.ExitStack]:
-    folder, started, is_noticed = make_folder(), time.monotonic(), False
-    while (claim := _claim(folder, slots, number)) is None:
-        if not is_noticed and time.monotonic() - started > NOTICE_SECONDS:
-            is_noticed = True
-            get_run_logger().info("Waiting for a free slot: other runs compute on %s", ", ".join(slots))
-        time.sleep(POLL_SECONDS)
+def _wait_for_slots(
+    slots: Sequence[str], number: int, has_work: Callable[[], bool], locks: contextlib.ExitStack
+) -> list[str]:
+    """Lock this number of slots and return their names; lock none if the stage has nothing to compute."""
+    started, is_noticed = time.monotonic(), False
+    with contextlib.closing(_lock_slots(slots, number, locks)) as tries:
+        while len(names := next(tries)) < number:
+            if not is_noticed and time.monotonic() - started > NOTICE_SECONDS:
+                if not has_work():
+                    locks.close()
+                    return []
+                is_noticed = True
+                get_run_logger().info("Waiting for a free slot: other runs compute on %s", ", ".join(slots))
+            time.sleep(POLL_SECONDS)
     if is_noticed:
-        get_run_logger().info("Got a slot: %s", ", ".join(claim[0]))
-    return claim
+        get_run_logger().info("Got a slot: %s", ", ".join(names))
+    return names
 
 
-def _claim(folder: Path, slots: Sequence[str], number: int) -> tuple[list[str], contextlib.ExitStack] | None:
-    """Lock this number of slots and return their names; lock none, and return None, where fewer are free."""
-    with (folder / "claiming").open("w") as turn, contextlib.ExitStack() as locks:
-        # One run after the other: two that had locked one of two slots each would both give up.
-        if not try_lock(turn):
-            return None
+def _lock_slots(slots: Sequence[str], number: int, locks: contextlib.ExitStack) -> Generator[list[str], None, None]:
+    """Try to lock this number of slots, and yield the names of the locked ones after each try, without end.
+
+    Runs take turns, and the one whose turn it is keeps each slot that it gets. So a run on several GPUs does not starve
+    behind runs on one, and two runs do not wait for each other's GPUs.
+    """
+    folder = make_folder()
+    files = {name: locks.enter_context((folder / name).open("w")) for name in slots}
+    with (folder / "turn").open("w") as turn:
+        while not try_lock(turn):
+            yield []
         names: list[str] = []
-        for name in slots:
-            lock = locks.enter_context((folder / name).open("w"))
-            if try_lock(lock):
-                os.set_inheritable(lock.fileno(), True)
-                names.append(name)
-            if len(names) == number:
-                return names, locks.pop_all()
-    return None
+        while True:
+            for name in slots:
+                if len(names) < number and name not in names and try_lock(files[name]):
+                    os.set_inheritable(files[name].fileno(), True)
+                    names.append(name)
+            yield names
 
 
 def make_folder() -> Path:

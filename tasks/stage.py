@@ -67,6 +67,13 @@ def run_stage(name: str, variables: Mapping[str, str] | None = None) -> StagePag
     return page
 
 
+def is_up_to_date(name: str) -> bool:
+    """Return whether DVC finds nothing to do for a stage; False as well if it cannot tell."""
+    status = [sys.executable, "-m", "dvc", "status", "--json", name]
+    answer = subprocess.run(status, capture_output=True, text=True, check=False)
+    return answer.returncode == 0 and answer.stdout.strip() == "{}"
+
+
 def follow_stage(name: str, report: "StageReport", variables: Mapping[str, str]) -> None:
     """Run DVC on one stage, and report what it says while it runs."""
     with tempfile.TemporaryDirectory(prefix="ddpm-stage-") as temporary:

@@ -13,8 +13,8 @@ from prefect.logging import get_run_logger
 from contract.params import read_params
 from contract.paths import GRID, LOSSES, METRICS, MODEL_RUN
 from tasks.gpus import hold_slots
-from tasks.run_page import embed, show, show_mlflow_run
-from tasks.stage import StageFailedError, run_stage
+from tasks.run_page import StagePage, embed, show, show_mlflow_run
+from tasks.stage import StageFailedError, is_up_to_date, run_stage
 
 MAX_ROWS = 40
 """Maximum rows of the table of losses."""
@@ -40,15 +40,13 @@ def preprocess() -> None:
 @task(name="reference")
 def reference() -> None:
     """Extract the features of real images, which samples will be compared with."""
-    with hold_slots(read_params().reference.num_processes) as gpus:
-        run_stage("reference", gpus)
+    compute("reference", read_params().reference.num_processes)
 
 
 @task(name="train")
 def train() -> None:
     """Train the network; show its progress, its MLflow run, its samples as they are drawn, and its losses."""
-    with hold_slots(read_params().train.num_processes) as gpus:
-        page = run_stage("train", gpus)
+    page = compute("train", read_params().train.num_processes)
     if not page.has_linked_run:
         show("the MLflow run", link_recorded_run, get_run_logger())
     show("the losses", show_losses, get_run_logger())
@@ -57,16 +55,14 @@ def train() -> None:
 @task(name="sample")
 def sample() -> None:
     """Draw images, and show their grid on the run page."""
-    with hold_slots(read_params().sample.num_processes) as gpus:
-        run_stage("sample", gpus)
+    compute("sample", read_params().sample.num_processes)
     show("the samples", show_samples, get_run_logger())
 
 
 @task(name="evaluate")
 def evaluate() -> None:
     """Compute the distances, and show them on the run page."""
-    with hold_slots(read_params().reference.num_processes) as gpus:
-        run_stage("evaluate", gpus)
+    compute("evaluate", read_params().reference.num_processes)
     show("the metrics", show_metrics, get_run_logger())
 
 
@@ -74,6 +70,12 @@ def evaluate() -> None:
 def register() -> None:
     """Register the model in MLflow."""
     run_stage("register")
+
+
+def compute(stage: str, num_processes: int) -> StagePage:
+    """Bring a stage up to date on GPUs of its own; one that is up to date waits for none."""
+    with hold_slots(num_processes, lambda: not is_up_to_date(stage)) as gpus:
+        return run_stage(stage, gpus)
 
 
 def link_recorded_run() -> None:

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from contract.params import activate
 from stages.datasets.pin import digest_folder, list_files
+from tasks.stage import is_up_to_date
 from tests.seams.checkout import STAGES, Checkout, stages_run
 
 pytestmark = pytest.mark.xdist_group("checkouts")  # one worker, which makes the experiment once
@@ -60,6 +61,16 @@ def test_a_stage_depends_on_the_data_that_it_reads(reproduced, stage):
 def test_a_second_repro_runs_nothing(reproduced):
     assert stages_run(reproduced.checkout.dvc("repro")) == []
     assert reproduced.checkout.git("status", "--porcelain") == ""
+
+
+def test_a_task_knows_whether_a_stage_has_work(reproduced, monkeypatch):
+    folder = reproduced.checkout.folder
+    monkeypatch.chdir(folder)
+    before = (folder / "params.yaml").read_text()
+    assert is_up_to_date("sample")
+    activate(None, {"sample": {"seed": 7}}, folder / "params.yaml")
+    assert not is_up_to_date("sample") and is_up_to_date("train")
+    (folder / "params.yaml").write_text(before)
 
 
 def test_one_mlflow_run_holds_parameters_metrics_and_lineage(reproduced, mlflow_client, mlflow_run):

@@ -25,7 +25,7 @@ def quick(monkeypatch):
 def must_wait():
     """Whether another run that needs so many slots now waits for them."""
 
-    def ask(number=1):
+    def ask(number=1, seconds=0.2):
         got = threading.Event()
 
         def claim():
@@ -34,7 +34,7 @@ def must_wait():
 
         threads.append(threading.Thread(target=claim, daemon=True))
         threads[-1].start()
-        return not got.wait(0.2)
+        return not got.wait(seconds)
 
     threads = []
     yield ask
@@ -79,13 +79,28 @@ def test_two_runs_get_different_gpus_and_a_third_waits(two_gpus, must_wait):
     assert [first, second] == [{"CUDA_VISIBLE_DEVICES": "GPU-rose"}, {"CUDA_VISIBLE_DEVICES": "GPU-tulip"}]
 
 
-def test_a_run_takes_all_its_gpus_or_none(two_gpus, must_wait):
+def test_a_run_takes_all_its_gpus(two_gpus, must_wait):
     with hold_slots(2) as both:
-        assert both == {"CUDA_VISIBLE_DEVICES": "GPU-rose,GPU-tulip"}
+        assert both == {"CUDA_VISIBLE_DEVICES": "GPU-rose,GPU-tulip"} and must_wait()
+
+
+def test_runs_on_one_gpu_do_not_overtake_one_that_waits_for_two(two_gpus, must_wait):
     with hold_slots(1):
-        assert must_wait(2)
-        with hold_slots(1):  # the other GPU, which the waiting run has left free
-            pass
+        assert must_wait(2) and must_wait(1)
+
+
+def test_two_runs_on_two_gpus_each_get_them_in_turn(two_gpus, must_wait):
+    with hold_slots(1):
+        waiting = [must_wait(2), must_wait(2)]
+    assert waiting == [True, True] and not must_wait(2, seconds=10.0)
+
+
+def test_a_run_with_nothing_to_compute_waits_for_no_gpu(two_gpus, must_wait, monkeypatch):
+    monkeypatch.setattr(gpus, "NOTICE_SECONDS", 0.01)
+    with hold_slots(1) as rose:
+        with hold_slots(2, has_work=lambda: False) as variables:
+            assert variables == {} and not must_wait(1, seconds=10.0), "it keeps no GPU from the others either"
+        assert rose == {"CUDA_VISIBLE_DEVICES": "GPU-rose"}
 
 
 def test_a_gpu_has_one_holder_under_whatever_name(two_gpus, monkeypatch):

@@ -168,6 +168,14 @@ def test_a_wait_for_a_slot_is_logged_and_its_end_too(dvc, log, monkeypatch):
     assert shown == ["Waiting for a free slot: other runs compute on cpu-0", "Got a slot: cpu-0", "computes"]
 
 
+def test_a_stage_that_is_up_to_date_waits_for_no_slot(dvc, log, monkeypatch):
+    monkeypatch.setattr(gpus, "NOTICE_SECONDS", 0.05)
+    dvc('case "$*" in *status*) echo "{}";; *) echo "up to date";; esac')
+    with hold_slots(1):
+        state, _ = run_tasks("reference")
+    assert state.is_completed() and "up to date" in messages(log)
+
+
 def test_the_losses_are_thinned_evenly_and_keep_both_ends(tmp_path):
     steps = pd.DataFrame({"step": range(25, 25 * 101, 25), "loss": [1.0 / 3.0] * 100})
     steps.to_csv(tmp_path / "losses.csv", index=False)
