@@ -24,8 +24,11 @@ RateSchedule = Literal["constant", "cosine", "linear"]
 Precision = Literal["auto", "float32", "tensorfloat32", "bfloat16"]
 Compilation = Literal["auto", "off", "default", "reduce-overhead", "max-autotune"]
 
+MAX_SEED = 2**63 - 1
+MAX_GUIDANCE_SCALE = 100
+
 Positive = Annotated[int, Ge(1)]
-Seed = Annotated[int, Interval(ge=0, lt=2**63)]
+Seed = Annotated[int, Interval(ge=0, le=MAX_SEED)]
 Share = Annotated[float, Interval(ge=0.0, le=1.0)]
 Decay = Annotated[float, Interval(ge=0.0, lt=1.0)]
 Beta = Annotated[float, Interval(gt=0.0, lt=1.0)]
@@ -195,7 +198,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Settings for drawing images from a trained network; `PublishedModel.draw` has the same defaults.
+    """Settings for drawing images from a trained network; other ways to draw take their defaults from here.
 
     Raises:
         ValueError: a value lies outside its bounds.
@@ -213,7 +216,7 @@ class SamplingConfig:
     """number format of matrix products and convolutions; auto takes bfloat16 where the hardware has it"""
     classes: Annotated[tuple[str | int, ...], Len(1)] | None = None
     """classes to draw, by name or number, in turn over the images; null takes all that the model knows"""
-    guidance_scale: Annotated[float, Interval(ge=0.0, le=100.0)] = 1.0
+    guidance_scale: Annotated[float, Interval(ge=0.0, le=MAX_GUIDANCE_SCALE)] = 1.0
     """weight of the class (Ho & Salimans 2022: 1 + w): 1 as trained, more exaggerates the class, 0 ignores it"""
 
     def __post_init__(self) -> None:

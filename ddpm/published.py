@@ -13,7 +13,7 @@ from torch import nn
 
 from ddpm.checkpoint import FORMAT, CheckpointError, abbreviate, to_row_major
 from ddpm.classes import ImageClass, labels_of
-from ddpm.config import DiffusionConfig, Precision, SamplerName, UNetConfig
+from ddpm.config import DiffusionConfig, Precision, SamplerName, SamplingConfig, UNetConfig
 from ddpm.devices import drawing
 from ddpm.diffusion import GaussianDiffusion, NoiseModel, build_diffusion
 from ddpm.files import atomic_path
@@ -50,14 +50,14 @@ class PublishedModel:
         self,
         n: int,
         *,
-        seed: int = 0,
-        sampler: SamplerName = "ddim",
-        steps: int = 50,
-        eta: float = 0.0,
-        classes: Sequence[str | int] | None = None,
-        guidance: float = 1.0,
+        seed: int = SamplingConfig.seed,
+        sampler: SamplerName = SamplingConfig.sampler,
+        steps: int = SamplingConfig.num_sampling_steps,
+        eta: float = SamplingConfig.eta,
+        classes: Sequence[str | int] | None = SamplingConfig.classes,
+        guidance: float = SamplingConfig.guidance_scale,
         batch_size: int = 32,
-        precision: Precision = "auto",
+        precision: Precision = SamplingConfig.precision,
         on_step: Callable[[SamplerStep], object] | None = None,
     ) -> Pixels:
         """Draw the first `n` images of a seed; image i depends on the seed and on i alone.

@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from contract.errors import FlowersError
-from ddpm.config import SamplerName
+from ddpm.config import MAX_GUIDANCE_SCALE, MAX_SEED, SamplerName, SamplingConfig
 
 CHAMPION = "models:/flowers-ddpm@champion"
 EXIT_FAILED, EXIT_MISUSED, EXIT_INTERRUPTED = 1, 2, 130
@@ -235,12 +235,14 @@ def draw(
     model: str = CHAMPION,
     output: Path = Path("drawn"),
     weights: str | None = None,
-    seed: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
-    sampler: SamplerName = "ddim",
-    steps: Count = 50,
-    eta: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.0,
+    seed: Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_SEED))] = SamplingConfig.seed,
+    sampler: SamplerName = SamplingConfig.sampler,
+    steps: Count = SamplingConfig.num_sampling_steps,
+    eta: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = SamplingConfig.eta,
     classes: Annotated[tuple[str, ...], Parameter("--class", metavar="NAME", show_default=False)] = (),
-    guidance: Annotated[float, Parameter(validator=Number(gte=0, lte=100))] = 1.0,
+    guidance: Annotated[
+        float, Parameter(validator=Number(gte=0, lte=MAX_GUIDANCE_SCALE))
+    ] = SamplingConfig.guidance_scale,
 ) -> None:
     """Draw images into a folder: a PNG file each, and a grid of them.
 

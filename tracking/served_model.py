@@ -21,6 +21,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
+from ddpm.config import MAX_GUIDANCE_SCALE, MAX_SEED, SamplerName, SamplingConfig
+
 MAX_IMAGES = 64
 """Maximum images of one request, all rows together."""
 
@@ -33,10 +35,7 @@ MAX_STEPS = 1000
 FIELDS = ("n", "seed", "sampler", "steps", "eta", "class", "guidance")
 """Fields of a row; all but n may be left out, or null."""
 
-_MAX_SEED = 2**63 - 1
-_MAX_GUIDANCE = 100
 _MAX_CLASS_CHARACTERS = 100
-_DEFAULT_STEPS = 50
 
 
 class RefusedRequest(MlflowException):
@@ -169,18 +168,26 @@ def encode_png(image: Any) -> str:
 def _read_row(row: Mapping[str, Any], model: Any) -> dict[str, Any]:
     if unknown := [name for name in row if name not in FIELDS]:
         raise ValueError(f"unknown field {reprlib.repr(unknown[0])}; a row may hold {', '.join(FIELDS)}")
-    given = {name: value for name, value in row.items() if value is not None}
     most_steps = min(MAX_STEPS, model.diffusion.num_timesteps)
-    if "n" not in given:
+    defaults = {
+        "seed": SamplingConfig.seed,
+        "sampler": SamplingConfig.sampler,
+        "steps": min(SamplingConfig.num_sampling_steps, most_steps),
+        "eta": SamplingConfig.eta,
+        "class": None,
+        "guidance": SamplingConfig.guidance_scale,
+    }
+    row = defaults | {name: value for name, value in row.items() if value is not None}
+    if "n" not in row:
         raise ValueError(f"n is missing: how many images, a whole number in 1 … {MAX_IMAGES}")
     asked = {
-        "n": _read_number("n", given["n"], int, 1, MAX_IMAGES),
-        "seed": _read_number("seed", given.get("seed", 0), int, 0, _MAX_SEED),
-        "sampler": _read_sampler(given.get("sampler", "ddim")),
-        "steps": _read_number("steps", given.get("steps", min(_DEFAULT_STEPS, most_steps)), int, 1, most_steps),
-        "eta": _read_number("eta", given.get("eta", 0.0), float, 0, 1),
-        "classes": _read_classes(given.get("class")),
-        "guidance": _read_number("guidance", given.get("guidance", 1.0), float, 0, _MAX_GUIDANCE),
+        "n": _read_number("n", row["n"], int, 1, MAX_IMAGES),
+        "seed": _read_number("seed", row["seed"], int, 0, MAX_SEED),
+        "sampler": _read_sampler(row["sampler"]),
+        "steps": _read_number("steps", row["steps"], int, 1, most_steps),
+        "eta": _read_number("eta", row["eta"], float, 0, 1),
+        "classes": _read_classes(row["class"]),
+        "guidance": _read_number("guidance", row["guidance"], float, 0, MAX_GUIDANCE_SCALE),
     }
     model.bind_classes(asked["classes"], [0], asked["guidance"])  # refuses what this model cannot be asked for
     return asked
@@ -195,8 +202,6 @@ def _read_number(name: str, value: Any, kind: type[int | float], least: int, mos
 
 
 def _read_sampler(value: Any) -> str:
-    from ddpm.config import SamplerName
-
     if value not in get_args(SamplerName):
         raise ValueError(f"sampler must be one of {', '.join(get_args(SamplerName))}, got {reprlib.repr(value)}")
     return str(value)

@@ -71,7 +71,7 @@ LINEAR = {"train.diffusion.schedule": "linear"}
         ({"train.extra_ema_decays": [0.9, 1.0]}, "train.extra_ema_decays.1", ["less than 1", "got 1.0"]),
         ({"train.keep_checkpoints_every": 0}, "train.keep_checkpoints_every", ["greater than or equal to 1"]),
         ({"train.seed": -1}, "train.seed", ["greater than or equal to 0", "got -1"]),
-        ({"train.seed": 2**63}, "train.seed", [f"less than {2**63}"]),
+        ({"train.seed": 2**63}, "train.seed", [f"less than or equal to {2**63 - 1}"]),
         ({"preprocess.valid_fraction": 0.5}, "preprocess.valid_fraction", ["less than 0.5"]),
         ({"train.unet.widths": [8, 0]}, "train.unet.widths.1", ["greater than or equal to 1", "got 0"]),
         # none of the allowed values
