@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from contract.errors import ParamsError
+
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return {"train": {"seed": 0}} as {"train.seed": 0}; lists stay values."""
@@ -13,6 +15,27 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             leaves[f"{prefix}{name}"] = value
     return leaves
+
+
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"train.seed": 0} as {"train": {"seed": 0}}; the two forms may be mixed.
+
+    Raises:
+        ParamsError: a parameter is set twice, or a section is set to a value.
+    """
+    result: dict[str, Any] = {}
+    leaves = [leaf for name, value in values.items() for leaf in flatten({name: value}).items()]
+    for name, value in leaves:
+        *sections, last = name.split(".")
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ParamsError(f"{name} is part of a section that is set as a whole")
+        if last in place:
+            raise ParamsError(f"{name} is set twice, as a whole or in part")
+        place[last] = value
+    return result
 
 
 def merge(document: dict[str, Any], changes: Mapping[str, Any]) -> None:

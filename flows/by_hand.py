@@ -10,9 +10,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 
 from contract.errors import FlowersError
+from flows import EXIT_INTERRUPTED
 from flows.service.proxy import proxy_exceptions
-
-EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143  # a shell's status for Ctrl-C and for SIGTERM
 
 
 def run_to_completion(command: str, flow: Callable[[], State[Any]]) -> State[Any]:
@@ -31,7 +30,7 @@ def run_to_completion(command: str, flow: Callable[[], State[Any]]) -> State[Any
         sys.exit(status)
 
     # Prefect calls this when it has ended the flow. The signal's default would leave the temporary server behind.
-    signal.signal(signal.SIGTERM, lambda *_: end("ended by SIGTERM", EXIT_TERMINATED))
+    signal.signal(signal.SIGTERM, lambda *_: end("ended by SIGTERM", 128 + signal.SIGTERM))
     try:
         start_server()
         state = flow()

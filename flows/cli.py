@@ -12,9 +12,10 @@ from cyclopts.validators import Number
 
 from contract.errors import FlowersError
 from ddpm.config import MAX_GUIDANCE_SCALE, MAX_SEED, SamplerName, SamplingConfig
+from flows import EXIT_INTERRUPTED, MAX_CONCURRENT
 
 CHAMPION = "models:/flowers-ddpm@champion"
-EXIT_FAILED, EXIT_MISUSED, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_MISUSED = 1, 2
 OWN_PACKAGES = ("contract", "ddpm", "flows", "stages", "tasks", "tracking")
 
 Profile = Annotated[
@@ -100,7 +101,7 @@ def sweep(
     overrides: Annotated[str | None, Parameter(metavar="LIST")] = None,
     assignments: Assignments = (),
     name: str | None = None,
-    max_concurrent: Annotated[int, Parameter(validator=Number(gte=1, lte=64))] = 2,
+    max_concurrent: Annotated[int, Parameter(validator=Number(gte=1, lte=MAX_CONCURRENT))] = 2,
 ) -> None:
     """Run the pipeline for many experiments and rank them.
 

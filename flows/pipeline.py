@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from prefect import flow
 
@@ -50,19 +51,20 @@ def run_by_hand(profile: str | None, assignments: Sequence[str], isolated: bool)
         FlowersError: the parameters cannot be used, or the flow failed.
     """
     overrides = parse_overrides(list(assignments))
+    arguments: dict[str, Any] = {}
     # Bad parameters are refused before a server is started.
     if isolated:
         with enter_last_commit():
             params = compose(profile, overrides)
+        arguments = {"profile": profile, "params": Overrides(**overrides), "workspace": "isolated"}
     else:
-        params = activate(profile, overrides)
+        params = activate(profile, overrides)  # the flow then takes params.yaml as it is
         status = [sys.executable, "-m", "dvc", "status", "--quiet", *STAGES]
         if subprocess.run(status, check=False).returncode == 0:
             print(f"Everything is up to date with params.yaml (profile {params.profile}).")
             print(summarise_results())
             return
     print(f"Running the pipeline on profile {params.profile}.", flush=True)
-    workspace: WorkspaceKind = "isolated" if isolated else "checkout"
-    run_to_completion("flowers run", lambda: pipeline(profile, Overrides(**overrides), workspace, return_state=True))
+    run_to_completion("flowers run", lambda: pipeline(**arguments, return_state=True))
     if not isolated:
         print(summarise_results())

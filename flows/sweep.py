@@ -14,6 +14,7 @@ from pydantic import Field
 
 from contract.assignments import parse_grid, parse_overrides
 from contract.paths import DVC_LOCK
+from flows import MAX_CONCURRENT
 from flows.by_hand import run_to_completion
 from flows.fan_out import Outcome, run_as_deployments, run_in_process, why_in_process
 from flows.forms import Overrides
@@ -26,7 +27,6 @@ from tasks.stage import StageFailedError, log_failures_once
 from tasks.stage_tasks import download, preprocess, reference
 
 NAME_PATTERN = "^[a-z0-9][a-z0-9-]{0,39}$"
-MAX_CONCURRENT = 64
 
 _SHARED_STAGES = ("download", "preprocess", "reference")
 """Stages whose outputs trials with equal parameters share."""

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from contract.errors import FlowersError
-from contract.nesting import flatten
+from contract.nesting import flatten, nest
 from contract.params import Params, ParamsError, compose
 
 MAX_TRIALS = 256
@@ -93,27 +93,6 @@ def combine(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         if not isinstance(values, list | tuple) or not values:
             raise SweepError(f"a grid gives each parameter a list of values, such as [0.001, 0.002]: {name}={values!r}")
     yield from (dict(zip(grid, chosen, strict=True)) for chosen in itertools.product(*grid.values()))
-
-
-def nest(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {"train.seed": 0} as {"train": {"seed": 0}}; the two forms may be mixed.
-
-    Raises:
-        ParamsError: a parameter is set twice, or a section is set to a value.
-    """
-    result: dict[str, Any] = {}
-    leaves = [leaf for name, value in overrides.items() for leaf in flatten({name: value}).items()]
-    for name, value in leaves:
-        *sections, last = name.split(".")
-        place = result
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise ParamsError(f"{name} is part of a section that is set as a whole")
-        if last in place:
-            raise ParamsError(f"{name} is set twice")
-        place[last] = value
-    return result
 
 
 def parse_overrides_list(text: str | None) -> list[dict[str, Any]]:

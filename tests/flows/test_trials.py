@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from contract.errors import FlowersError, ParamsError
-from flows.trials import MAX_TRIALS, SweepError, nest, parse_overrides_list, plan_trials
+from contract.nesting import nest
+from flows.trials import MAX_TRIALS, SweepError, parse_overrides_list, plan_trials
 
 
 @pytest.fixture
