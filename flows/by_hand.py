@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 
 from contract.errors import FlowersError
 from flows import EXIT_INTERRUPTED
-from flows.service.proxy import proxy_exceptions
+from flows.service.addresses import proxy_exceptions
 
 
 def run_to_completion(command: str, flow: Callable[[], State[Any]]) -> State[Any]:

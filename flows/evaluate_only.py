@@ -2,11 +2,12 @@
 
 from prefect import flow
 
+from contract.errors import FlowersError
 from contract.params import activate
 from contract.paths import DATASET, DVC_LOCK, MODEL
 from contract.stage_names import STAGES
 from flows.forms import EvaluationOverrides
-from flows.workspaces.experiments import STATE, UnknownRevisionError, find_commit
+from flows.workspaces.experiments import STATE, find_commit
 from flows.workspaces.git import git, read_file_at
 from flows.workspaces.shared_cache import bring_outputs
 from flows.workspaces.workspace import Workspace, open_workspace
@@ -43,12 +44,12 @@ def take_model(place: Workspace, revision: str) -> None:
     """Bring parameters, lock, dataset and model of a revision into the workspace.
 
     Raises:
-        UnknownRevisionError: there is no such revision, or nothing has been trained in it.
-        NotCachedError: neither the DVC cache nor a remote holds its dataset and model.
+        FlowersError: there is no such revision, or nothing has been trained in it.
+        FlowersError: neither the DVC cache nor a remote holds its dataset and model.
     """
     commit = find_commit(place.checkout, revision)
     if read_file_at(place.checkout, commit, str(DVC_LOCK)) is None:
-        raise UnknownRevisionError(f"revision {revision!r} has no dvc.lock and so no model; name one that has")
+        raise FlowersError(f"revision {revision!r} has no dvc.lock and so no model; name one that has")
     present = [path for path in STATE if read_file_at(place.checkout, commit, path) is not None]
     git(place.folder, "checkout", "--quiet", commit, "--", *present)
     bring_outputs(place.folder, REQUIRED, STAGES[1:-1])  # all that this flow needs, or need not make again

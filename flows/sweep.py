@@ -13,12 +13,13 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from contract.assignments import parse_grid, parse_overrides
+from contract.errors import FlowersError
 from contract.paths import DVC_LOCK
 from flows import MAX_CONCURRENT
 from flows.by_hand import run_to_completion
 from flows.fan_out import Outcome, run_as_deployments, run_in_process, why_in_process
 from flows.forms import Overrides
-from flows.trials import SweepError, Trial, parse_overrides_list, plan_trials
+from flows.trials import Trial, parse_overrides_list, plan_trials
 from flows.workspaces.experiments import keep_stages, make_experiment_name
 from flows.workspaces.git import GitError
 from flows.workspaces.workspace import ProfileName, enter_last_commit, open_workspace
@@ -115,7 +116,7 @@ def run_by_hand(
         FlowersError: something cannot be used; nothing has been started.
     """
     if name is not None and not re.match(NAME_PATTERN, name):
-        raise SweepError(f"the name of a sweep has up to 40 small letters, digits and hyphens, got {name!r}")
+        raise FlowersError(f"the name of a sweep has up to 40 small letters, digits and hyphens, got {name!r}")
     parsed_grid, shared, parsed_list = parse_grid(grid), parse_overrides(assignments), parse_overrides_list(overrides)
     with enter_last_commit():
         trials = plan_trials("sweep", profile, shared, parsed_grid, parsed_list)

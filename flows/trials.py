@@ -16,10 +16,6 @@ MAX_TRIALS = 256
 """Maximum size of a sweep; more is probably a mistake."""
 
 
-class SweepError(FlowersError):
-    """A sweep cannot be started; the message names all that is wrong with it."""
-
-
 @dataclass(frozen=True)
 class Trial:
     """One experiment of a sweep."""
@@ -54,17 +50,17 @@ def plan_trials(
         overrides: what each trial changes, nested or dotted.
 
     Raises:
-        SweepError: there is nothing to vary, or too much, or some of the trials cannot be used.
+        FlowersError: there is nothing to vary, or too much, or some of the trials cannot be used.
         ParamsError: what all trials share cannot be used.
     """
     if bool(grid) == bool(overrides):
         got = "both" if grid else "neither"
-        raise SweepError(f"a sweep takes a grid or a list of overrides, got {got}")
+        raise FlowersError(f"a sweep takes a grid or a list of overrides, got {got}")
     shared = nest(shared)
     compose(profile, shared)
     choices = list(itertools.islice(combine(grid) if grid else iter(overrides), MAX_TRIALS + 1))
     if len(choices) > MAX_TRIALS:
-        raise SweepError(f"a sweep starts at most {MAX_TRIALS} trials; give fewer values")
+        raise FlowersError(f"a sweep starts at most {MAX_TRIALS} trials; give fewer values")
     trials, problems = [], []
     for number, choice in enumerate(choices, start=1):
         try:
@@ -79,7 +75,7 @@ def plan_trials(
         if same is not trial:
             problems.append(f"  {_list_values(trial.varied)}: the same experiment as {_list_values(same.varied)}")
     if problems:
-        raise SweepError("\n".join([f"{len(problems)} of {len(choices)} trials cannot be used:", *problems]))
+        raise FlowersError("\n".join([f"{len(problems)} of {len(choices)} trials cannot be used:", *problems]))
     return trials
 
 
@@ -87,11 +83,13 @@ def combine(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     """Yield every combination of the values; those of the last name change fastest.
 
     Raises:
-        SweepError: a name has no list of values.
+        FlowersError: a name has no list of values.
     """
     for name, values in grid.items():
         if not isinstance(values, list | tuple) or not values:
-            raise SweepError(f"a grid gives each parameter a list of values, such as [0.001, 0.002]: {name}={values!r}")
+            raise FlowersError(
+                f"a grid gives each parameter a list of values, such as [0.001, 0.002]: {name}={values!r}"
+            )
     yield from (dict(zip(grid, chosen, strict=True)) for chosen in itertools.product(*grid.values()))
 
 
@@ -99,14 +97,14 @@ def parse_overrides_list(text: str | None) -> list[dict[str, Any]]:
     """Return the overrides of each trial that a text such as "[{train.seed: 1}, {train.seed: 2}]" spells.
 
     Raises:
-        SweepError: the text is not a list of mappings.
+        FlowersError: the text is not a list of mappings.
     """
     try:
         parsed = [] if text is None else YAML(typ="safe").load(text)
     except YAMLError as error:
-        raise SweepError(f"--overrides is not YAML: {error}") from None
+        raise FlowersError(f"--overrides is not YAML: {error}") from None
     if not isinstance(parsed, list) or not all(isinstance(one, dict) for one in parsed):
-        raise SweepError(f"--overrides takes a list of mappings, such as [{{train.seed: 1}}], got {text!r}")
+        raise FlowersError(f"--overrides takes a list of mappings, such as [{{train.seed: 1}}], got {text!r}")
     return parsed
 
 

@@ -21,10 +21,6 @@ MIN_PREFIX = 4
 """Characters of an id that name a run, if no other id begins with them."""
 
 
-class UnknownRunError(FlowersError):
-    """MLflow has no such run; the message names what was looked for, and where."""
-
-
 def search_runs() -> pd.DataFrame:
     """Return all runs of the project, newest first.
 
@@ -44,7 +40,7 @@ def choose_runs(names: Sequence[str] = (), sweep: str | None = None, last: int |
     """Return the runs of these names, then those of a sweep, then the newest ones, each once; without a choice, all.
 
     Raises:
-        UnknownRunError: MLflow has no run of a name, or several, or no such sweep.
+        FlowersError: MLflow has no run of a name, or several, or no such sweep.
         TrackingError: MLflow cannot be reached.
     """
     runs = search_runs()
@@ -56,7 +52,7 @@ def choose_runs(names: Sequence[str] = (), sweep: str | None = None, last: int |
         if chosen[-1].empty:
             others = sorted({name for tag in runs[SWEEPS].dropna() for name in tag.split()})
             known = f"there are {', '.join(others)}" if others else "there are none yet"
-            raise UnknownRunError(f"MLflow at {tracking_uri()} has no sweep {sweep!r}; {known}")
+            raise FlowersError(f"MLflow at {tracking_uri()} has no sweep {sweep!r}; {known}")
     if last is not None:
         chosen.append(runs.head(last))
     return pd.concat(chosen).drop_duplicates("run_id")
@@ -79,17 +75,17 @@ def find_run(name: str, runs: pd.DataFrame) -> pd.DataFrame:
     """Return the one run of this id or name, or whose id begins so.
 
     Raises:
-        UnknownRunError: there is none, or more than one.
+        FlowersError: there is none, or more than one.
     """
     found = runs[(runs["run_id"] == name) | (runs[NAME] == name)]
     if found.empty and len(name) >= MIN_PREFIX:
         found = runs[runs["run_id"].map(lambda run_id: run_id.startswith(name)).astype(bool)]
     if len(found) > 1:
-        raise UnknownRunError(f"{name!r} may be any of {', '.join(found['run_id'])}: name one by its id")
+        raise FlowersError(f"{name!r} may be any of {', '.join(found['run_id'])}: name one by its id")
     if found.empty:
         newest = runs.head(5)
         known = ", ".join(f"{name} ({run_id})" for name, run_id in zip(newest[NAME], newest["run_id"], strict=True))
-        raise UnknownRunError(
+        raise FlowersError(
             f"MLflow at {tracking_uri()} has no run {name!r}; "
             + (f"the newest are {known}" if known else "it has no runs yet")
         )

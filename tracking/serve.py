@@ -13,10 +13,6 @@ from tracking.connection import tracking_uri
 from tracking.registry import CHAMPION, Registry
 
 
-class ServeError(FlowersError):
-    """The server cannot be started."""
-
-
 def serve(host: str, port: int, model: str | None, timeout: int) -> NoReturn:
     """Serve the champion; MLflow's server takes the place of this process.
 
@@ -33,11 +29,11 @@ def serve(host: str, port: int, model: str | None, timeout: int) -> NoReturn:
     try:
         try_listening(host, port)
     except OSError as error:
-        raise ServeError(
+        raise FlowersError(
             f"cannot listen on {host} port {port}: {error}; name another by --port, `make serve SERVE_PORT=…`"
         ) from None
     if (champion := Registry(name).champion()) is None:
-        raise ServeError(
+        raise FlowersError(
             f"MLflow at {tracking_uri()} has no {CHAMPION} of {name}: `make run` registers a model, "
             "`flowers promote VERSION` makes a version champion"
         )

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from contract.addresses import server_address, try_listening
 from contract.environment import TRACKING_URI
-from flows.service.places import ServiceError
-from flows.service.proxy import proxy_exceptions
+from contract.errors import FlowersError
+
+_LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Addresses:
                 try_listening(self.host, port)
             except OSError as error:
                 option = f"--{name.lower().replace('_', '-')}"
-                raise ServiceError(
+                raise FlowersError(
                     f"cannot listen on {self.host} port {port}: {error.strerror}. Stop the server that uses it, or "
                     f"choose another port: flowers up {option} {port + 1000}, make up {name}={port + 1000}"
                 ) from error
         if self.prefect_port == self.mlflow_port:
-            raise ServiceError(f"the two servers need different ports, got {self.prefect_port} for both")
+            raise FlowersError(f"the two servers need different ports, got {self.prefect_port} for both")
 
 
 def make_environment(addresses: Addresses, caller: Mapping[str, str]) -> dict[str, str]:
@@ -72,3 +73,10 @@ def make_environment(addresses: Addresses, caller: Mapping[str, str]) -> dict[st
     environment = {**defaults, **caller, **ours}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     return environment
+
+
+def proxy_exceptions(environment: Mapping[str, str], *hosts: str) -> dict[str, str]:
+    """Return variables that keep requests to this machine and `hosts` away from a proxy that `environment` names."""
+    named = (environment.get("no_proxy") or environment.get("NO_PROXY") or "").split(",")
+    exceptions = ",".join(dict.fromkeys(host.strip() for host in (*named, *_LOCAL_HOSTS, *hosts) if host.strip()))
+    return {"no_proxy": exceptions, "NO_PROXY": exceptions}

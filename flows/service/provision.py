@@ -18,7 +18,8 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
-from flows.service.places import POOL, ServiceError
+from contract.errors import FlowersError
+from flows.service import POOL
 from tasks.gpus import read_num_slots
 
 HEARTBEAT_SECONDS = 30
@@ -32,10 +33,10 @@ def provision() -> None:
     """Make or update pool, automation and deployments on the server that PREFECT_API_URL names.
 
     Raises:
-        ServiceError: the variable is not set, or Prefect refuses the deployments.
+        FlowersError: the variable is not set, or Prefect refuses the deployments.
     """
     if not os.environ.get("PREFECT_API_URL"):
-        raise ServiceError("PREFECT_API_URL must name the Prefect server, such as http://127.0.0.1:4200/api")
+        raise FlowersError("PREFECT_API_URL must name the Prefect server, such as http://127.0.0.1:4200/api")
     read_num_slots()  # a wrong number is an error now, not in the first run
     pool, automation = describe_work_pool(), describe_crash_watch()
     with get_client(sync_client=True) as client:
@@ -49,7 +50,7 @@ def provision() -> None:
             client.create_automation(automation)
     deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     if status := subprocess.run(deploy, check=False).returncode:
-        raise ServiceError(f"`prefect deploy --all` ended with {status}, as it says above")
+        raise FlowersError(f"`prefect deploy --all` ended with {status}, as it says above")
 
 
 def describe_work_pool() -> WorkPoolCreate:

@@ -5,7 +5,8 @@ from contextlib import suppress
 import psutil
 import requests
 
-from flows.service.places import POOL, STATE, ServiceError
+from contract.errors import FlowersError
+from flows.service import POOL, STATE
 
 HELD = STATE / "pool-is-held"
 """Marker file: the end of a service, not a user, has paused the pool."""
@@ -30,7 +31,7 @@ def release_pool(api: str) -> None:
             with direct_session() as session:
                 session.patch(f"{api}/work_pools/{POOL}", json={"is_paused": False}, timeout=30).raise_for_status()
         except requests.RequestException as error:
-            raise ServiceError(f"the work pool cannot be resumed: {error}") from error
+            raise FlowersError(f"the work pool cannot be resumed: {error}") from error
         HELD.unlink()
 
 

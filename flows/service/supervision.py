@@ -12,7 +12,8 @@ from xmlrpc.client import Fault, ServerProxy
 import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
-from flows.service.places import SOCKET, STATE, ServiceError
+from contract.errors import FlowersError
+from flows.service import SOCKET, STATE
 
 _CONFIGURATION = "supervisord.conf"
 _KEPT_LINES = 15
@@ -39,16 +40,16 @@ class Supervisor:
     def list_starts(self) -> dict[str, int]:
         """Return when each program was last started, in seconds since the epoch; refuse one that was given up."""
         if self._process.poll() is not None:
-            raise ServiceError(f"supervisord has ended:\n{read_log_end('supervisord')}")
+            raise FlowersError(f"supervisord has ended:\n{read_log_end('supervisord')}")
         try:
             programs = call_supervisor("getAllProcessInfo")
         except (FileNotFoundError, ConnectionRefusedError):  # it does not listen yet
             return {}
         except Fault as fault:
-            raise ServiceError(f"supervisord is shutting down ({fault.faultString})") from None
+            raise FlowersError(f"supervisord is shutting down ({fault.faultString})") from None
         for program in programs:
             if program["statename"] == "FATAL":
-                raise ServiceError(f"{program['name']} does not start:\n{read_log_end(program['name'])}")
+                raise FlowersError(f"{program['name']} does not start:\n{read_log_end(program['name'])}")
         return {program["name"]: program["start"] for program in programs}
 
     def stop(self) -> None:
@@ -73,7 +74,7 @@ def refuse_second_service() -> None:
     """Refuse to start beside a running service of this folder, whatever its ports."""
     with socket.socket(socket.AF_UNIX) as probe, suppress(FileNotFoundError, ConnectionRefusedError):
         probe.connect(str(SOCKET))
-        raise ServiceError(
+        raise FlowersError(
             "the service of this folder is running already: stop it by Ctrl-C in its terminal or by "
             "`supervisorctl shutdown`"
         )

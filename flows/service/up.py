@@ -14,8 +14,9 @@ from contextlib import contextmanager
 
 import requests
 
+from contract.errors import FlowersError
+from flows.service import STATE
 from flows.service.addresses import Addresses, make_environment
-from flows.service.places import STATE, ServiceError
 from flows.service.runs import direct_session, end_runs, hold_pool, release_pool
 from flows.service.supervision import Supervisor, read_log_end, refuse_second_service
 
@@ -30,7 +31,7 @@ def serve_until_interrupted(addresses: Addresses) -> None:
     """Run the service of the current folder until Ctrl-C or SIGTERM.
 
     Raises:
-        ServiceError: it cannot start or continue.
+        FlowersError: it cannot start or continue.
     """
     for number in _ENDING_SIGNALS:
         signal.signal(number, signal.default_int_handler)  # even where a script's background ignores SIGINT
@@ -73,7 +74,7 @@ def wait_for_servers(supervisor: Supervisor, addresses: Addresses) -> None:
         while not answers(address):
             supervisor.list_starts()  # an error where one was given up
             if time.monotonic() > end:
-                raise ServiceError(f"{name} does not answer at {address}:\n{read_log_end(name)}")
+                raise FlowersError(f"{name} does not answer at {address}:\n{read_log_end(name)}")
             time.sleep(_POLL_SECONDS)
 
 
@@ -93,7 +94,7 @@ def set_up_server(environment: Mapping[str, str]) -> None:
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if result.returncode != 0:
-        raise ServiceError(f"the set-up of the Prefect server failed:\n{result.stdout}{result.stderr}")
+        raise FlowersError(f"the set-up of the Prefect server failed:\n{result.stdout}{result.stderr}")
 
 
 def report_restarts(supervisor: Supervisor) -> None:

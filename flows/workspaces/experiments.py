@@ -26,10 +26,6 @@ _ABSENT = "0" * 40
 _MAX_NAME_LENGTH = 100
 
 
-class UnknownRevisionError(FlowersError):
-    """A name stands for no revision of git and no DVC experiment; the message says what to do."""
-
-
 def make_experiment_name(run_name: str) -> str:
     """Return a flow run's name in a form that git refs and folders accept."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", run_name).strip("-")[:_MAX_NAME_LENGTH].rstrip("-")
@@ -85,7 +81,7 @@ def find_commit(folder: Path, revision: str) -> str:
     """Return the commit of a git revision or of an experiment.
 
     Raises:
-        UnknownRevisionError: there is none, or several experiments have that name.
+        FlowersError: there is none, or several experiments have that name.
     """
     if commit := resolve_commit(folder, revision):
         return commit
@@ -93,7 +89,7 @@ def find_commit(folder: Path, revision: str) -> str:
     if len(found) == 1:
         return found[0]
     problem = f"the name of {len(found)} DVC experiments" if found else "neither a git revision nor a DVC experiment"
-    raise UnknownRevisionError(
+    raise FlowersError(
         f"revision {revision!r} is {problem}; `dvc exp list --all-commits` lists the experiments, `git log` the "
         "commits, and the digest of a commit is never ambiguous"
     )

@@ -16,10 +16,6 @@ from flows.workspaces.git import read_file_at
 _PIN = str(DATA_PIN)
 
 
-class NotCachedError(FlowersError):
-    """Required outputs are neither in the DVC cache nor in a remote; the message says which, and what to do."""
-
-
 def share_cache(checkout: Path, worktree: Path) -> None:
     """Let DVC in `worktree` use the cache and the settings of `checkout`, including those that git does not know.
 
@@ -67,7 +63,7 @@ def bring_outputs(worktree: Path, required: Mapping[Path, str], stages: Sequence
         stages: names of stages in dvc.yaml.
 
     Raises:
-        NotCachedError: a required output is in neither.
+        FlowersError: a required output is in neither.
     """
     _run_dvc(worktree, "checkout", "--quiet", "--allow-missing", *stages)
     missing = [path for path in required if not (worktree / path).exists()]
@@ -77,7 +73,7 @@ def bring_outputs(worktree: Path, required: Mapping[Path, str], stages: Sequence
         missing = [path for path in missing if not (worktree / path).exists()]
     if missing:
         names = " and ".join(f"{required[path]} ({path})" for path in missing)
-        raise NotCachedError(
+        raise FlowersError(
             f"the DVC cache does not hold {names}; `dvc pull` fetches it from a remote that has it, and the pipeline "
             f"makes it again. DVC says: {output.splitlines()[-1] if output else 'nothing'}"
         )

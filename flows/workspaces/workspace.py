@@ -14,12 +14,13 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from contract.environment import TRACKING_URI
+from contract.errors import FlowersError
 from contract.params import PARAMS_FILE, PROFILES_FOLDER, activate, list_profiles
 from contract.paths import DATA_PIN, DVC_LOCK
 from flows.workspaces.experiments import make_experiment_name, save_experiment
 from flows.workspaces.git import GitError, git, read_file_at, try_git
 from flows.workspaces.shared_cache import bring_raw_data
-from flows.workspaces.worktrees import WorkspaceError, make_worktree
+from flows.workspaces.worktrees import make_worktree
 
 WorkspaceKind = Literal["checkout", "isolated"]
 
@@ -40,13 +41,13 @@ class Workspace:
 
         Raises:
             ParamsError: they cannot be used; nothing is written.
-            WorkspaceError: download.source is a relative path, which this worktree does not have.
+            FlowersError: download.source is a relative path, which this worktree does not have.
         """
         params = activate(profile, overrides)
         if self.folder != self.checkout:
             source = params.download.source
             if source and not (source.startswith(("http://", "https://", "~", "/")) or Path(source).exists()):
-                raise WorkspaceError(
+                raise FlowersError(
                     f"download.source={source!r} is a relative path, which the worktree of an isolated run does not "
                     "have: give the absolute path"
                 )
@@ -62,7 +63,7 @@ def open_workspace(kind: WorkspaceKind) -> Iterator[Workspace]:
     name; however it ends, the worktree is removed.
 
     Raises:
-        WorkspaceError: git cannot make a worktree.
+        FlowersError: git cannot make a worktree.
     """
     checkout = Path.cwd()
     if kind == "checkout":
@@ -91,7 +92,7 @@ def enter_last_commit() -> Iterator[None]:
                 (Path(temporary) / name).parent.mkdir(exist_ok=True)
                 (Path(temporary) / name).write_text(read_file_at(checkout, "HEAD", name) or "")
         except GitError as error:
-            raise WorkspaceError(f"an isolated run starts from the last commit, and {error}") from None
+            raise FlowersError(f"an isolated run starts from the last commit, and {error}") from None
         with contextlib.chdir(temporary):
             yield
 

@@ -19,10 +19,6 @@ FOLDER = Path("workspaces")
 """Folder of the worktrees in the checkout; git and DVC ignore it."""
 
 
-class WorkspaceError(FlowersError):
-    """An isolated workspace cannot be made or used; the message says why."""
-
-
 @contextmanager
 def make_worktree(checkout: Path, name: str) -> Iterator[Path]:
     """Make a detached worktree of the last commit, with the DVC cache and the checkpoints of the checkout.
@@ -31,7 +27,7 @@ def make_worktree(checkout: Path, name: str) -> Iterator[Path]:
     outlive the run for the moment in which it saves its work. Worktrees of killed runs are removed first.
 
     Raises:
-        WorkspaceError: git cannot make one.
+        FlowersError: git cannot make one.
     """
     (checkout / FOLDER).mkdir(exist_ok=True)
     changing = FileLock(checkout / FOLDER / ".changing")  # one run at a time adds and removes worktrees
@@ -64,7 +60,7 @@ def _add(checkout: Path, folder: Path) -> None:
     try:
         git(checkout, "worktree", "add", "--force", "--detach", str(folder), "HEAD")
     except GitError as error:
-        raise WorkspaceError(f"an isolated run works in a git worktree of the last commit, and {error}") from None
+        raise FlowersError(f"an isolated run works in a git worktree of the last commit, and {error}") from None
     share_cache(checkout, folder)
     # Shared, so that a cancelled training continues in another worktree.
     (checkout / CHECKPOINTS).mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import pytest
 
 from contract.errors import FlowersError, ParamsError
 from contract.nesting import nest
-from flows.trials import MAX_TRIALS, SweepError, parse_overrides_list, plan_trials
+from flows.trials import MAX_TRIALS, parse_overrides_list, plan_trials
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_list_of_overrides_may_mix_forms_and_overrule_what_is_shared(spelt):
 
 
 def test_all_that_is_wrong_is_told_at_once(spelt):
-    with pytest.raises(SweepError) as caught:
+    with pytest.raises(FlowersError) as caught:
         spelt(grid={"train.learning_rate": [1e-3, -1.0], "train.num_steps": [100, 0]})
     first, *others = str(caught.value).splitlines()
     assert first == "3 of 4 trials cannot be used:"

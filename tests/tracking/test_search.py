@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 
+from contract.errors import FlowersError
 from tracking.runs import SWEEP_TAG, open_run
-from tracking.search import UnknownRunError, choose_runs, find_run, join_runs
+from tracking.search import choose_runs, find_run, join_runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # in MLflow's own tables
 
@@ -54,23 +55,23 @@ def test_a_run_joins_a_sweep_once_and_one_that_is_gone_is_left_out(client, three
     ],
 )
 def test_what_is_unknown_is_a_clear_error(three, choice, message):
-    with pytest.raises(UnknownRunError, match=rf"mlflow\.db {message}"):
+    with pytest.raises(FlowersError, match=rf"mlflow\.db {message}"):
         choose_runs(**choice)
 
 
 def test_a_database_without_runs_is_no_error(client):
     assert choose_runs().empty and join_runs([], "owls").empty
-    with pytest.raises(UnknownRunError, match="it has no runs yet"):
+    with pytest.raises(FlowersError, match="it has no runs yet"):
         choose_runs(["abcd"])
-    with pytest.raises(UnknownRunError, match="there are none yet"):
+    with pytest.raises(FlowersError, match="there are none yet"):
         choose_runs(sweep="owls")
 
 
 def test_a_name_of_several_runs_asks_for_an_id():
     runs = pd.DataFrame({"run_id": ["aaaa1", "aaaa2"], "tags.mlflow.runName": "twin"})
     for name in ("twin", "aaaa"):
-        with pytest.raises(UnknownRunError, match="aaaa1, aaaa2"):
+        with pytest.raises(FlowersError, match="aaaa1, aaaa2"):
             find_run(name, runs)
     assert find_run("aaaa2", runs)["run_id"].tolist() == ["aaaa2"]
-    with pytest.raises(UnknownRunError, match="has no run 'aaa'"):  # too short to mean one
+    with pytest.raises(FlowersError, match="has no run 'aaa'"):  # too short to mean one
         find_run("aaa", runs[:1])

@@ -7,7 +7,7 @@ import httpx
 import pytest
 import requests
 
-from flows.service.proxy import proxy_exceptions
+from flows.service.addresses import proxy_exceptions
 
 
 @pytest.mark.parametrize(

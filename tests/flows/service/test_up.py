@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from contract.errors import FlowersError
+from flows.service import POOL, SOCKET, STATE
 from flows.service.addresses import Addresses, make_environment
-from flows.service.places import POOL, SOCKET, STATE, ServiceError
 from flows.service.runs import hold_pool, release_pool
 from flows.service.supervision import read_log_end, refuse_second_service
 from tests.seams.servers import free_port
@@ -31,16 +32,16 @@ def test_a_port_in_use_is_an_error_that_names_the_port_and_its_option(option):
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken, other = server.getsockname()[1], free_port()
         ports = (taken, other) if option == "--prefect-port" else (other, taken)
-        with pytest.raises(ServiceError, match=rf"127.0.0.1 port {taken}: Address already in use.*{option}"):
+        with pytest.raises(FlowersError, match=rf"127.0.0.1 port {taken}: Address already in use.*{option}"):
             Addresses("127.0.0.1", *ports).require_free()
 
 
 def test_addresses_that_cannot_work_are_errors():
     first, second = free_port(), free_port()
     Addresses("127.0.0.1", first, second).require_free()
-    with pytest.raises(ServiceError, match=r"cannot listen on 192\.0\.2\.1 port"):
+    with pytest.raises(FlowersError, match=r"cannot listen on 192\.0\.2\.1 port"):
         Addresses("192.0.2.1", first, second).require_free()
-    with pytest.raises(ServiceError, match="different ports"):
+    with pytest.raises(FlowersError, match="different ports"):
         Addresses("127.0.0.1", first, first).require_free()
 
 
@@ -49,7 +50,7 @@ def test_a_second_service_of_the_folder_is_refused_whatever_its_ports(state):
     with socket.socket(socket.AF_UNIX) as running:
         running.bind(str(SOCKET))
         running.listen()
-        with pytest.raises(ServiceError, match="running already"):
+        with pytest.raises(FlowersError, match="running already"):
             refuse_second_service()
     refuse_second_service()  # a killed one leaves its socket behind
 
@@ -120,7 +121,7 @@ def test_a_missing_server_is_an_error_at_the_start_not_at_the_end(pool):
     hold_pool(pool[1])
     nowhere = f"http://127.0.0.1:{free_port()}/api"
     hold_pool(nowhere)
-    with pytest.raises(ServiceError, match="cannot be resumed"):
+    with pytest.raises(FlowersError, match="cannot be resumed"):
         release_pool(nowhere)
 
 

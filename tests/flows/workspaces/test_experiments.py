@@ -5,8 +5,8 @@ import io
 
 import pytest
 
+from contract.errors import FlowersError
 from flows.workspaces.experiments import (
-    UnknownRevisionError,
     find_commit,
     keep_stages,
     list_experiments,
@@ -109,7 +109,7 @@ def test_revisions_are_found_by_what_git_and_dvc_call_them(checkout, save):
 
 def test_a_name_that_nothing_has_is_refused(checkout):
     for name in ("wise-owl", "--all", "HEAD:params.yaml", ""):
-        with pytest.raises(UnknownRevisionError, match="neither a git revision nor a DVC experiment"):
+        with pytest.raises(FlowersError, match="neither a git revision nor a DVC experiment"):
             find_commit(checkout.folder, name)
 
 
@@ -117,5 +117,5 @@ def test_a_name_that_two_experiments_have_is_refused(checkout, save):
     save("wise-owl")
     (ref,) = list_experiments(checkout.folder)
     checkout.git("update-ref", ref.replace(ref.split("/")[2], "00", 1), ref)
-    with pytest.raises(UnknownRevisionError, match="2 DVC experiments"):
+    with pytest.raises(FlowersError, match="2 DVC experiments"):
         find_commit(checkout.folder, "wise-owl")

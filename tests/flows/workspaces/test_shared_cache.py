@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from contract.errors import FlowersError
 from flows.workspaces.experiments import save_experiment
-from flows.workspaces.shared_cache import NotCachedError, bring_outputs, bring_raw_data
+from flows.workspaces.shared_cache import bring_outputs, bring_raw_data
 from flows.workspaces.worktrees import make_worktree
 from tests.seams.checkout import Checkout
 
@@ -89,6 +90,6 @@ def test_a_model_comes_from_the_cache_or_from_the_remote_or_is_refused(trained):
     shutil.rmtree(trained.folder.parent / "store")
     with (
         make_worktree(trained.folder, "wise-owl") as folder,
-        pytest.raises(NotCachedError, match=r"does not hold the model \(build/model\)"),
+        pytest.raises(FlowersError, match=r"does not hold the model \(build/model\)"),
     ):
         bring_outputs(folder, MODEL, ["train"])

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from contract.errors import FlowersError
 from flows.workspaces import workspace
 from flows.workspaces.workspace import enter_last_commit, open_workspace
-from flows.workspaces.worktrees import WorkspaceError
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_an_isolated_run_starts_from_the_parameters_of_the_last_commit(checkout)
 
 def test_without_a_commit_there_is_nothing_to_start_from(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WorkspaceError, match=r"last commit, and .*fatal"), enter_last_commit():
+    with pytest.raises(FlowersError, match=r"last commit, and .*fatal"), enter_last_commit():
         pass
 
 
@@ -89,7 +89,7 @@ def test_images_that_only_the_checkout_finds_are_refused(checkout, in_flow_run, 
     monkeypatch.setattr(workspace, "activate", lambda *_: params)
     with open_workspace("checkout") as place:
         place.activate(None, {})
-    with pytest.raises(WorkspaceError, match="'pictures' is a relative path"), open_workspace("isolated") as place:
+    with pytest.raises(FlowersError, match="'pictures' is a relative path"), open_workspace("isolated") as place:
         place.activate(None, {})
     params.download.source = str(checkout.folder / "pictures")
     with open_workspace("isolated") as place:

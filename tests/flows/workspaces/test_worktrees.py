@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.workspaces.worktrees import WorkspaceError, make_worktree, remove_left_overs
+from contract.errors import FlowersError
+from flows.workspaces.worktrees import make_worktree, remove_left_overs
 from tests.seams.checkout import Checkout, wait_until
 
 PROJECT = Path(__file__).parents[3]
@@ -127,7 +128,7 @@ def test_hooks_such_as_those_of_dvc_install_do_not_run(checkout):
 
 
 def test_without_a_commit_there_is_one_clear_error(tmp_path):
-    with pytest.raises(WorkspaceError, match=r"last commit, and .*fatal: "), make_worktree(tmp_path, "wise-owl"):
+    with pytest.raises(FlowersError, match=r"last commit, and .*fatal: "), make_worktree(tmp_path, "wise-owl"):
         pass
     assert list((tmp_path / "workspaces").glob("wise-owl*")) == []
 
