@@ -44,8 +44,8 @@ def take_model(place: Workspace, revision: str) -> None:
     """Bring parameters, lock, dataset and model of a revision into the workspace.
 
     Raises:
-        FlowersError: there is no such revision, or nothing has been trained in it.
-        FlowersError: neither the DVC cache nor a remote holds its dataset and model.
+        FlowersError: there is no such revision, nothing has been trained in it, or neither the DVC cache nor a remote
+            holds its dataset and model.
     """
     commit = find_commit(place.checkout, revision)
     if read_file_at(place.checkout, commit, str(DVC_LOCK)) is None:

@@ -27,6 +27,11 @@ class Addresses:
         return server_address(self.host, self.prefect_port)
 
     @property
+    def prefect_api(self) -> str:
+        """Address that Prefect's clients use, the value of PREFECT_API_URL."""
+        return f"{self.prefect}/api"
+
+    @property
     def mlflow(self) -> str:
         """Address of the MLflow server, for programs on this machine."""
         return server_address(self.host, self.mlflow_port)
@@ -60,7 +65,7 @@ def make_environment(addresses: Addresses, caller: Mapping[str, str]) -> dict[st
         "PATH": os.defpath,
     }
     ours = {
-        "PREFECT_API_URL": f"{addresses.prefect}/api",
+        "PREFECT_API_URL": addresses.prefect_api,
         "PREFECT_SERVER_API_HOST": addresses.host,
         "PREFECT_SERVER_API_PORT": str(addresses.prefect_port),
         "MLFLOW_HOST": addresses.host,

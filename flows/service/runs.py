@@ -17,19 +17,18 @@ RUN_GRACE_SECONDS = 75.0
 
 def hold_pool(api: str) -> None:
     """Pause the pool, so that the worker starts no waiting run while those in progress end; they stay queued."""
-    with suppress(requests.RequestException), direct_session() as session:
-        pool = session.get(f"{api}/work_pools/{POOL}", timeout=5).json()
+    with suppress(requests.RequestException):
+        pool = requests.get(f"{api}/work_pools/{POOL}", timeout=5).json()
         if pool.get("is_paused") is False:
             HELD.touch()
-            session.patch(f"{api}/work_pools/{POOL}", json={"is_paused": True}, timeout=5)
+            requests.patch(f"{api}/work_pools/{POOL}", json={"is_paused": True}, timeout=5)
 
 
 def release_pool(api: str) -> None:
     """Resume the pool, if the end of a service has paused it."""
     if HELD.exists():
         try:
-            with direct_session() as session:
-                session.patch(f"{api}/work_pools/{POOL}", json={"is_paused": False}, timeout=30).raise_for_status()
+            requests.patch(f"{api}/work_pools/{POOL}", json={"is_paused": False}, timeout=30).raise_for_status()
         except requests.RequestException as error:
             raise FlowersError(f"the work pool cannot be resumed: {error}") from error
         HELD.unlink()
@@ -47,10 +46,3 @@ def end_runs(api: str) -> None:
                 process.terminate()
                 runs.append(process)
     psutil.wait_procs(runs, timeout=RUN_GRACE_SECONDS)
-
-
-def direct_session() -> requests.Session:
-    """Return a session that reaches this machine's own ports past any proxy."""
-    session = requests.Session()
-    session.trust_env = False
-    return session

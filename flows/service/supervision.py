@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy
@@ -22,13 +21,12 @@ _KEPT_LINES = 15
 class Supervisor:
     """A running supervisord, and its XML-RPC interface."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self) -> None:
         """Start supervisord, and with it both servers."""
         STATE.mkdir(exist_ok=True)
         # A session of its own: the terminal's Ctrl-C ends the programs in their order, not all at once.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "supervisor.supervisord", "--configuration", _CONFIGURATION],
-            env=environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import requests
@@ -17,7 +17,7 @@ import requests
 from contract.errors import FlowersError
 from flows.service import STATE
 from flows.service.addresses import Addresses, make_environment
-from flows.service.runs import direct_session, end_runs, hold_pool, release_pool
+from flows.service.runs import end_runs, hold_pool, release_pool
 from flows.service.supervision import Supervisor, read_log_end, refuse_second_service
 
 START_SECONDS = 300.0
@@ -38,12 +38,12 @@ def serve_until_interrupted(addresses: Addresses) -> None:
     try:
         refuse_second_service()
         addresses.require_free()
-        environment = make_environment(addresses, os.environ)
+        os.environ.update(make_environment(addresses, os.environ))  # all programs inherit it
         print("Starting; the first time takes a minute.", flush=True)
-        with run_servers(environment) as supervisor:
+        with run_servers(addresses.prefect_api) as supervisor:
             wait_for_servers(supervisor, addresses)
-            set_up_server(environment)
-            release_pool(environment["PREFECT_API_URL"])
+            set_up_server()
+            release_pool(addresses.prefect_api)
             supervisor.start("worker")
             print(welcome(addresses), flush=True)
             report_restarts(supervisor)
@@ -52,23 +52,23 @@ def serve_until_interrupted(addresses: Addresses) -> None:
 
 
 @contextmanager
-def run_servers(environment: Mapping[str, str]) -> Iterator[Supervisor]:
+def run_servers(api: str) -> Iterator[Supervisor]:
     """Run supervisord with the servers; at the end of the block, end runs, worker and servers in this order."""
-    supervisor = Supervisor(environment)
+    supervisor = Supervisor()
     try:
         yield supervisor
     finally:
         for number in _ENDING_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         print("Stopping; runs in progress save their work.", flush=True)
-        hold_pool(environment["PREFECT_API_URL"])
-        end_runs(environment["PREFECT_API_URL"])
+        hold_pool(api)
+        end_runs(api)
         supervisor.stop()
 
 
 def wait_for_servers(supervisor: Supervisor, addresses: Addresses) -> None:
     """Wait until both servers answer; the error about one that does not holds the end of its log."""
-    health = {"prefect": f"{addresses.prefect}/api/health", "mlflow": f"{addresses.mlflow}/health"}
+    health = {"prefect": f"{addresses.prefect_api}/health", "mlflow": f"{addresses.mlflow}/health"}
     end = time.monotonic() + START_SECONDS
     for name, address in health.items():
         while not answers(address):
@@ -80,19 +80,16 @@ def wait_for_servers(supervisor: Supervisor, addresses: Addresses) -> None:
 
 def answers(address: str) -> bool:
     """Return whether a GET of the address succeeds."""
-    with direct_session() as session:
-        try:
-            return session.get(address, timeout=5).ok
-        except requests.RequestException:
-            return False
+    try:
+        return requests.get(address, timeout=5).ok
+    except requests.RequestException:
+        return False
 
 
-def set_up_server(environment: Mapping[str, str]) -> None:
+def set_up_server() -> None:
     """Make pool, automation and deployments, in a process that knows the server's address from its start."""
     command = [sys.executable, "-m", "flows.cli", "set-up"]
-    result = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise FlowersError(f"the set-up of the Prefect server failed:\n{result.stdout}{result.stderr}")
 
@@ -117,6 +114,6 @@ def welcome(addresses: Addresses) -> str:
   logs     {STATE}/*.log
 
   For commands of your own, such as `prefect deployment run pipeline/quickstart`:
-    export PREFECT_API_URL={addresses.prefect}/api MLFLOW_TRACKING_URI={addresses.mlflow}
+    export PREFECT_API_URL={addresses.prefect_api} MLFLOW_TRACKING_URI={addresses.mlflow}
 
 Ctrl-C stops everything."""
