@@ -1,4 +1,4 @@
-"""Rank the trials of a sweep by their figures, and show the table on the sweep's page, in a file and in the log."""
+"""Rank the trials of a sweep by their metrics, and show the table on the sweep's page, in a file and in the log."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from prefect.logging import get_run_logger
 
 from flows.fan_out import Outcome
 from tasks.run_page import show
-from tracking.comparison import charts_page, compare_page, format_table, rank, read_metrics, select_figures, write_csv
+from tracking.comparison import charts_page, compare_page, format_table, rank, read_metrics, select_metrics, write_csv
 from tracking.search import FLOW_RUN_ID, join_runs, to_records
 
 TABLES = Path("build/sweeps")
@@ -42,7 +42,7 @@ def show_ranking(sweep: str, outcomes: Sequence[Outcome]) -> None:
 
 
 def read_trial_metrics(outcome: Outcome) -> dict[str, Any]:
-    """Return the table of metrics on a trial's page: its figures, and the id of the MLflow run that holds them."""
+    """Return the metrics that a trial's page shows, and the id of the MLflow run that holds them."""
     if not outcome.is_completed or outcome.flow_run_id is None:
         return {}
     chosen = ArtifactFilter(
@@ -79,9 +79,9 @@ def find_runs(sweep: str, outcomes: Sequence[Outcome], metrics: Records) -> Reco
 
 
 def rank_trials(outcomes: Sequence[Outcome], runs: Records, metrics: Records) -> pd.DataFrame:
-    """Return a row per trial, the best first: figures, varied parameters, state and MLflow run; those that failed last.
+    """Return a row per trial, the best first: metrics, varied parameters, state and MLflow run; those that failed last.
 
-    The figures are those of the trial's own table and of its MLflow run, which also knows the last loss.
+    The metrics are those of the trial's own table and of its MLflow run, which also knows the last loss.
     """
     rows = []
     for outcome in outcomes:
@@ -89,7 +89,7 @@ def rank_trials(outcomes: Sequence[Outcome], runs: Records, metrics: Records) ->
         row: dict[str, Any] = {"trial": trial.name, "state": outcome.state.name}
         if outcome.is_completed:
             known = {**metrics.get(trial.name, {}), **read_metrics(run)}
-            row |= select_figures(known, trial.params.reference.extractor)
+            row |= select_metrics(known, trial.params.reference.extractor)
         row |= {name: str(value) for name, value in trial.varied.items()}
         rows.append(row | {"run": run.get("run_id"), "why": outcome.why or None})
     table = pd.DataFrame(rows)

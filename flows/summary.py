@@ -11,20 +11,20 @@ _PARTS = ("_std", "_low", "_high", "_expected")
 
 
 def summarise_results() -> str:
-    """Return the places of the results, the figures, and the pages that show them."""
+    """Return the places of the results, the metrics, and the pages that show them."""
     metrics = json.loads(METRICS.read_text())
-    figures = []
+    lines = []
     for name, value in metrics.items():
         if isinstance(value, float) and not name.endswith(_PARTS):
             low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
             interval = "" if low is None else f"  (95 %: {low:.4f} … {high:.4f})"
-            figures.append(f"    {name:42} {value:10.4f}{interval}")
+            lines.append(f"    {name:42} {value:10.4f}{interval}")
     return "\n".join(
         [
             "",
             f"  pictures    {GRID}, {REVERSE_PROCESS}",
             f"  metrics     {METRICS}",
-            *figures,
+            *lines,
             f"  MLflow run  {metrics['mlflow_run_id'] or 'none (tracking is off)'}",
             "",
             *list_pages(),

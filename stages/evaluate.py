@@ -68,7 +68,7 @@ def extract_samples(samples: Tensor, params: ReferenceParams) -> tuple[Tensor, d
 
 
 def evaluate(params: Params, tracker: Tracker, samples: Tensor, features: Tensor, made_by: dict[str, Any]) -> None:
-    """Compute all figures, tables and pictures, write them and record them in MLflow."""
+    """Compute all metrics, tables and pictures, write them and record them in MLflow."""
     real, extractor = read_real_features(REFERENCE), made_by["extractor"]
     # A split without images may be named, too.
     train_splits = [split for split in json.loads(SAMPLES_RECORD.read_text())["train_splits"] if split in real.features]
@@ -82,9 +82,9 @@ def evaluate(params: Params, tracker: Tracker, samples: Tensor, features: Tensor
     with atomic_path(CLOSEST_PAIRS) as temporary:
         save_png(pairs, temporary, enlargement(samples.shape[-1]))
     # MLflow draws metrics as charts; counts, splits and versions are text to read beside them.
-    figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
-    tracker.record_metrics(figures, params.train.num_steps)
-    tracker.record_tags({f"evaluate.{name}": str(value) for name, value in metrics.items() if name not in figures})
+    charted = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    tracker.record_metrics(charted, params.train.num_steps)
+    tracker.record_tags({f"evaluate.{name}": str(value) for name, value in metrics.items() if name not in charted})
     tracker.record_image("closest_pairs", pairs)
     for path in (NEAREST, CLOSEST_PAIRS):
         tracker.record_file(path, "evaluation")

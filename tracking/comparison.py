@@ -1,4 +1,4 @@
-"""Put runs side by side: their figures, the parameters that differ, the best run first."""
+"""Put runs side by side: their metrics, the parameters that differ, the best run first."""
 
 import json
 import shutil
@@ -13,12 +13,12 @@ from contract.addresses import mlflow_address
 from ddpm.files import atomic_path
 from tracking.search import NAME, to_records
 
-FIGURES = ("fd", "precision", "recall", "memorised_share")
-"""Figures shown after the kernel distance; their names in MLflow go on with that of the feature extractor."""
+COMPARED_METRICS = ("fd", "precision", "recall", "memorised_share")
+"""Metrics shown after the kernel distance; their names in MLflow go on with that of the feature extractor."""
 
 
 def compare_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per run, the best first: id, name, status, figures, and the parameters that differ between runs.
+    """Return a row per run, the best first: id, name, status, metrics, and the parameters that differ between runs.
 
     Args:
         runs: as `tracking.search` gives them.
@@ -26,7 +26,7 @@ def compare_runs(runs: pd.DataFrame) -> pd.DataFrame:
     differing = [name for name in map(str, runs) if name.startswith("params.") and runs[name].nunique() > 1]
     rows = [
         {"run": run["run_id"], "name": run[NAME], "status": run["status"]}
-        | select_figures(read_metrics(run), str(run.get("params.reference.extractor")))
+        | select_metrics(read_metrics(run), str(run.get("params.reference.extractor")))
         | {name.removeprefix("params."): run[name] for name in differing}
         for run in to_records(runs)
     ]
@@ -39,17 +39,17 @@ def read_metrics(run: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if pd.notna(value)}
 
 
-def select_figures(metrics: Mapping[str, float], extractor: str) -> dict[str, float]:
-    """Return the figures to compare by: the kernel distance with its interval, the others, and the last loss."""
+def select_metrics(metrics: Mapping[str, float], extractor: str) -> dict[str, float]:
+    """Return the metrics to compare by: the kernel distance with its interval, the others, and the last loss."""
     kid = f"kid_{extractor}"
-    names = [kid, f"{kid}_low", f"{kid}_high", *(f"{figure}_{extractor}" for figure in FIGURES), "loss"]
+    names = [kid, f"{kid}_low", f"{kid}_high", *(f"{name}_{extractor}" for name in COMPARED_METRICS), "loss"]
     return {name: metrics[name] for name in names if name in metrics}
 
 
 def rank(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows by the kernel distance that most of them have, the least first; numbered from 1, no empty column.
 
-    Rows without that figure come last, equal ones keep their order.
+    Rows without that metric come last, equal ones keep their order.
     """
     kids = [name for name in map(str, table) if name.startswith("kid_") and not name.endswith(("_low", "_high"))]
     if kids:
@@ -78,7 +78,7 @@ def compare_page(runs: pd.DataFrame) -> str:
 
 
 def charts_page(runs: pd.DataFrame) -> str:
-    """Return the address of the page on which MLflow shows losses, figures and image grids of these runs together."""
+    """Return the address of the page on which MLflow shows losses, metrics and image grids of these runs together."""
     ids = ", ".join(f"'{run_id}'" for run_id in runs["run_id"])
     chosen = quote(f"attributes.run_id IN ({ids})")
     experiment = runs["experiment_id"].iloc[0]

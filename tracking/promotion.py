@@ -1,4 +1,4 @@
-"""Give the champion's place to a version of the registered model: by its figures, or by hand.
+"""Give the champion's place to a version of the registered model: by its metrics, or by hand.
 
 The rule: the whole 95 % interval of the new kernel distance lies below the whole interval of the champion's. Most
 trainings of a sweep differ by chance alone, and each is another chance to be lucky. Where nothing but chance differs,
@@ -16,11 +16,11 @@ from tracking.registry import Registry, Version
 PROMOTION_TAG = "promotion"
 """Version tag that says why a version became the champion, or did not."""
 
-FIGURE_TAG = "evaluate."
-"""Beginning of the version tags that hold its figures."""
+METRIC_TAG = "evaluate."
+"""Beginning of the version tags that hold its metrics."""
 
-Figures: TypeAlias = Mapping[str, str]
-"""Figures of build/metrics.json by name, as text; none where the model was not evaluated."""
+Metrics: TypeAlias = Mapping[str, str]
+"""Metrics of build/metrics.json by name, as text; none where the model was not evaluated."""
 
 _MUST_AGREE = (
     "extractor", "weights_sha256", "dataset_md5", "reference_split", "num_reference", "num_samples",
@@ -53,7 +53,7 @@ class Verdict:
     reason: str
 
 
-def promote_if_better(registry: Registry, version: Version, figures: Figures) -> Verdict | None:
+def promote_if_better(registry: Registry, version: Version, metrics: Metrics) -> Verdict | None:
     """Judge the version against the champion, and promote it if it is better; None, where it is the champion already.
 
     MLflow moves the alias for whoever asks last. Another registration may move it meanwhile, so the champion is read
@@ -61,7 +61,7 @@ def promote_if_better(registry: Registry, version: Version, figures: Figures) ->
     """
     verdict = None
     while (champion := registry.champion()) is None or champion.number != version.number:
-        verdict = judge_version(figures, champion)
+        verdict = judge_version(metrics, champion)
         if not verdict.promotes:
             break
         if registry.champion() == champion:
@@ -70,7 +70,7 @@ def promote_if_better(registry: Registry, version: Version, figures: Figures) ->
 
 
 def promote_by_hand(registry: Registry, number: str) -> str:
-    """Make a version the champion whatever its figures, note it with the version, and return what was done, in words.
+    """Make a version the champion whatever its metrics, note it with the version, and return what was done, in words.
 
     Raises:
         TrackingError: there is no such version.
@@ -82,16 +82,16 @@ def promote_by_hand(registry: Registry, number: str) -> str:
     return f"{registry.name} version {number} is the champion" + (f", after {before.number}" if before else "")
 
 
-def judge_version(new: Figures, champion: Version | None) -> Verdict:
-    """Decide whether a version with the figures `new` replaces the champion; None means that there is no champion."""
+def judge_version(new: Metrics, champion: Version | None) -> Verdict:
+    """Decide whether a version with the metrics `new` replaces the champion; None means that there is no champion."""
     if champion is None:
         return Verdict(True, "there was no champion")
     named = f"the champion, version {champion.number}"
-    old = {name.removeprefix(FIGURE_TAG): tag for name, tag in champion.tags.items() if name.startswith(FIGURE_TAG)}
+    old = {name.removeprefix(METRIC_TAG): tag for name, tag in champion.tags.items() if name.startswith(METRIC_TAG)}
     if not new:
         return Verdict(False, f"it was not evaluated, so it cannot be compared with {named}")
     if not old:
-        return Verdict(False, f"{named}, was not evaluated, so there is no figure to beat")
+        return Verdict(False, f"{named}, was not evaluated, so there is no metric to beat")
     if differences := [
         f"{name} is {_shorten(new.get(name))} and was {_shorten(old.get(name))}"
         for name in _MUST_AGREE
@@ -105,10 +105,10 @@ def judge_version(new: Figures, champion: Version | None) -> Verdict:
     return Verdict(False, f"{'the intervals overlap' if ours.mean < theirs.mean else 'it is no lower'}: {both}")
 
 
-def read_interval(figures: Figures) -> Interval:
+def read_interval(metrics: Metrics) -> Interval:
     """Return the kernel distance of an evaluated model; lower is better."""
-    name = f"kid_{figures['extractor']}"
-    return Interval(name, *(float(figures[f"{name}{ending}"]) for ending in ("", "_low", "_high")))
+    name = f"kid_{metrics['extractor']}"
+    return Interval(name, *(float(metrics[f"{name}{ending}"]) for ending in ("", "_low", "_high")))
 
 
 def _shorten(value: str | None) -> str:

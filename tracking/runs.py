@@ -44,7 +44,7 @@ class Tracker:
     experiment_id = ""
 
     def record_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Record figures at a step, beside those of other names at the same step."""
+        """Record metrics at a step, beside those of other names at the same step."""
 
     def record_image(self, key: str, image: NDArray[np.uint8], step: int = 0) -> None:
         """Record an image, shape (height, width, 3), in the series `key`."""

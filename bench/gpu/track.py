@@ -40,8 +40,8 @@ def track(model: Path, folders: Sequence[Path]) -> None:
     with open_run(read_params()) as tracker:
         if "losses.csv" in files:
             for _, row in pd.read_csv(files["losses.csv"]).set_index("step", drop=False).iterrows():
-                figures = {str(name): float(value) for name, value in row.drop("step").dropna().items()}
-                tracker.record_metrics(figures, int(row["step"]))
+                metrics = {str(name): float(value) for name, value in row.drop("step").dropna().items()}
+                tracker.record_metrics(metrics, int(row["step"]))
         for name in ("report.json", "losses.csv", "log.txt"):
             if name in files:
                 tracker.record_file(files[name], "training")

@@ -1,4 +1,4 @@
-"""Distances of samples and of other real images from a reference set: figures for metrics.json."""
+"""Distances of samples and of other real images from a reference set: metrics for metrics.json."""
 
 from importlib.metadata import version
 from typing import Any
@@ -39,7 +39,7 @@ def choose_sets(real: RealFeatures, samples: Tensor, params: EvaluateParams) -> 
 
 
 def measure_distances(sets: dict[str, Tensor], params: EvaluateParams, suffix: str) -> dict[str, Any]:
-    """Return the figures of each set against the reference, kernel distance first, and all needed to repeat them."""
+    """Return the metrics of each set against the reference, kernel distance first, and all needed to repeat them."""
     reference = sets["reference"]
     metrics: dict[str, Any] = {}
     for name, features in sets.items():

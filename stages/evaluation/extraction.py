@@ -31,7 +31,7 @@ def load_extractor(params: ReferenceParams, device: torch.device) -> FeatureExtr
 
 
 def describe_extractor(extractor: FeatureExtractor) -> dict[str, Any]:
-    """Return the facts about an extractor without which its figures cannot be compared."""
+    """Return the facts about an extractor without which its metrics cannot be compared."""
     return {
         "extractor": extractor.name,
         "resize": extractor.resize,

@@ -18,7 +18,7 @@ _PAIRS_PER_ROW = 4
 def measure_memorisation(
     nearest: NearestImages, real: RealFeatures, train_splits: list[str], suffix: str
 ) -> dict[str, float | int | str]:
-    """Return the figures for metrics.json; without enough images that were not trained on, only the counts."""
+    """Return the metrics for metrics.json; without enough images that were not trained on, only the counts."""
     held_out_splits = [split for split in real.features if split not in train_splits]
     held_out = real.select(held_out_splits) if held_out_splits else torch.empty(0)
     counts: dict[str, float | int | str] = {

@@ -1,10 +1,10 @@
-"""The figures of an evaluation in words."""
+"""The metrics of an evaluation in words."""
 
 from typing import Any
 
 
 def describe_metrics(metrics: dict[str, Any]) -> list[str]:
-    """Describe the figures of the samples, then of real images, then the share of memorised samples, a line each."""
+    """Describe the metrics of the samples, then of real images, then the share of memorised samples, a line each."""
     suffix = metrics["extractor"]
     against = f"{metrics['num_reference']} images of split {metrics['reference_split']}"
     lines = [f"{metrics['num_samples']} samples against {against}: {_describe_set(metrics, suffix)}"]

@@ -31,7 +31,7 @@ from tracking.runs import Tracker
 EXTRACTOR: ExtractorName = "efficientnet_lite0"
 """Extractor of all trainings: it needs no download, and the curve is compared only with itself."""
 
-FIGURE = f"kid_{EXTRACTOR}"
+METRIC = f"kid_{EXTRACTOR}"
 
 BEST = "best.safetensors"
 
@@ -42,7 +42,7 @@ class TrainingEvaluation:
     """Evaluates the averaged weights of an experiment, and keeps the best.
 
     Its rows are those of the experiment's recording, which checkpoints contain. Rows from an evaluation on other images
-    are dropped, since their figures cannot be compared.
+    are dropped, since their metrics cannot be compared.
 
     Raises:
         StageError: the split holds too few images.
@@ -79,9 +79,9 @@ class TrainingEvaluation:
         fake = self._extract(draw_samples(self._experiment, num_images), torch.arange(num_images))
         # Whole sets instead of subsets: with so few images every pair counts.
         kernel = kernel_distance(self._real, fake, num_subsets=1, subset_size=num_images)
-        figures = {FIGURE: kernel.mean, f"{FIGURE}_low": kernel.low, f"{FIGURE}_high": kernel.high}
-        self._rows.append({"step": step} | figures | self._compared)
-        self._tracker.record_metrics({f"training_{name}": value for name, value in figures.items()}, step)
+        metrics = {METRIC: kernel.mean, f"{METRIC}_low": kernel.low, f"{METRIC}_high": kernel.high}
+        self._rows.append({"step": step} | metrics | self._compared)
+        self._tracker.record_metrics({f"training_{name}": value for name, value in metrics.items()}, step)
         if is_first() and find_best_step(self._rows) == step:
             tensors = to_row_major(self._experiment.state.ema.module.state_dict())
             with atomic_path(self._experiment.folder / BEST) as temporary:
@@ -102,7 +102,7 @@ class TrainingEvaluation:
 
 def find_best_step(rows: list[dict[str, Any]]) -> int:
     """Return the step of the least kernel distance; the first of equal ones."""
-    return int(min(rows, key=lambda row: row[FIGURE])["step"])
+    return int(min(rows, key=lambda row: row[METRIC])["step"])
 
 
 def publish_best(folder: Path, rows: list[dict[str, Any]], target: Path) -> None:
