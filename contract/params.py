@@ -19,17 +19,13 @@ from ruamel.yaml.error import YAMLError
 
 from contract.errors import ParamsError
 from contract.nesting import merge
+from contract.paths import PARAMS_FILE, PROFILES_FOLDER, list_profiles
 from contract.schema import find_missing, suggest
 from contract.sections import Params
 from ddpm.files import atomic_path
 
-__all__ = [
-    "PARAMS_FILE", "PROFILES_FOLDER", "Params", "ParamsError", "activate", "compose", "list_profiles", "read_params",
-    "validate_params",
-]  # fmt: skip
+__all__ = ["Params", "ParamsError", "activate", "compose", "read_params", "validate_params"]
 
-PARAMS_FILE = Path("params.yaml")
-PROFILES_FOLDER = Path("profiles")
 BASE_PROFILE = "flowers102"
 """Name of the complete profile from which the others differ: the published setting."""
 
@@ -41,11 +37,6 @@ def read_params(path: Path = PARAMS_FILE) -> Params:
         ParamsError: the file is missing, is not YAML, or holds parameters that cannot be used.
     """
     return validate_params(_read_yaml(path), str(path))
-
-
-def list_profiles(folder: Path = PROFILES_FOLDER) -> list[str]:
-    """Return the names of the saved experiments."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def activate(profile: str | None, overrides: Mapping[str, Any], path: Path = PARAMS_FILE) -> Params:

@@ -1,7 +1,9 @@
-"""Paths that stages read and write; dvc.yaml names the same ones."""
+"""Paths of parameters, and those that stages read and write; dvc.yaml names the same ones."""
 
 from pathlib import Path
 
+PARAMS_FILE = Path("params.yaml")
+PROFILES_FOLDER = Path("profiles")
 DATA = Path("data")
 DATA_PIN = Path("data.dvc")
 DVC_LOCK = Path("dvc.lock")
@@ -27,3 +29,8 @@ METRICS = BUILD / "metrics.json"
 EVALUATION = BUILD / "evaluation"
 NEAREST = EVALUATION / "nearest.csv"
 CLOSEST_PAIRS = EVALUATION / "closest_pairs.png"
+
+
+def list_profiles(folder: Path = PROFILES_FOLDER) -> list[str]:
+    """Return the names of the saved experiments."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))

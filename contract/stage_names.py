@@ -13,6 +13,3 @@ READ_BESIDE = {
     "register": ("profile", "preprocess.image_size", "sample.weights"),
 }
 """Parameters and sections that a stage reads beside the section of its own name; dvc.yaml names the same."""
-
-EVALUATION = ("reference", "sample", "evaluate")
-"""Sections that change neither the dataset nor the model."""

@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from contract.errors import FlowersError
+from contract.paths import list_profiles
 from ddpm.config import MAX_GUIDANCE_SCALE, MAX_SEED, SamplerName, SamplingConfig
 from flows import EXIT_INTERRUPTED, MAX_CONCURRENT
 
@@ -18,9 +19,7 @@ CHAMPION = "models:/flowers-ddpm@champion"
 EXIT_FAILED, EXIT_MISUSED = 1, 2
 OWN_PACKAGES = ("contract", "ddpm", "flows", "stages", "tasks", "tracking")
 
-Profile = Annotated[
-    str | None, Parameter(choices=sorted(path.stem for path in Path("profiles").glob("*.yaml")) or None)
-]
+Profile = Annotated[str | None, Parameter(choices=list_profiles() or None)]
 Assignments = Annotated[tuple[str, ...], Parameter("--set", metavar="NAME=VALUE", show_default=False)]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 PortNumber = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]

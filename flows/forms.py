@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from contract.schema import is_section, read_help_texts
 from contract.sections import Params
-from contract.stage_names import EVALUATION
 from ddpm.config import field_hints
 
 _CONFIG = ConfigDict(extra="forbid")
@@ -76,7 +75,7 @@ if TYPE_CHECKING:
         """The sections of `Overrides` that keep the dataset and the model."""
 else:
     Overrides = _build_form(Params)
-    _FIELDS = {name: Overrides.model_fields[name] for name in EVALUATION}
+    _FIELDS = {name: Overrides.model_fields[name] for name in ("reference", "sample", "evaluate")}
     EvaluationOverrides = create_model(
         "EvaluationOverride", __config__=_CONFIG, **{name: (field.annotation, field) for name, field in _FIELDS.items()}
     )

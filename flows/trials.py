@@ -45,7 +45,7 @@ def plan_trials(
     Args:
         sweep: name of the sweep.
         profile: a saved experiment; None takes params.yaml as it is.
-        shared: what all trials change in the profile, nested or dotted.
+        shared: what all trials change in the profile, nested.
         grid: dotted names of parameters, each with its values, used in every combination.
         overrides: what each trial changes, nested or dotted.
 
@@ -56,7 +56,6 @@ def plan_trials(
     if bool(grid) == bool(overrides):
         got = "both" if grid else "neither"
         raise FlowersError(f"a sweep takes a grid or a list of overrides, got {got}")
-    shared = nest(shared)
     compose(profile, shared)
     choices = list(itertools.islice(combine(grid) if grid else iter(overrides), MAX_TRIALS + 1))
     if len(choices) > MAX_TRIALS:

@@ -10,7 +10,6 @@ from torch import Tensor
 from contract.errors import StageError
 from contract.params import Params
 from contract.paths import CLOSEST_PAIRS, METRICS, NEAREST, REFERENCE, SAMPLES, SAMPLES_RECORD
-from contract.results import read_run_id
 from contract.sections import ReferenceParams
 from ddpm.data import load_images
 from ddpm.devices import prepare_best_device
@@ -27,7 +26,7 @@ from stages.evaluation.report import describe_metrics
 from stages.runtime.outputs import write_json, write_table
 from stages.runtime.reporting import progress_bar, say
 from stages.runtime.runner import run_stage
-from tracking.runs import Tracker, open_run
+from tracking.runs import Tracker, open_run, read_run_id
 
 
 def main(params: Params) -> None:

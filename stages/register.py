@@ -9,14 +9,13 @@ import ddpm
 from contract.environment import VISIBLE_GPUS
 from contract.params import Params
 from contract.paths import METRICS, MODEL
-from contract.results import read_run_id
 from ddpm.files import file_digest
 from stages.runtime.reporting import say
 from stages.runtime.runner import run_stage
 from tracking.lineage import read_lineage, read_model_digest
 from tracking.promotion import METRIC_TAG, PROMOTION_TAG, Metrics, promote_if_better
 from tracking.registry import CONTENTS_TAG, Registry, Version
-from tracking.runs import open_run
+from tracking.runs import open_run, read_run_id
 
 
 def main(params: Params) -> None:

@@ -10,7 +10,6 @@ import pandas as pd
 from contract import paths
 from contract.errors import StageError
 from contract.params import Params
-from contract.results import read_run_id
 from contract.sections import SampleParams
 from ddpm.classes import ImageClass, labels_of
 from ddpm.devices import prepare_best_device
@@ -22,7 +21,7 @@ from stages.runtime.reporting import say
 from stages.runtime.runner import run_stage
 from stages.sampling.drawing import draw_interpolation, draw_samples
 from stages.sampling.pictures import draw_grid, take_in_turn, write_animation, write_grid, write_rows, write_strip
-from tracking.runs import open_run
+from tracking.runs import open_run, read_run_id
 
 
 def main(params: Params) -> None:

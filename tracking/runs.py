@@ -5,6 +5,7 @@ that is lost later does not: logging is asynchronous and holds nothing up, and t
 without MLflow.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -152,6 +153,11 @@ def open_tracker(params: Params, stage: str, earlier_run_id: str | None) -> Trac
         else:
             report("info", f"{stage}: MLflow run {run_id} of experiment {experiment_id}")
     return MlflowTracker(client, run_id, experiment_id)
+
+
+def read_run_id(path: Path) -> str:
+    """Return the MLflow run noted in a stage's JSON result; empty, if the stage was not tracked."""
+    return str(json.loads(path.read_text())["mlflow_run_id"])
 
 
 def join_sweep(client: "MlflowClient", run: "Run", sweep: str) -> None:

@@ -13,8 +13,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from contract.errors import FlowersError
-from contract.params import PARAMS_FILE
-from contract.paths import DATA_PIN, DVC_LOCK
+from contract.paths import DATA_PIN, DVC_LOCK, PARAMS_FILE
 from flows.workspaces.git import GitError, git, resolve_commit, try_git
 
 STATE = (str(PARAMS_FILE), str(DVC_LOCK), str(DATA_PIN))

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from contract.environment import TRACKING_URI
 from contract.errors import FlowersError
-from contract.params import PARAMS_FILE, PROFILES_FOLDER, activate, list_profiles
-from contract.paths import DATA_PIN, DVC_LOCK
+from contract.params import activate
+from contract.paths import DATA_PIN, DVC_LOCK, PARAMS_FILE, PROFILES_FOLDER, list_profiles
 from flows.workspaces.experiments import make_experiment_name, save_experiment
 from flows.workspaces.git import GitError, git, read_file_at, try_git
 from flows.workspaces.shared_cache import bring_raw_data

@@ -7,7 +7,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from contract.nesting import flatten
-from contract.params import ParamsError, compose, list_profiles, read_params
+from contract.params import ParamsError, compose, read_params
+from contract.paths import list_profiles
 from contract.schema import is_section, list_types, read_help_texts
 from contract.sections import Params, as_plain
 
