@@ -1,14 +1,13 @@
 """Addresses of servers: MLflow's pages, and those that listen on this machine."""
 
-import errno
 import os
 import socket
 
 from contract.environment import MLFLOW_PAGES, TRACKING_URI
+from contract.errors import FlowersError
 
 LOCAL_MLFLOW = "http://127.0.0.1:5000"
 """Address at which `make mlflow` serves the runs of this checkout."""
-
 
 _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -30,15 +29,20 @@ def server_address(host: str, port: int) -> str:
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
-def try_listening(host: str, port: int) -> None:
-    """Listen on a port, and stop at once.
+def require_free_port(host: str, port: int, advice: str) -> None:
+    """Check that a server can listen on a port, by listening there for a moment.
+
+    Args:
+        host: address to listen on.
+        port: number of the port.
+        advice: what to do where it cannot be used, for the error.
 
     Raises:
-        OSError: another program listens there, or the address is not one of this machine.
+        FlowersError: another program listens there, or the address is not one of this machine.
     """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-        except OverflowError as error:
-            raise OSError(errno.EINVAL, str(error)) from None
+    except (OSError, OverflowError) as error:
+        raise FlowersError(f"cannot listen on {host} port {port}: {error}; {advice}") from None

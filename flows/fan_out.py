@@ -43,14 +43,9 @@ class Outcome:
     """Prefect's final state: Completed, Failed, Crashed, Cancelled, ..."""
 
     @property
-    def is_completed(self) -> bool:
-        """Return whether the trial has made its model and metrics."""
-        return self.state.is_completed()
-
-    @property
     def why(self) -> str | None:
         """Prefect's message, where the trial has not completed."""
-        return None if self.is_completed else self.state.message
+        return None if self.state.is_completed() else self.state.message
 
 
 def why_in_process() -> str | None:
@@ -158,6 +153,6 @@ def _cancel(run_ids: Iterable[UUID]) -> None:
 
 
 def _report(outcome: Outcome) -> Outcome:
-    log = get_run_logger().info if outcome.is_completed else get_run_logger().error
+    log = get_run_logger().info if outcome.state.is_completed() else get_run_logger().error
     log(f"{outcome.trial}: {outcome.state.name}{f': {outcome.why}' if outcome.why else ''}")
     return outcome

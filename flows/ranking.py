@@ -43,7 +43,7 @@ def show_ranking(sweep: str, outcomes: Sequence[Outcome]) -> None:
 
 def read_trial_metrics(outcome: Outcome) -> dict[str, Any]:
     """Return the metrics that a trial's page shows, and the id of the MLflow run that holds them."""
-    if not outcome.is_completed or outcome.flow_run_id is None:
+    if not outcome.state.is_completed() or outcome.flow_run_id is None:
         return {}
     chosen = ArtifactFilter(
         flow_run_id=ArtifactFilterFlowRunId(any_=[outcome.flow_run_id]), key=ArtifactFilterKey(any_=["metrics"])
@@ -87,7 +87,7 @@ def rank_trials(outcomes: Sequence[Outcome], runs: Records, metrics: Records) ->
     for outcome in outcomes:
         trial, run = outcome.trial, runs.get(outcome.trial.name, {})
         row: dict[str, Any] = {"trial": trial.name, "state": outcome.state.name}
-        if outcome.is_completed:
+        if outcome.state.is_completed():
             known = {**metrics.get(trial.name, {}), **read_metrics(run)}
             row |= select_metrics(known, trial.params.reference.extractor)
         row |= {name: str(value) for name, value in trial.varied.items()}

@@ -93,7 +93,7 @@ def conclude(sweep_name: str, outcomes: Sequence[Outcome]) -> State[Any]:
     from flows.ranking import show_ranking  # pandas and MLflow, which take seconds
 
     show_ranking(sweep_name, outcomes)
-    failed = [outcome.trial.name for outcome in outcomes if not outcome.is_completed]
+    failed = [outcome.trial.name for outcome in outcomes if not outcome.state.is_completed()]
     message = f"{len(outcomes) - len(failed)} of {len(outcomes)} trials completed"
     if failed:
         message += f"; not completed: {', '.join(failed)}"

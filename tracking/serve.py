@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from contract.addresses import server_address, try_listening
+from contract.addresses import require_free_port, server_address
 from contract.environment import TRACKING_URI
 from contract.errors import FlowersError
 from contract.params import read_params
@@ -26,12 +26,7 @@ def serve(host: str, port: int, model: str | None, timeout: int) -> NoReturn:
         FlowersError: there is no champion, or the port is in use.
     """
     name = model or read_params().register.model_name
-    try:
-        try_listening(host, port)
-    except OSError as error:
-        raise FlowersError(
-            f"cannot listen on {host} port {port}: {error}; name another by --port, `make serve SERVE_PORT=…`"
-        ) from None
+    require_free_port(host, port, "name another by --port, `make serve SERVE_PORT=…`")
     if (champion := Registry(name).champion()) is None:
         raise FlowersError(
             f"MLflow at {tracking_uri()} has no {CHAMPION} of {name}: `make run` registers a model, "

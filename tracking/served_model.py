@@ -32,9 +32,6 @@ MAX_NETWORK_CALLS = 12_800
 MAX_STEPS = 1000
 """Maximum steps of a row."""
 
-FIELDS = ("n", "seed", "sampler", "steps", "eta", "class", "guidance")
-"""Fields of a row; all but n may be left out, or null."""
-
 _MAX_CLASS_CHARACTERS = 100
 
 
@@ -166,10 +163,8 @@ def encode_png(image: Any) -> str:
 
 
 def _read_row(row: Mapping[str, Any], model: Any) -> dict[str, Any]:
-    if unknown := [name for name in row if name not in FIELDS]:
-        raise ValueError(f"unknown field {reprlib.repr(unknown[0])}; a row may hold {', '.join(FIELDS)}")
     most_steps = min(MAX_STEPS, model.diffusion.num_timesteps)
-    defaults = {
+    defaults = {  # taken where a field is left out or null; n has none
         "seed": SamplingConfig.seed,
         "sampler": SamplingConfig.sampler,
         "steps": min(SamplingConfig.num_sampling_steps, most_steps),
@@ -177,6 +172,8 @@ def _read_row(row: Mapping[str, Any], model: Any) -> dict[str, Any]:
         "class": None,
         "guidance": SamplingConfig.guidance_scale,
     }
+    if unknown := [name for name in row if name not in {"n", *defaults}]:
+        raise ValueError(f"unknown field {reprlib.repr(unknown[0])}; a row may hold n, {', '.join(defaults)}")
     row = defaults | {name: value for name, value in row.items() if value is not None}
     if "n" not in row:
         raise ValueError(f"n is missing: how many images, a whole number in 1 … {MAX_IMAGES}")

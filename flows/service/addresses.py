@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from contract.addresses import server_address, try_listening
+from contract.addresses import require_free_port, server_address
 from contract.environment import TRACKING_URI
 from contract.errors import FlowersError
 
@@ -39,14 +39,9 @@ class Addresses:
     def require_free(self) -> None:
         """Check both ports before anything is started; the error names the option of one that is taken."""
         for name, port in (("PREFECT_PORT", self.prefect_port), ("MLFLOW_PORT", self.mlflow_port)):
-            try:
-                try_listening(self.host, port)
-            except OSError as error:
-                option = f"--{name.lower().replace('_', '-')}"
-                raise FlowersError(
-                    f"cannot listen on {self.host} port {port}: {error.strerror}. Stop the server that uses it, or "
-                    f"choose another port: flowers up {option} {port + 1000}, make up {name}={port + 1000}"
-                ) from error
+            option = f"--{name.lower().replace('_', '-')}"
+            other_port = f"flowers up {option} {port + 1000}, make up {name}={port + 1000}"
+            require_free_port(self.host, port, f"stop the server that uses it, or choose another port: {other_port}")
         if self.prefect_port == self.mlflow_port:
             raise FlowersError(f"the two servers need different ports, got {self.prefect_port} for both")
 

@@ -99,7 +99,7 @@ def test_a_failed_trial_does_not_end_the_others_and_its_message_is_kept(server, 
 def test_a_server_that_is_gone_for_a_moment_ends_nothing(server, caplog):
     server.states = {"owls-1": [Running(), httpx.ConnectError("gone"), Running(), Completed()]}
     (outcome,) = run_as_deployments("owls", None, plan(1), 1)
-    assert outcome.is_completed and server.set_states == []
+    assert outcome.state.is_completed() and server.set_states == []
     assert "the Prefect server does not answer: ConnectError('gone')" in caplog.text
 
 
