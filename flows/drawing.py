@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from rich.progress import Progress
 
 import ddpm
@@ -15,7 +13,7 @@ from contract.errors import FlowersError
 from ddpm.checkpoint import CheckpointError
 from ddpm.classes import labels_of
 from ddpm.export import ExportError, to_diffusers
-from ddpm.images import class_grid, enlarge, enlargement, grid
+from ddpm.images import class_grid, enlarge, enlargement, grid, save_png
 from ddpm.published import PublishedModel
 
 GRID = "grid.png"
@@ -51,10 +49,10 @@ def draw_images(
         )
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
-        save(image, folder / f"{number:0{len(str(n - 1))}}.png")
+        save_png(image, folder / f"{number:0{len(str(n - 1))}}.png")
     names = [model.classes[label].name for label in labels_of(classes, model.classes)]
     shown, scale = pixels[:MAX_GRID_IMAGES], enlargement(model.image_size)
-    save(class_grid(shown, names, scale) if names else enlarge(grid(shown), scale), folder / GRID)
+    save_png(class_grid(shown, names, scale) if names else enlarge(grid(shown), scale), folder / GRID)
     record = {"model": source, "weights": weights, "n": n, **settings, "classes": classes}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     print(f"{n} images and {GRID} in {folder}")
@@ -90,8 +88,3 @@ def choose_classes(model: PublishedModel, words: Sequence[str]) -> list[str | in
     """Return the classes that words mean, each a name or a number of the model; None for all."""
     names = {each.name for each in model.classes}
     return [int(word) if word.isdecimal() and word not in names else word for word in words] or None
-
-
-def save(image: np.ndarray, path: Path) -> None:
-    """Write an array of shape (height, width, channels) as PNG."""
-    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(path, optimize=True)
