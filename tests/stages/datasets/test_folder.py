@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from contract.errors import StageError
 from stages.datasets import DATASETS
 from tests.stages.datasets.files import read_files, write_files
 
