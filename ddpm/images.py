@@ -81,22 +81,32 @@ def class_grid(pixels: Pixels, names: Sequence[str], scale: int = 1) -> Picture:
     return np.concatenate(blocks, axis=1)
 
 
+def sample_grid(pixels: Pixels, names: Sequence[str]) -> Picture:
+    """Lay samples out by `grid`; with names of classes by `class_grid`, enlarged so that the names can be read."""
+    return class_grid(pixels, names, enlargement(pixels.shape[-1])) if names else grid(pixels)
+
+
 def enlargement(image_size: int) -> int:
     """Return the scale that shows small images with at least 96 pixels a side."""
     return max(1, -(-_MIN_SHOWN_PIXELS // image_size))
 
 
-def enlarge(picture: Picture, scale: int) -> Picture:
+def enlarge(
+    picture: UInt8[np.ndarray, "_height _width channels"], scale: int
+) -> UInt8[np.ndarray, "_larger_height _larger_width channels"]:
     """Repeat each pixel `scale` x `scale` times."""
     return picture.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def save_png(picture: Picture, path: Path, scale: int = 1) -> None:
-    """Write a picture as PNG, each pixel enlarged to `scale` x `scale`."""
+def save_png(picture: UInt8[np.ndarray, "_height _width _channels"], path: Path, scale: int = 1) -> None:
+    """Write an image of one or three channels as PNG, each pixel enlarged to `scale` x `scale`."""
     # Pillow is needed for files, not to train or sample: importing it here keeps the library usable without it.
     from PIL import Image
 
-    Image.fromarray(enlarge(picture, scale)).save(path, format="PNG", optimize=True)
+    enlarged = enlarge(picture, scale)
+    if enlarged.shape[2] == 1:
+        enlarged = enlarged[:, :, 0]
+    Image.fromarray(enlarged).save(path, format="PNG", optimize=True)
 
 
 def save_animation(

@@ -48,7 +48,7 @@ class PublishedModel:
 
     def draw(
         self,
-        n: int,
+        n: int | range,
         *,
         seed: int = SamplingConfig.seed,
         sampler: SamplerName = SamplingConfig.sampler,
@@ -60,10 +60,11 @@ class PublishedModel:
         precision: Precision = SamplingConfig.precision,
         on_step: Callable[[SamplerStep], object] | None = None,
     ) -> Pixels:
-        """Draw the first `n` images of a seed; image i depends on the seed and on i alone.
+        """Draw images of a seed; image i depends on the seed and on i alone.
 
         Args:
-            n: at least 1.
+            n: number of images, at least 1, to draw the first ones; or the numbers of the images, such as the share of
+                one of several processes, which may be empty.
             seed: at least 0.
             sampler: "ddpm", "ddim" or "dpm_solver++"; see `ddpm.samplers`.
             steps: network calls per image, in 1 … T.
@@ -80,13 +81,14 @@ class PublishedModel:
         Raises:
             ValueError: an argument lies outside its range.
         """
-        if n < 1:
+        if isinstance(n, int) and n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        batches = []
+        numbers = range(n) if isinstance(n, int) else n
+        batches = [torch.empty(0, *self.image_shape, dtype=torch.uint8)]
         with drawing(self.unet, precision, self.device):
-            for start in range(0, n, batch_size):
-                numbers = range(start, min(start + batch_size, n))
-                for step in self.steps(numbers, seed, sampler, steps, eta, classes, guidance):
+            for start in range(0, len(numbers), batch_size):
+                batch = numbers[start : start + batch_size]
+                for step in self.steps(batch, seed, sampler, steps, eta, classes, guidance):
                     x_t = step.x_t  # a list of all steps would keep a thousand images of each
                     if on_step is not None:
                         on_step(step)

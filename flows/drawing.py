@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from rich.progress import Progress
 
 import ddpm
@@ -50,7 +49,7 @@ def draw_images(
         )
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
-        Image.fromarray(image.squeeze()).save(folder / f"{number:0{len(str(n - 1))}}.png", optimize=True)
+        save_png(image, folder / f"{number:0{len(str(n - 1))}}.png")
     names = [model.classes[label].name for label in labels_of(classes, model.classes)]
     shown, scale = pixels[:MAX_GRID_IMAGES], enlargement(model.image_size)
     save_png(class_grid(shown, names, scale) if names else enlarge(grid(shown), scale), folder / GRID)

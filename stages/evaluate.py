@@ -18,11 +18,10 @@ from ddpm.files import atomic_path
 from ddpm.images import enlargement, save_png
 from ddpm.memorisation import nearest_images
 from stages.datasets.prepared import all_images, dataset_digest
-from stages.evaluation.distances import choose_sets, measure_distances
+from stages.evaluation.distances import choose_sets, describe_metrics, measure_distances
 from stages.evaluation.extraction import describe_extractor, extract_together, load_extractor
 from stages.evaluation.memorisation import draw_closest_pairs, measure_memorisation, tabulate_nearest
 from stages.evaluation.real_features import read_real_features, read_record
-from stages.evaluation.report import describe_metrics
 from stages.runtime.outputs import write_json, write_table
 from stages.runtime.reporting import progress_bar, say
 from stages.runtime.runner import run_stage

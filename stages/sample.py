@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -15,12 +16,13 @@ from ddpm.classes import ImageClass, labels_of
 from ddpm.devices import prepare_best_device
 from ddpm.distributed import is_first
 from ddpm.files import atomic_path, file_digest
+from ddpm.images import sample_grid
 from ddpm.published import PublishedModel, load_model
 from stages.runtime.outputs import write_json, write_table
 from stages.runtime.reporting import say
 from stages.runtime.runner import run_stage
 from stages.sampling.drawing import draw_interpolation, draw_samples
-from stages.sampling.pictures import draw_grid, take_in_turn, write_animation, write_grid, write_rows, write_strip
+from stages.sampling.pictures import write_animation, write_grid, write_rows, write_strip
 from tracking.runs import open_run, read_run_id
 
 
@@ -36,7 +38,7 @@ def main(params: Params) -> None:
         with atomic_path(paths.SAMPLES / "samples.npy") as temporary:
             np.save(temporary, pixels.permute(0, 2, 3, 1).numpy())
         names = [each.name for each in classes]
-        grid = draw_grid(pixels[: sample.num_grid_images], names)
+        grid = sample_grid(pixels[: sample.num_grid_images], names)
         write_grid(grid, model.image_size, names, paths.GRID)
         write_animation(frames, paths.REVERSE_PROCESS)
         write_strip(frames, names, paths.REVERSE_PROCESS_STRIP)
@@ -46,7 +48,8 @@ def main(params: Params) -> None:
             files.append(paths.SAMPLES_CLASSES)
         if sample.num_interpolation_images:
             row = draw_interpolation(model, sample, device)[None]
-            write_rows(row, take_in_turn(names, sample.interpolation_ends[:1]), paths.INTERPOLATION)
+            its_name = [names[sample.interpolation_ends[0] % len(names)]] if names else []
+            write_rows(row, its_name, paths.INTERPOLATION)
             files.append(paths.INTERPOLATION)
         write_record(sample, tracker.run_id)
         tracker.record_image("final_samples", grid)
@@ -70,8 +73,7 @@ def choose_classes(model: PublishedModel, params: SampleParams) -> list[ImageCla
 
 def write_classes(classes: Sequence[ImageClass], num_images: int) -> None:
     """Write the class of each image as one row."""
-    of_images = take_in_turn(classes, range(num_images))
-    rows = [(image, each.number, each.name) for image, each in enumerate(of_images)]
+    rows = [(image, each.number, each.name) for image, each in zip(range(num_images), cycle(classes), strict=False)]
     write_table(paths.SAMPLES_CLASSES, pd.DataFrame(rows, columns=["image", "class_number", "class_name"]))
 
 

@@ -2,7 +2,7 @@
 
 from stages.datasets.flowers102 import Flowers102
 from stages.datasets.folder import Folder
-from stages.datasets.source import Dataset, DatasetError, SourceImage
+from stages.datasets.source import Dataset
 from stages.datasets.synthetic.dataset import SyntheticFlowers
 
 DATASETS: dict[str, Dataset] = {
@@ -10,5 +10,3 @@ DATASETS: dict[str, Dataset] = {
     "flowers102": Flowers102(),
     "folder": Folder(),
 }
-
-__all__ = ["DATASETS", "Dataset", "DatasetError", "SourceImage"]

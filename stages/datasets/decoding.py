@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from stages.datasets.source import DatasetError, SourceImage
+from contract.errors import StageError
+from stages.datasets.source import SourceImage
 
 MARGIN = 2
 """A JPEG is decoded at the smallest scale of 1, 1/2, 1/4, 1/8 that leaves this many times the requested size."""
@@ -17,7 +18,7 @@ _JPEG_BLOCK = 8
 _SIDEWAYS_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
-class DamagedImageError(DatasetError):
+class DamagedImageError(StageError):
     """An image cannot be decoded."""
 
     def __init__(self, image: SourceImage, reason: str) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from contract.class_names import FLOWERS102_CLASSES
+from contract.errors import StageError
 from contract.paths import DOWNLOADS
 from contract.sections import DownloadParams
 from ddpm.files import file_digest
-from stages.datasets.source import DatasetError, SourceImage, SplitName
+from stages.datasets.source import SourceImage, SplitName
 from stages.datasets.transfer import TransferError, WrongDigestError, fetch_verified
 
 OFFICIAL_ADDRESS = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
@@ -55,23 +56,23 @@ class Flowers102:
         for number, content in _read_archive(folder / ARCHIVE):
             name = f"image_{number:05d}.jpg"
             if number not in split_of:
-                raise DatasetError(f"{folder / ARCHIVE} holds {name}, which is not in {LABELS} and {SPLITS}")
+                raise StageError(f"{folder / ARCHIVE} holds {name}, which is not in {LABELS} and {SPLITS}")
             label = int(labels[number - 1])
             yield SourceImage(number, name, content, label, FLOWERS102_CLASSES[label - 1], split_of[number])
 
 
 def _copy(source: Path, md5_of: dict[str, str], folder: Path) -> None:
     if not source.is_dir():
-        raise DatasetError(
+        raise StageError(
             f"download.source must be a folder that holds {ARCHIVE}, {LABELS} and {SPLITS}, or their http(s) address, "
             f"got {source}"
         )
     for name, md5 in md5_of.items():
         path = source / name
         if not path.is_file():
-            raise DatasetError(f"{path} is missing; download.source must hold {ARCHIVE}, {LABELS} and {SPLITS}")
+            raise StageError(f"{path} is missing; download.source must hold {ARCHIVE}, {LABELS} and {SPLITS}")
         if (found := file_digest(path)) != md5:
-            raise DatasetError(_explain_wrong_md5(str(path), md5, found))
+            raise StageError(_explain_wrong_md5(str(path), md5, found))
         shutil.copyfile(path, folder / name)
 
 
@@ -82,7 +83,7 @@ def _download(source: str, md5_of: dict[str, str], folder: Path) -> None:
         try:
             received[name] = fetch_verified(address, md5, DOWNLOADS)
         except WrongDigestError as error:
-            raise DatasetError(_explain_wrong_md5(address, md5, error.found)) from error
+            raise StageError(_explain_wrong_md5(address, md5, error.found)) from error
         except TransferError as error:
             raise TransferError(
                 f"{error}. The bytes received so far stay in {DOWNLOADS}: run again to resume, or set download.source "
@@ -111,7 +112,7 @@ def _read_archive(archive: Path) -> Iterator[tuple[int, bytes]]:
                 if match and file:
                     yield int(match.group(1)), file.read()
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise DatasetError(f"{archive} cannot be read: {error}") from error
+        raise StageError(f"{archive} cannot be read: {error}") from error
 
 
 def _read_matrix(path: Path, key: str) -> Any:

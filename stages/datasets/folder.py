@@ -4,8 +4,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from contract.errors import StageError
 from contract.sections import DownloadParams
-from stages.datasets.source import DatasetError, SourceImage, list_visible_files
+from stages.datasets.source import SourceImage, list_visible_files
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
@@ -19,12 +20,10 @@ class Folder:
         assert params.source is not None  # DownloadParams requires it
         source = Path(params.source).expanduser()
         if not source.is_dir():
-            raise DatasetError(f"download.source must be a folder of images, got {source.absolute()}")
+            raise StageError(f"download.source must be a folder of images, got {source.absolute()}")
         paths = list_images(source)
         if not paths:
-            raise DatasetError(
-                f"{source} holds no images: no file in or below it ends in {', '.join(sorted(SUFFIXES))}"
-            )
+            raise StageError(f"{source} holds no images: no file in or below it ends in {', '.join(sorted(SUFFIXES))}")
         for path in paths:
             destination = folder / path.relative_to(source)
             destination.parent.mkdir(parents=True, exist_ok=True)

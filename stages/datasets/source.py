@@ -8,14 +8,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.errors import StageError
 from contract.sections import DownloadParams
 
 SplitName = Literal["train", "valid", "test"]
-
-
-class DatasetError(StageError):
-    """A dataset cannot be fetched or read."""
 
 
 def list_visible_files(folder: Path) -> list[Path]:
@@ -51,7 +46,7 @@ class Dataset(Protocol):
         """Put the raw bytes into the empty `folder`; verified files of `previous`, the last download, may be copied.
 
         Raises:
-            DatasetError: the bytes are not available, or are not the expected ones.
+            StageError: the bytes are not available, or are not the expected ones.
         """
 
     def count(self, folder: Path) -> int:
@@ -61,5 +56,5 @@ class Dataset(Protocol):
         """Yield the images in `folder` one at a time, in a fixed order.
 
         Raises:
-            DatasetError: the bytes cannot be read.
+            StageError: the bytes cannot be read.
         """

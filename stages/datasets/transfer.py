@@ -16,8 +16,8 @@ from urllib3.exceptions import HTTPError as TransportError
 from urllib3.exceptions import InvalidHeader, MaxRetryError
 from urllib3.util import Retry
 
+from contract.errors import StageError
 from ddpm.files import file_digest
-from stages.datasets.source import DatasetError
 from stages.runtime.reporting import progress_bar, warn
 
 CONNECT_SECONDS = 10.0
@@ -42,7 +42,7 @@ _PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
-class TransferError(DatasetError):
+class TransferError(StageError):
     """A file cannot be downloaded."""
 
     def __init__(self, message: str, *, is_transient: bool) -> None:
@@ -50,7 +50,7 @@ class TransferError(DatasetError):
         self.is_transient = is_transient
 
 
-class WrongDigestError(DatasetError):
+class WrongDigestError(StageError):
     """A downloaded file is not the expected one."""
 
     def __init__(self, address: str, found: str) -> None:

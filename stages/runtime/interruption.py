@@ -21,9 +21,14 @@ class Interrupted(BaseException):
 
 
 def interrupt_on_signals() -> None:
-    """Raise `Interrupted` in the main thread at the next SIGTERM or SIGINT."""
+    """Raise `Interrupted` in the main thread at the next SIGTERM or SIGINT.
+
+    The end of the process that DDPM_WATCH_PID names, however it ends, counts as SIGTERM.
+    """
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
+    if watched := os.environ.get(WATCH_PID):
+        threading.Thread(target=_watch, args=(int(watched),), name="watch-parent", daemon=True).start()
 
 
 def ignore_signals() -> None:
@@ -44,12 +49,6 @@ def defer_interruption() -> Iterator[Callable[[], str | None]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, signal.SIG_IGN if received else handler)
-
-
-def interrupt_with_parent() -> None:
-    """Send this process SIGTERM when the process that DDPM_WATCH_PID names has ended, however it ended."""
-    if watched := os.environ.get(WATCH_PID):
-        threading.Thread(target=_watch, args=(int(watched),), name="watch-parent", daemon=True).start()
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:

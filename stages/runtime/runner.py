@@ -12,13 +12,7 @@ from contract.events import has_reader
 from contract.params import Params, read_params
 from ddpm import distributed
 from ddpm.checkpoint import CheckpointError
-from stages.runtime.interruption import (
-    EXIT_INTERRUPTED,
-    Interrupted,
-    ignore_signals,
-    interrupt_on_signals,
-    interrupt_with_parent,
-)
+from stages.runtime.interruption import EXIT_INTERRUPTED, Interrupted, ignore_signals, interrupt_on_signals
 from stages.runtime.reporting import fail, warn
 
 EXIT_ERROR = 1
@@ -44,7 +38,6 @@ def run_stage(
         warnings.showwarning = lambda message, *_: warn(name, str(message))
     try:
         interrupt_on_signals()
-        interrupt_with_parent()
         params = read_params()
         if num_processes(params) > 1 and not distributed.is_started_by_torchrun():
             from stages.runtime.launcher import launch

@@ -1,8 +1,8 @@
 """Pictures of the samples: a grid, the reverse process as animation and strip, an interpolation."""
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,18 +11,11 @@ from ddpm.files import atomic_path
 from ddpm.images import Picture, class_grid, enlargement, grid, save_animation, save_png
 from stages.sampling.drawing import choose_steps
 
-Item = TypeVar("Item")
-
 _MAX_STRIP_ROWS, _MAX_STRIP_COLUMNS = 5, 12
 
 
-def draw_grid(pixels: Tensor, names: Sequence[str]) -> Picture:
-    """Lay the images out in a square; with classes, in one row per class, enlarged so that its name can be read."""
-    return class_grid(pixels, names, enlargement(pixels.shape[-1])) if names else grid(pixels)
-
-
 def write_grid(picture: Picture, image_size: int, names: Sequence[str], path: Path) -> None:
-    """Write a picture of `draw_grid`, enlarged for the eye, if it is not enlarged yet."""
+    """Write a picture of `sample_grid`, enlarged for the eye, if it is not enlarged yet."""
     with atomic_path(path) as temporary:
         save_png(picture, temporary, 1 if names else enlargement(image_size))
 
@@ -37,7 +30,7 @@ def write_strip(frames: Sequence[Tensor], names: Sequence[str], path: Path) -> N
     """Write the reverse process of the first images as a row for each, from noise to image."""
     shown = [frames[number - 1] for number in choose_steps(len(frames), min(len(frames), _MAX_STRIP_COLUMNS))]
     rows = torch.stack(shown, dim=1)[:_MAX_STRIP_ROWS]
-    write_rows(rows, take_in_turn(names, range(len(rows))), path)
+    write_rows(rows, list(islice(cycle(names), len(rows))), path)
 
 
 def write_rows(rows: Tensor, names: Sequence[str], path: Path) -> None:
@@ -48,8 +41,3 @@ def write_rows(rows: Tensor, names: Sequence[str], path: Path) -> None:
             save_png(class_grid(rows.transpose(0, 1).flatten(0, 1), names, scale), temporary)
         else:
             save_png(grid(rows.flatten(0, 1), columns=rows.shape[1]), temporary, scale)
-
-
-def take_in_turn(items: Sequence[Item], numbers: Sequence[int]) -> list[Item]:
-    """Return item i mod len(items) for each number i; nothing, if there are no items."""
-    return [items[number % len(items)] for number in numbers] if items else []

@@ -2,7 +2,6 @@
 
 import hashlib
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +49,12 @@ def digest_images(images: Tensor, positions: Tensor) -> str:
     return digest.hexdigest()
 
 
-def digest_code(learning: Collection[str] = _LEARNING_MODULES, watching: Collection[str] = _WATCHING_MODULES) -> str:
-    """Return the digest of the code that shapes what is learnt.
-
-    It is that of the stage's modules `learning`, and of all imported modules of ddpm except `watching`.
-    """
+def digest_code() -> str:
+    """Return the digest of the code that shapes what is learnt: all imported modules of ddpm, and some of the stage."""
     digest = hashlib.sha256()
     for name, module in sorted(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        is_library = name.partition(".")[0] == "ddpm" and name not in watching
-        if file and (is_library or name in learning):
+        is_library = name.partition(".")[0] == "ddpm" and name not in _WATCHING_MODULES
+        if file and (is_library or name in _LEARNING_MODULES):
             digest.update(name.encode() + b"\0" + Path(file).read_bytes())
     return digest.hexdigest()

@@ -45,7 +45,7 @@ def learn(experiment: Experiment, tracker: Tracker) -> None:
         if done and evaluation.is_due(state.step):  # stopped between checkpoint and evaluation
             evaluation.add(state.step)
         losses = LossLog(experiment, tracker, bar)
-        for event in train(state, experiment.images, build_diffusion(experiment.params.diffusion), params):
+        for event in train(state, experiment.images, build_diffusion(params.diffusion), params):
             is_last = event.step == params.num_steps
             losses.add(event)
             if is_last or event.step % params.log_every == 0:

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from contract.errors import StageError
 from contract.sections import as_plain
 from stages import download as module
-from stages.datasets import DATASETS, DatasetError
+from stages.datasets import DATASETS
 from stages.datasets.pin import digest_folder, list_files, write_pin
 from stages.download import download
 from tests.stages.datasets.files import md5, read_files, write_files
@@ -135,7 +135,7 @@ def test_a_folder_may_change_with_a_warning(pin_by_hand, make_params, capsys):
 
 
 @pytest.mark.parametrize("is_moved", [False, True])  # by a run that was killed between the renames of a replacement
-@pytest.mark.parametrize("error", [DatasetError("no network"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [StageError("no network"), KeyboardInterrupt()])
 def test_a_failure_midway_changes_nothing(pin_by_hand, make_params, monkeypatch, error, is_moved):
     download(make_params())
     before, offered = read_all(), []

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from contract.errors import StageError
-from stages.datasets import DATASETS, SourceImage
+from stages.datasets import DATASETS
 from stages.datasets.pin import list_files, write_receipt
+from stages.datasets.source import SourceImage
 from stages.preprocess import SKIPPED_COLUMNS, choose_splits, preprocess
 from tests.stages.datasets.files import encode, md5, read_files, write_files
 

@@ -18,29 +18,10 @@ Lengths are fractions of the image side, x to the right and y down. Fields have 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.datasets.synthetic.colours import (
-    BACKGROUNDS,
-    DISCS,
-    DISCS_OF,
-    FAMILIES_OF,
-    PETALS,
-    Array,
-    column,
-    mix,
-    to_rgb,
-)
+from stages.datasets.synthetic import colours, shapes
+from stages.datasets.synthetic.colours import Array, column, mix, to_rgb
 from stages.datasets.synthetic.draws import Draws, draw_labels
-from stages.datasets.synthetic.shapes import (
-    MAX_PETALS,
-    Pose,
-    coverage,
-    flower_coordinates,
-    nearest_petal,
-    petal_axes,
-    petal_distance,
-    sector_slope,
-    smoothstep,
-)
+from stages.datasets.synthetic.shapes import Pose, coverage, smoothstep
 
 _PIXELS_PER_CHUNK = 2**15  # a field of 256 KiB stays in the cache
 
@@ -64,15 +45,7 @@ def generate(
     Returns:
         images: uint8 (N, S, S, 3), RGB in [0, 255].
         labels: int64 (N,), values of PETAL_COUNTS.
-
-    Raises:
-        ValueError: an argument is outside its range.
     """
-    _check_range("num_images", num_images, 0)
-    _check_range("image_size", image_size, 16, 1024)
-    _check_range("seed", seed, 0, 2**64 - 1)
-    _check_range("first", first, 0)
-    _check_range("variety", variety, 0, 1)
     images = np.empty((num_images, image_size, image_size, 3), np.uint8)
     labels = draw_labels(seed, first, num_images)
     chunk = max(1, _PIXELS_PER_CHUNK // (image_size * image_size))
@@ -83,22 +56,16 @@ def generate(
     return images, labels
 
 
-def _check_range(name: str, value: float, low: int, high: int | None = None) -> None:
-    if not low <= value <= (value if high is None else high):
-        allowed = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{name} must be {allowed}, got {value}")
-
-
 def _draw_images(petals: NDArray[np.int64], image_size: int, draws: Draws) -> NDArray[np.uint8]:
     pixel = 1.0 / image_size
     centres: Array = (np.arange(image_size, dtype=np.float64) + 0.5) * pixel
     x, y = centres[None, None, :], centres[None, :, None]
     pose = draw_pose(draws)
-    scene = draws.choose(len(BACKGROUNDS))
-    family = FAMILIES_OF[scene, draws.choose(FAMILIES_OF.shape[1])]
+    scene = draws.choose(len(colours.BACKGROUNDS))
+    family = colours.FAMILIES_OF[scene, draws.choose(colours.FAMILIES_OF.shape[1])]
     canvas = _draw_background(draws, scene, x, y)
     canvas = _draw_greenery(draws, canvas, pose, x, y, pixel)
-    flower_x, flower_y = flower_coordinates(pose, x, y)
+    flower_x, flower_y = shapes.flower_coordinates(pose, x, y)
     canvas = _draw_petals(draws, canvas, petals, family, pose, flower_x, flower_y, pixel)
     canvas = _draw_disc(draws, canvas, family, pose, flower_x, flower_y, pixel)
     return np.floor(np.clip(np.moveaxis(canvas, 0, -1), 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
@@ -112,7 +79,7 @@ def draw_pose(draws: Draws) -> Pose:
 
 def _draw_background(draws: Draws, scene: NDArray[np.int64], x: Array, y: Array) -> Array:
     light = draws.uniform(0.85, 1.1)
-    above, below = (np.moveaxis(BACKGROUNDS[scene, end], -1, 0)[..., None, None] * light for end in (0, 1))
+    above, below = (np.moveaxis(colours.BACKGROUNDS[scene, end], -1, 0)[..., None, None] * light for end in (0, 1))
     tint = np.stack([draws.uniform(-0.04, 0.04) for _ in range(3)])
     middle, slope, softness = draws.uniform(0.4, 0.75), draws.uniform(-0.3, 0.3), draws.uniform(0.5, 1.2)
     depth = smoothstep((y + slope * (x - 0.5) - middle) / softness + 0.5)
@@ -134,7 +101,7 @@ def _draw_greenery(draws: Draws, canvas: Array, pose: Pose, x: Array, y: Array, 
         from_x, from_y = sign * (x - foot), draws.vary(0.95, 1.02) - y
         along, across = (from_x + rise * from_y) / norm, (from_y - rise * from_x) / norm
         width = length * draws.vary(0.18, 0.27)
-        inside = coverage(petal_distance(along, across, length, width, 0.75, -0.1, 0.0), pixel)
+        inside = coverage(shapes.petal_distance(along, across, length, width, 0.75, -0.1, 0.0), pixel)
         shade = 0.85 + 0.22 * np.clip(across / width, -1.0, 1.0) + 0.2 * smoothstep(1.0 - np.abs(across) / 0.025)
         canvas = mix(canvas, green * shade, inside * draws.chance(0.75) * present)
     return canvas
@@ -150,14 +117,14 @@ def _draw_petals(
     y: Array,
     pixel: float,
 ) -> Array:
-    axes = petal_axes(petals, pose.turn)
-    along, across, vigour = nearest_petal(x, y, axes, [draws.vary(-1.0, 1.0) for _ in range(MAX_PETALS)])
-    spread = sector_slope(petals)  # half the width of a petal's sector at distance 1 from the centre
+    axes = shapes.petal_axes(petals, pose.turn)
+    along, across, vigour = shapes.nearest_petal(x, y, axes, [draws.vary(-1.0, 1.0) for _ in range(shapes.MAX_PETALS)])
+    spread = shapes.sector_slope(petals)  # half the width of a petal's sector at distance 1 from the centre
     length = pose.radius * (1.0 + 0.04 * vigour)
     width = pose.radius * np.minimum(spread * draws.vary(0.34, 0.45), draws.vary(0.3, 0.38))
     point = draws.vary(0.0, 0.8)
     notch = draws.uniform(0.05, 0.13) * draws.chance(0.3) * (point < 0.4)
-    distance = petal_distance(along, across, length, width, point, draws.vary(0.0, 0.35), notch)
+    distance = shapes.petal_distance(along, across, length, width, point, draws.vary(0.0, 0.35), notch)
 
     canvas = canvas * (1.0 - draws.uniform(0.25, 0.45) * _shade_around_petals(along / length, across / width))
     reach = np.clip(along / length, 0.0, 1.0)
@@ -184,7 +151,8 @@ def _light_petals(draws: Draws, vigour: Array, reach: Array, bend: Array, crease
 
 def _colour_petals(draws: Draws, family: NDArray[np.int64], reach: Array) -> Array:
     hue, saturation, value = (
-        draws.uniform(column(PETALS, family, 2 * i), column(PETALS, family, 2 * i + 1)) for i in range(3)
+        draws.uniform(column(colours.PETALS, family, 2 * i), column(colours.PETALS, family, 2 * i + 1))
+        for i in range(3)
     )
     shift, fade, shade = draws.uniform(-0.08, 0.05), draws.uniform(0.3, 1.0), draws.uniform(0.8, 1.0)
     first, second = to_rgb(hue, saturation, value), to_rgb(hue + shift, saturation * fade, value * shade)
@@ -197,8 +165,8 @@ def _colour_petals(draws: Draws, family: NDArray[np.int64], reach: Array) -> Arr
 def _draw_disc(
     draws: Draws, canvas: Array, family: NDArray[np.int64], pose: Pose, x: Array, y: Array, pixel: float
 ) -> Array:
-    kind = DISCS_OF[family, draws.choose(DISCS_OF.shape[1])]
-    colour = to_rgb(*(column(DISCS, kind, i) + draws.uniform(-0.03, 0.03) for i in range(3)))
+    kind = colours.DISCS_OF[family, draws.choose(colours.DISCS_OF.shape[1])]
+    colour = to_rgb(*(column(colours.DISCS, kind, i) + draws.uniform(-0.03, 0.03) for i in range(3)))
     radius = pose.radius * draws.uniform(0.2, 0.3)
     from_centre = np.sqrt(x * x + y * y)
     reach = from_centre / radius

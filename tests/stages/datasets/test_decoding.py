@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from bench.preprocess import jpeg, photograph
-from stages.datasets import DATASETS, SourceImage, decoding
+from stages.datasets import DATASETS, decoding
 from stages.datasets.decoding import DamagedImageError, Picture, crop_centre, decode
 from stages.datasets.preparation import prepare
+from stages.datasets.source import SourceImage
 from tests.stages.datasets.files import encode
 
 REAL = Path(__file__).parents[3] / ".." / "shared" / "data" / "flowers-102"

@@ -8,8 +8,9 @@ import pytest
 from torchvision.datasets import Flowers102 as Torchvision
 
 from contract.class_names import FLOWERS102_CLASSES
+from contract.errors import StageError
 from contract.paths import DOWNLOADS
-from stages.datasets import DATASETS, DatasetError, flowers102, transfer
+from stages.datasets import DATASETS, flowers102, transfer
 from stages.datasets.flowers102 import ARCHIVE, LABELS, SPLITS
 from tests.stages.datasets.files import md5, read_files, write_files
 
@@ -66,7 +67,7 @@ def test_only_missing_and_damaged_files_are_fetched_again(flowers, source, fetch
 
 @pytest.mark.parametrize("address", ["nowhere", "ftp://mirror/102", "mirror/imagelabels.mat"])
 def test_a_source_that_is_neither_folder_nor_address_is_refused(fetch_from, address):
-    with pytest.raises(DatasetError, match=r"download\.source must be a folder .*102flowers.* http\(s\) .* got "):
+    with pytest.raises(StageError, match=r"download\.source must be a folder .*102flowers.* http\(s\) .* got "):
         fetch_from(address)
 
 
@@ -74,22 +75,22 @@ def test_a_source_that_is_neither_folder_nor_address_is_refused(fetch_from, addr
 def test_missing_and_wrong_files_are_named(flowers, source, fetch_from, name):
     expected = flowers102.OFFICIAL_MD5[name]
     (flowers / name).write_bytes(b"other")
-    with pytest.raises(DatasetError, match=rf"{source}/{name} .* should be {expected}, got {md5(b'other')}"):
+    with pytest.raises(StageError, match=rf"{source}/{name} .* should be {expected}, got {md5(b'other')}"):
         fetch_from(source)
     (flowers / name).unlink()
-    with pytest.raises(DatasetError, match=rf"{source}/{name} is (missing|refused: 404)"):
+    with pytest.raises(StageError, match=rf"{source}/{name} is (missing|refused: 404)"):
         fetch_from(source)
 
 
 def test_another_archive_is_taken_by_its_stated_digest(flowers, source, fetch_from, other_archive):
-    with pytest.raises(DatasetError, match="should be 00000000"):
+    with pytest.raises(StageError, match="should be 00000000"):
         fetch_from(source, archive_md5="0" * 32)  # the official archive is not taken for another
     digest = other_archive()
-    with pytest.raises(DatasetError, match=r"set download\.archive_md5"):
+    with pytest.raises(StageError, match=r"set download\.archive_md5"):
         fetch_from(source)
     assert fetch_from(source, archive_md5=digest) == read_files(flowers)
     (flowers / LABELS).write_bytes(b"other")
-    with pytest.raises(DatasetError, match="Only the archive may have other bytes"):
+    with pytest.raises(StageError, match="Only the archive may have other bytes"):
         fetch_from(source, archive_md5=digest)
 
 
@@ -100,7 +101,7 @@ def test_they_come_over_a_bad_connection(mirror, fetch_from):
 
 def test_a_lasting_fault_is_an_error_that_may_pass(mirror, fetch_from):
     mirror.faults[ARCHIVE] = ["hung up"] * 100
-    with pytest.raises(DatasetError, match=rf"{mirror.address}/{ARCHIVE} .*set download\.source") as caught:
+    with pytest.raises(StageError, match=rf"{mirror.address}/{ARCHIVE} .*set download\.source") as caught:
         fetch_from(mirror.address)
     assert caught.value.is_transient and mirror.names.count(ARCHIVE) == 1 + transfer.RETRIES
 
@@ -108,7 +109,7 @@ def test_a_lasting_fault_is_an_error_that_may_pass(mirror, fetch_from):
 @pytest.mark.parametrize("is_other", [False, True])
 def test_the_next_run_resumes_unless_it_asks_for_another_archive(mirror, fetch_from, other_archive, is_other):
     mirror.faults[ARCHIVE] = ["cut off", 404]
-    with pytest.raises(DatasetError, match="stay in build/downloads: run again to resume") as caught:
+    with pytest.raises(StageError, match="stay in build/downloads: run again to resume") as caught:
         fetch_from(mirror.address)
     assert not caught.value.is_transient
     mirror.requests.clear()
@@ -142,7 +143,7 @@ def test_an_image_without_label_is_an_error(flowers, other_archive):
     other_archive(numbers=(1, 7))
     images = FLOWERS.images(flowers)
     assert next(images).number == 1  # images come one at a time
-    with pytest.raises(DatasetError, match=r"102flowers\.tgz holds image_00007\.jpg"):
+    with pytest.raises(StageError, match=r"102flowers\.tgz holds image_00007\.jpg"):
         next(images)
 
 
@@ -150,7 +151,7 @@ def test_a_damaged_archive_is_an_error_that_names_it(flowers):
     whole = (flowers / ARCHIVE).read_bytes()
     for content in (whole[:200], b"no archive at all", b""):
         (flowers / ARCHIVE).write_bytes(content)
-        with pytest.raises(DatasetError, match=rf"mirror/{ARCHIVE} cannot be read"):
+        with pytest.raises(StageError, match=rf"mirror/{ARCHIVE} cannot be read"):
             list(FLOWERS.images(flowers))
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.datasets import DATASETS, DatasetError
+from contract.errors import StageError
+from stages.datasets import DATASETS
 from tests.stages.datasets.files import read_files, write_files
 
 FOLDER = DATASETS["folder"]
@@ -61,12 +62,12 @@ def test_a_source_may_lie_below_a_hidden_folder_or_home(make_source, tmp_path, c
 
 
 def test_a_folder_without_images_is_an_error_that_lists_the_suffixes(make_source, copy):
-    with pytest.raises(DatasetError, match=r"source holds no images.*\.jpeg, \.jpg, \.png, \.webp"):
+    with pytest.raises(StageError, match=r"source holds no images.*\.jpeg, \.jpg, \.png, \.webp"):
         copy(make_source("notes.txt", ".hidden.png"))
 
 
 @pytest.mark.parametrize("name", ["missing", "source/a.png"])
 def test_a_source_that_is_no_folder_is_an_error_that_names_it(make_source, copy, tmp_path, name):
     make_source("a.png")
-    with pytest.raises(DatasetError, match=rf"download\.source must be a folder of images, got .*/{name}"):
+    with pytest.raises(StageError, match=rf"download\.source must be a folder of images, got .*/{name}"):
         copy(tmp_path / name)
