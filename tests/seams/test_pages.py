@@ -63,7 +63,7 @@ def second_run(applied, tmp_path_factory):
 
 def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, second_run, browser, keep):
     numbers = sorted(second_run)
-    found = [service.tracking("/runs/get", run_id=number)["run"]["info"] for number in numbers]
+    found = [service.mlflow_run(number)["info"] for number in numbers]
     names = {run["run_name"] for run in found}
     assert len(names) == len(numbers) == 2
     chosen = quote(f"attributes.run_id IN ('{numbers[0]}', '{numbers[1]}')")
@@ -97,7 +97,7 @@ def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, se
 def test_the_address_that_compare_prints_is_the_page_of_these_runs(service, second_run, browser):
     output = service.checkout.run(*command("compare", *second_run))
     browser.open(output.rpartition("MLflow: ")[2].strip())
-    names = [service.tracking("/runs/get", run_id=number)["run"]["info"]["run_name"] for number in second_run]
+    names = [service.mlflow_run(number)["info"]["run_name"] for number in second_run]
     browser.wait_for(f"{names}.every(name => document.body.innerText.includes(name))")
     assert "learning_rate" in browser.text()
 
@@ -140,8 +140,7 @@ class Form:
 
     def __init__(self, service, browser):
         self._browser = browser
-        deployment = service.api("GET", "/deployments/name/pipeline/quickstart")
-        browser.open(f"{service.prefect}/deployments/deployment/{deployment['id']}/run")
+        browser.open(f"{service.prefect}/deployments/deployment/{service.deployment('quickstart')['id']}/run")
         # What the flow's docstring says of its parameters.
         browser.wait_for("document.body.innerText.includes('parameters that differ')")
 
@@ -201,6 +200,6 @@ def test_the_prefect_form_explains_bounds_refuses_and_starts(service, resting_po
     keep("prefect_form")
     form.submit()
     browser.wait_for("!location.pathname.endsWith('/run')")
-    (run,) = service.api("POST", "/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}})
+    (run,) = service.flow_runs(state={"type": {"any_": ["SCHEDULED"]}})
     assert Overrides(**run["parameters"]["params"]).model_dump(exclude_unset=True) == {"train": {"num_steps": 700}}
     service.checkout.run("prefect", "flow-run", "delete", run["id"])
