@@ -17,12 +17,7 @@ from ruamel.yaml import YAML
 STAGES = ["download", "preprocess", "reference", "train", "sample", "evaluate", "register"]
 ENDLESS = dict.fromkeys(("num_steps", "sample_every", "checkpoint_every"), 10_000_000) | {"log_every": 20}
 """Training that would take days; only an interruption makes it save."""
-BEHIND_A_DEAD_PROXY = {
-    "HTTP_PROXY": "http://127.0.0.1:9",
-    "http_proxy": "http://127.0.0.1:9",
-    "NO_PROXY": "",
-    "no_proxy": "",
-}
+BEHIND_A_DEAD_PROXY = {"http_proxy": "http://127.0.0.1:9", "NO_PROXY": "", "no_proxy": ""}
 """Variables of a proxy at which nobody listens."""
 _OURS = ("PREFECT_", "MLFLOW_", "DDPM_", "DVC_", "GIT_")
 

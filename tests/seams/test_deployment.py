@@ -31,10 +31,8 @@ def test_the_checkout_is_as_it_was_before(service, deployed_run):
 
 
 def test_the_experiment_can_be_applied_and_dvc_has_nothing_to_do(applied, deployed_run):
-    row, measured = (
-        applied.rows()[deployed_run["name"]],
-        json.loads((applied.folder / "build/metrics.json").read_text()),
-    )
+    row = applied.rows()[deployed_run["name"]]
+    measured = json.loads((applied.folder / "build/metrics.json").read_text())
     assert row["train.learning_rate"] == "0.001"
     assert applied.read_yaml("params.yaml")["train"]["learning_rate"] == 0.001
     assert measured["fd_efficientnet_lite0"] == pytest.approx(float(row["fd_efficientnet_lite0"]), rel=1e-3)

@@ -19,11 +19,8 @@ def evaluated(service, deployed_run):
 
 
 def test_it_draws_and_evaluates_and_does_nothing_else(service, evaluated):
-    assert {run["name"].partition("-")[0] for run in service.task_runs(evaluated)} == {
-        "reference",
-        "sample",
-        "evaluate",
-    }
+    tasks = {run["name"].partition("-")[0] for run in service.task_runs(evaluated)}
+    assert tasks == {"reference", "sample", "evaluate"}
     assert stages_run(service.log_of(evaluated)) == ["sample", "evaluate"]  # the features are known
 
 

@@ -141,11 +141,8 @@ def test_bad_trials_are_refused_before_any_is_started(service, owls):
         "prefect", "deployment", "run", "sweep/quickstart", "--watch",
         "--param", 'grid={"train.num_steps": [6, 0]}', "--param", 'name="bad"', status=1,
     )  # fmt: skip
-    (failed,) = flow_runs(
-        service,
-        deployment_id={"any_": [service.deployment("quickstart", "sweep")["id"]]},
-        state={"type": {"any_": ["FAILED"]}},
-    )
+    sweep = {"any_": [service.deployment("quickstart", "sweep")["id"]]}
+    (failed,) = service.flow_runs(deployment_id=sweep, state={"type": {"any_": ["FAILED"]}})
     assert "1 of 2 trials cannot be used" in failed["state"]["message"], output
     assert "train.num_steps=0: train.num_steps: Input should be greater" in failed["state"]["message"]
     assert service.api("POST", "/flow_runs/count", flow_runs={"tags": {"all_": ["sweep:bad"]}}) == before == 0
