@@ -71,21 +71,6 @@ def test_a_run_tells_by_its_heartbeats_that_it_lives(service, deployed_run):
     assert found["total"] > 0
 
 
-def test_the_form_explains_and_bounds_every_parameter(service, deployed_run):
-    deployment = service.deployment("quickstart")
-    schema = deployment["parameter_openapi_schema"]
-    fields = schema["definitions"]["TrainParamsOverride"]["properties"]
-    assert fields["num_steps"]["description"].endswith("(at least 1, at most 100000000)")
-    (number,) = [kind for kind in fields["num_steps"]["anyOf"] if kind["type"] == "integer"]
-    assert number["minimum"] == 1
-    sections = schema["definitions"]["ParamsOverride"]["properties"]
-    explained = {f"{name}.{field}" for name, kind in schema["definitions"].items() for field in kind["properties"]
-                 if kind["properties"][field].get("description")}  # fmt: skip
-    assert {"TrainParamsOverride.learning_rate", "SampleParamsOverride.sampler"} <= explained
-    assert set(sections) == set(service.checkout.read_yaml("params.yaml"))
-    assert flatten(deployment["parameters"])["profile"] == "quickstart"
-
-
 @pytest.mark.parametrize(
     ("deployment", "parameters", "named"),
     [
