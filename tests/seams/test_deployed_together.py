@@ -60,7 +60,7 @@ def test_a_run_waits_for_the_slot_and_goes_on_from_the_cancelled_one(service):
     wait(lambda: num_losses(service, first) > 3, "the first training", 200)
     second = start(service, "second", seed=3, **ENDLESS)
     runs.append(second)
-    wait(lambda: "Waiting for a free slot" in service.log_of(second), "the wait", 120)
+    wait(lambda: "Waiting for a free slot: other runs compute on cpu-0" in service.log_of(second), "the wait", 120)
     assert is_slot_taken(service)
 
     before, (recorded,) = service.checkout.checkpoints(), mlflow_runs(service, first)
