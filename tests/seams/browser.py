@@ -1,6 +1,5 @@
 """A headless Chromium, spoken to in its own DevTools protocol."""
 
-import base64
 import itertools
 import json
 import shutil
@@ -71,9 +70,6 @@ class Browser:
         code = {"ArrowLeft": 37, "ArrowRight": 39}[key]  # of the keys that tests press
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
-
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A small experiment in a copy of the project, run by the real DVC, Prefect and MLflow."""
 
 import fcntl
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -43,29 +42,6 @@ SMALL = {
 }
 """Changes to the quickstart profile after which a stage takes little more than its imports."""
 
-SHOWN = {
-    "download.synthetic.num_images": 2000,
-    "download.synthetic.image_size": 24,
-    "preprocess.image_size": 24,
-    "train.unet.widths": "[32, 64]",
-    "train.unet.time_embedding_dim": 64,
-    "train.unet.norm_groups": 8,
-    "train.diffusion.num_timesteps": 1000,
-    "train.num_steps": 240,
-    "train.batch_size": 16,
-    "train.warmup_steps": 30,
-    "train.log_every": 10,
-    "train.sample_every": 60,
-    "train.num_grid_images": 16,
-    "train.grid_sampling_steps": 20,
-    "sample.num_images": 64,
-    "sample.num_sampling_steps": 50,
-    "sample.num_grid_images": 64,
-    "reference.max_images_per_split": 128,
-    "evaluate.kernel_subset_size": 32,
-}
-"""Further changes for screenshots, used where DDPM_SCREENSHOTS names a folder for them."""
-
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory):
@@ -86,8 +62,7 @@ def project(tmp_path_factory):
     # What the project has made of its own experiment is not this one's.
     (folder / "dvc.lock").unlink(missing_ok=True)
     (folder / "data.dvc").unlink(missing_ok=True)
-    wanted = SMALL | (SHOWN if os.environ.get("DDPM_SCREENSHOTS") else {})
-    overrides = parse_overrides([f"{name}={value}" for name, value in wanted.items()])
+    overrides = parse_overrides([f"{name}={value}" for name, value in SMALL.items()])
     activate("quickstart", overrides, folder / "params.yaml")
     shutil.copy(folder / "params.yaml", folder / "profiles" / "quickstart.yaml")
     checkout = Checkout(folder, clean_environment(home))

@@ -1,10 +1,7 @@
 """Run pages of MLflow and Prefect, in a real browser."""
 
 import json
-import os
-import shutil
 import time
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -35,20 +32,6 @@ def browser(tmp_path_factory, project):
         yield opened
 
 
-@pytest.fixture
-def keep(browser, tmp_path):
-    """Keeps a picture of the page, also in the folder that DDPM_SCREENSHOTS names."""
-
-    def shoot(name):
-        time.sleep(1.5)  # pages fade in
-        browser.screenshot(tmp_path / f"{name}.png")
-        if folder := os.environ.get("DDPM_SCREENSHOTS"):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            shutil.copy(tmp_path / f"{name}.png", folder)
-
-    return shoot
-
-
 @pytest.fixture(scope="module")
 def second_run(applied, tmp_path_factory):
     """Run another experiment by hand on the same servers; return both MLflow runs."""
@@ -61,7 +44,7 @@ def second_run(applied, tmp_path_factory):
     return [*runs, json.loads(run_file.read_text())["mlflow_run_id"]]
 
 
-def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, second_run, browser, keep):
+def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, second_run, browser):
     numbers = sorted(second_run)
     found = [service.mlflow_run(number)["info"] for number in numbers]
     names = {run["run_name"] for run in found}
@@ -74,24 +57,20 @@ def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, se
         "document.querySelector('[aria-label=close], [aria-label=Close]')?.click()"
     )  # the assistant's panel
     assert all(name in browser.text() for name in names)
-    keep("mlflow_charts")
     # In the legend of the chart of losses each run has a line.
     lines = [f"{name} (loss)" for name in names]
     browser.scroll_until(f"{lines}.every(line => document.body.innerText.includes(line))")
     assert [line for line in lines if line in browser.text()] == lines
-    keep("mlflow_losses")
     # One grid a run, at the step that the slider chooses; the slider moves both.
     browser.scroll_until(f"{RUNS_WITH_GRIDS}.length >= 2")
     assert browser.evaluate(RUNS_WITH_GRIDS) == numbers
     browser.evaluate(f"{GRIDS}[0].scrollIntoView({{block: 'center'}})")
-    keep("mlflow_image_grid")
     before = browser.evaluate(GRID_ADDRESSES)
     assert all("step%2B0%2B" in address for address in before)
     browser.evaluate(f"{SLIDER}.focus()")
     browser.press("ArrowRight")
     browser.wait_for(f"{GRIDS}.every(image => !image.src.includes('step%2B0%2B')) && {RUNS_WITH_GRIDS}.length >= 2")
     assert browser.evaluate(RUNS_WITH_GRIDS) == numbers
-    keep("mlflow_image_grid_later")
 
 
 def test_the_address_that_compare_prints_is_the_page_of_these_runs(service, second_run, browser):
@@ -102,28 +81,15 @@ def test_the_address_that_compare_prints_is_the_page_of_these_runs(service, seco
     assert "learning_rate" in browser.text()
 
 
-def test_the_prefect_page_shows_the_grid_of_samples(service, deployed_run, browser, keep):
+def test_the_prefect_page_shows_the_grid_of_samples(service, deployed_run, browser):
     browser.open(f"{service.prefect}/runs/flow-run/{deployed_run['id']}")
     browser.wait_for(f"document.body.innerText.includes('{len(STAGES)} Task runs')")
     assert deployed_run["name"] in browser.text()
-    keep("prefect_run")
     artifact = service.artifacts(deployed_run)["samples"]
     browser.open(f"{service.prefect}/artifacts/artifact/{artifact['id']}")
     embedded = LOADED.format(condition="image.src.startsWith('data:image/png')")
     browser.wait_for(f"{embedded}.length > 0")
     assert browser.evaluate(f"{embedded}.length") == 1
-    keep("prefect_samples")
-
-
-def test_the_prefect_page_shows_the_log_and_the_artifacts_of_a_run(service, deployed_run, browser, keep):
-    address = f"{service.prefect}/runs/flow-run/{deployed_run['id']}"
-    browser.open(f"{address}?tab=Logs")
-    browser.wait_for("document.body.innerText.includes(\"Running stage 'train'\")")
-    keep("prefect_log")
-    browser.evaluate("[...document.querySelectorAll('.p-tab')].find(tab => tab.innerText == 'Artifacts').click()")
-    browser.wait_for("['samples', 'metrics'].every(key => document.body.innerText.toLowerCase().includes(key))")
-    assert all(key in browser.text().lower() for key in ("samples", "metrics"))
-    keep("prefect_artifacts")
 
 
 @pytest.fixture
@@ -173,7 +139,7 @@ class Form:
         self._browser.evaluate(f"{button}.click()")
 
 
-def test_the_prefect_form_explains_bounds_refuses_and_starts(service, resting_pool, browser, keep):
+def test_the_prefect_form_explains_bounds_refuses_and_starts(service, resting_pool, browser):
     form = Form(service, browser)
     assert "saved experiment of profiles/" in form.text()
     assert [stage for stage in STAGES if f"{stage.capitalize()} (Optional)" in form.text()] == STAGES
@@ -197,7 +163,6 @@ def test_the_prefect_form_explains_bounds_refuses_and_starts(service, resting_po
     form.fill_in("Num Steps", "int", "700")
     # The form has taken the new value in; a click before that is lost.
     browser.wait_for("!document.body.innerText.includes('is not valid under any of the given schemas')")
-    keep("prefect_form")
     form.submit()
     browser.wait_for("!location.pathname.endsWith('/run')")
     (run,) = service.flow_runs(state={"type": {"any_": ["SCHEDULED"]}})

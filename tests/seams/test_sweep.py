@@ -124,17 +124,6 @@ def test_the_page_of_a_trial_shows_progress_samples_losses_and_its_run(service, 
 
 
 @in_the_service
-def test_runs_of_a_sweep_stand_side_by_side(service, owls, tmp_path):
-    path = tmp_path / "owls.csv"
-    output = service.checkout.run(*command("compare", "--sweep", "owls", "--csv", str(path)))
-    table = pd.read_csv(path)
-    assert table[KID].dropna().is_monotonic_increasing and len(table) == 3 and table[KID].isna().tolist()[-1]
-    assert {"train.learning_rate", "train.seed"} <= set(table.columns)
-    assert "train.batch_size" not in table
-    assert "train.learning_rate" in output and f"MLflow: {service.mlflow}/#/compare-runs" in output
-
-
-@in_the_service
 def test_bad_trials_are_refused_before_any_is_started(service, owls):
     before = service.api("POST", "/flow_runs/count", flow_runs={"tags": {"all_": ["sweep:bad"]}})
     output = service.checkout.run(
