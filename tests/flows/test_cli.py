@@ -15,6 +15,7 @@ from PIL import Image
 from contract.errors import FlowersError
 from flows import cli
 from flows.service.addresses import Addresses
+from flows.summary import list_pages
 
 PROJECT = Path(__file__).parents[2]
 COMMANDS = {"run", "sweep", "compare", "up", "set-up", "serve", "promote", "export", "draw"}
@@ -195,6 +196,15 @@ def test_compared_runs_are_printed_written_and_linked(flowers, recorded, tmp_pat
     assert "cannot be written" in flowers("compare", "--csv", str(path / "x.csv"), status=1)
     monkeypatch.setattr("tracking.search.choose_runs", lambda *_: recorded())
     assert "MLflow has no runs yet" in flowers("compare", status=1)
+
+
+def test_a_run_ends_with_the_servers_in_force_or_the_commands_that_start_them(monkeypatch):
+    for name, address in (("PREFECT_API_URL", "http://box:4711/api"), ("MLFLOW_TRACKING_URI", "http://box:5711")):
+        monkeypatch.setenv(name, address)
+    assert [line.split()[-1] for line in list_pages()] == ["http://box:5711", "http://box:4711"]
+    monkeypatch.delenv("PREFECT_API_URL")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert [line.split()[:2] for line in list_pages()] == [["make", "mlflow"], ["make", "prefect"]]
 
 
 def test_a_version_is_promoted_by_hand(flowers, monkeypatch):

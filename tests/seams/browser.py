@@ -60,6 +60,15 @@ class Browser:
             text = self.evaluate(f"[location.href, ...{pictures}, document.body.innerText].join('\\n')")
             raise AssertionError(f"{error}; the page says:\n{text}") from None
 
+    def wait_for_text(self, text: str) -> None:
+        self.wait_for(f"document.body.innerText.includes({json.dumps(text)})")
+
+    def click(self, label: str, place: str = "document") -> None:
+        """Press the button of this label as soon as it is there."""
+        button = f"[...{place}.querySelectorAll('button')].find(button => button.innerText.trim() == '{label}')"
+        self.wait_for(f"{button} != null")
+        self.evaluate(f"{button}.click()")
+
     def scroll_until(self, script: str, seconds: float = 60.0):
         """Scroll down by and by: pages draw what comes into view; the first true value of an expression."""
         parts = "[...document.querySelectorAll('*')].filter(part => part.scrollHeight > part.clientHeight + 50)"

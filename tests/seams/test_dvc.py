@@ -35,9 +35,11 @@ def digest_of_data(checkout):
     return digest_folder(list_files(checkout.folder / "data"))
 
 
-def test_a_fresh_checkout_runs_every_stage_and_is_then_clean(reproduced):
+def test_a_fresh_checkout_runs_every_stage_and_then_none(reproduced):
     assert stages_run(reproduced.output) == STAGES
     assert "up to date" in reproduced.checkout.dvc("status")
+    assert stages_run(reproduced.checkout.dvc("repro")) == []
+    assert reproduced.checkout.git("status", "--porcelain") == ""
 
 
 def outputs_of(entries):
@@ -53,11 +55,6 @@ def test_a_stage_depends_on_the_data_that_it_reads(reproduced, stage):
     opened = [f"{path}/" for reader, path in reproduced.opened if reader == stage]
     read = {output for output in others if any(path.startswith(f"{output}/") for path in opened)}
     assert read == {path for path in stages[stage]["deps"] if path.startswith("build/")}
-
-
-def test_a_second_repro_runs_nothing(reproduced):
-    assert stages_run(reproduced.checkout.dvc("repro")) == []
-    assert reproduced.checkout.git("status", "--porcelain") == ""
 
 
 def test_a_task_knows_whether_a_stage_has_work(reproduced, monkeypatch):

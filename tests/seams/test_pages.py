@@ -53,14 +53,12 @@ def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, se
     page = f"{service.mlflow}/#/experiments/{found[0]['experiment_id']}/runs"
     browser.open(f"{page}?searchFilter={chosen}&compareRunsMode=CHART")
     browser.wait_for("document.querySelectorAll('.js-plotly-plot').length > 0")
-    browser.evaluate(
-        "document.querySelector('[aria-label=close], [aria-label=Close]')?.click()"
-    )  # the assistant's panel
+    # The assistant's panel.
+    browser.evaluate("document.querySelector('[aria-label=close], [aria-label=Close]')?.click()")
     assert all(name in browser.text() for name in names)
     # In the legend of the chart of losses each run has a line.
     lines = [f"{name} (loss)" for name in names]
     browser.scroll_until(f"{lines}.every(line => document.body.innerText.includes(line))")
-    assert [line for line in lines if line in browser.text()] == lines
     # One grid a run, at the step that the slider chooses; the slider moves both.
     browser.scroll_until(f"{RUNS_WITH_GRIDS}.length >= 2")
     assert browser.evaluate(RUNS_WITH_GRIDS) == numbers
@@ -83,13 +81,12 @@ def test_the_address_that_compare_prints_is_the_page_of_these_runs(service, seco
 
 def test_the_prefect_page_shows_the_grid_of_samples(service, deployed_run, browser):
     browser.open(f"{service.prefect}/runs/flow-run/{deployed_run['id']}")
-    browser.wait_for(f"document.body.innerText.includes('{len(STAGES)} Task runs')")
+    browser.wait_for_text(f"{len(STAGES)} Task runs")
     assert deployed_run["name"] in browser.text()
     artifact = service.artifacts(deployed_run)["samples"]
     browser.open(f"{service.prefect}/artifacts/artifact/{artifact['id']}")
     embedded = LOADED.format(condition="image.src.startsWith('data:image/png')")
-    browser.wait_for(f"{embedded}.length > 0")
-    assert browser.evaluate(f"{embedded}.length") == 1
+    browser.wait_for(f"{embedded}.length == 1")
 
 
 @pytest.fixture
@@ -101,69 +98,41 @@ def resting_pool(service):
             yield
 
 
-class Form:
-    """Page on which a custom run of a deployment is started."""
-
-    def __init__(self, service, browser):
-        self._browser = browser
-        browser.open(f"{service.prefect}/deployments/deployment/{service.deployment('quickstart')['id']}/run")
-        # What the flow's docstring says of its parameters.
-        browser.wait_for("document.body.innerText.includes('parameters that differ')")
-
-    def text(self):
-        return self._browser.text()
-
-    def open_section(self, name):
-        self._press(f"{name}ParamsOverride")
-
-    def fill_in(self, label, kind, value):
-        """A number, in the field of this label, which is of no kind at first."""
-        labels = "[...document.querySelectorAll('.schema-form-property__label')]"
-        field = f"{labels}.find(part => part.innerText == '{label} (Optional)').closest('.p-label')"
-        if not self._browser.evaluate(f"{field}.querySelector('input')"):
-            self._press(kind, field)
-        self._browser.wait_for(f"{field}.querySelector('input') != null")
-        self._browser.evaluate(f"{field}.scrollIntoView({{block: 'center'}})")
-        self._browser.evaluate(f"{field}.querySelector('input').focus()")
-        self._browser.evaluate(f"{field}.querySelector('input').select()")
-        self._browser.call("Input.insertText", text=value)
-        self._browser.wait_for(f"{field}.querySelector('input').value == '{value}'")
-
-    def submit(self):
-        time.sleep(1.0)  # the form takes in with a delay what was typed
-        self._press("Submit")
-
-    def _press(self, label, place="document"):
-        button = f"[...{place}.querySelectorAll('button')].find(button => button.innerText.trim() == '{label}')"
-        self._browser.wait_for(f"{button} != null")
-        self._browser.evaluate(f"{button}.click()")
+def fill_in(browser, label, value):
+    """Put a whole number into the field of this label, which is of no kind at first."""
+    labels = "[...document.querySelectorAll('.schema-form-property__label')]"
+    field = f"{labels}.find(part => part.innerText == '{label} (Optional)').closest('.p-label')"
+    if not browser.evaluate(f"{field}.querySelector('input')"):
+        browser.click("int", field)
+    browser.wait_for(f"{field}.querySelector('input') != null")
+    browser.evaluate(f"{field}.scrollIntoView({{block: 'center'}})")
+    browser.evaluate(f"{field}.querySelector('input').focus()")
+    browser.evaluate(f"{field}.querySelector('input').select()")
+    browser.call("Input.insertText", text=value)
+    browser.wait_for(f"{field}.querySelector('input').value == '{value}'")
+    time.sleep(1.0)  # the form takes in with a delay what was typed
 
 
 def test_the_prefect_form_explains_bounds_refuses_and_starts(service, resting_pool, browser):
-    form = Form(service, browser)
-    assert "saved experiment of profiles/" in form.text()
-    assert [stage for stage in STAGES if f"{stage.capitalize()} (Optional)" in form.text()] == STAGES
-    form.open_section("Train")
-    browser.wait_for(
-        "document.body.innerText.includes('optimizer steps of the whole training (at least 1, at most 100000000)')"
-    )
-    for help_text in (
-        "highest learning rate of the Adam optimizer (above 0.0, at most 1.0)",
-        "steps between checkpoints (at least 1)",
-    ):
-        assert help_text in form.text()
+    browser.open(f"{service.prefect}/deployments/deployment/{service.deployment('quickstart')['id']}/run")
+    browser.wait_for_text("parameters that differ")  # what the flow's docstring says of its parameters
+    assert "saved experiment of profiles/" in browser.text()
+    assert [stage for stage in STAGES if f"{stage.capitalize()} (Optional)" in browser.text()] == STAGES
+    browser.click("TrainParamsOverride")
+    browser.wait_for_text("optimizer steps of the whole training (at least 1, at most 100000000)")
+    assert "highest learning rate of the Adam optimizer (above 0.0, at most 1.0)" in browser.text()
 
     before = service.api("POST", "/flow_runs/count")
-    form.fill_in("Num Steps", "int", "0")
-    form.submit()
-    browser.wait_for("document.body.innerText.includes('is not valid under any of the given schemas')")
-    assert "'num_steps': 0}" in form.text()
+    fill_in(browser, "Num Steps", "0")
+    browser.click("Submit")
+    browser.wait_for_text("is not valid under any of the given schemas")
+    assert "'num_steps': 0}" in browser.text()
     assert service.api("POST", "/flow_runs/count") == before
 
-    form.fill_in("Num Steps", "int", "700")
+    fill_in(browser, "Num Steps", "700")
     # The form has taken the new value in; a click before that is lost.
     browser.wait_for("!document.body.innerText.includes('is not valid under any of the given schemas')")
-    form.submit()
+    browser.click("Submit")
     browser.wait_for("!location.pathname.endsWith('/run')")
     (run,) = service.flow_runs(state={"type": {"any_": ["SCHEDULED"]}})
     assert Overrides(**run["parameters"]["params"]).model_dump(exclude_unset=True) == {"train": {"num_steps": 700}}

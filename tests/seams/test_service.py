@@ -4,15 +4,14 @@ import json
 import os
 import signal
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import requests
 
 from tests.seams.checkout import wait_until
-from tests.seams.servers import Service, free_port, running, wait_until_up, web
+from tests.seams.servers import Service, free_port, running, wait_for_server, wait_until_up, web
 
 pytestmark = [pytest.mark.xdist_group("up"), pytest.mark.usefixtures("interruptible")]
 
@@ -136,12 +135,7 @@ def starts_again_what_was_killed(up):
         process.kill()
     for name in killed:
         wait_until(lambda name=name: f"{name} has ended and was started again" in up.said(), f"{name} again")
-    wait_until(lambda: answers(f"{up.mlflow}/health"), "MLflow again")
-
-
-def answers(address):
-    with suppress(requests.RequestException):
-        return web.get(address, timeout=5).ok
+    wait_for_server(up.process, f"{up.mlflow}/health", up.log)
 
 
 def ends_with(up, end, statuses):
