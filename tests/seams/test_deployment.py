@@ -50,10 +50,6 @@ def test_the_run_page_links_to_the_mlflow_run_which_names_the_flow_run(service, 
     assert tags["prefect_flow_run"] == deployed_run["name"]
     assert tags["prefect_flow_run_id"] == deployed_run["id"]
     assert run["info"]["status"] == "FINISHED"
-    parameters = {parameter["key"]: parameter["value"] for parameter in run["data"]["params"]}
-    assert parameters["train.learning_rate"] == "0.001"
-    names = {metric["key"] for metric in run["data"]["metrics"]}
-    assert {"loss", "fd_efficientnet_lite0"} <= names
 
 
 def test_the_model_version_of_the_server_can_be_loaded_from_its_artifacts(service, deployed_run):
