@@ -65,11 +65,8 @@ def test_overrides_change_their_lines_and_no_other(params_file):
     params_file.write_text(with_comments)
     params = activate(None, {"train": {"num_steps": 700, "gradient_clip": 0.5}, "register": {"enabled": False}})
     lines = zip(with_comments.splitlines(), params_file.read_text().splitlines(), strict=True)
-    assert [line.strip() for before, line in lines if before != line] == [
-        "num_steps: 700",
-        "gradient_clip: 0.5",
-        "enabled: false",
-    ]
+    changed = [line.strip() for before, line in lines if before != line]
+    assert changed == ["num_steps: 700", "gradient_clip: 0.5", "enabled: false"]
     assert params == read_params() and params.train.num_steps == 700
 
 
