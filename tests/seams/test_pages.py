@@ -110,7 +110,11 @@ def fill_in(browser, label, value):
     browser.evaluate(f"{field}.querySelector('input').select()")
     browser.call("Input.insertText", text=value)
     browser.wait_for(f"{field}.querySelector('input').value == '{value}'")
-    time.sleep(1.0)  # the form takes in with a delay what was typed
+
+
+def submit(browser):
+    time.sleep(2.0)  # the form takes in with a delay what was typed
+    browser.click("Submit")
 
 
 def test_the_prefect_form_explains_bounds_refuses_and_starts(service, resting_pool, browser):
@@ -124,7 +128,7 @@ def test_the_prefect_form_explains_bounds_refuses_and_starts(service, resting_po
 
     before = service.api("POST", "/flow_runs/count")
     fill_in(browser, "Num Steps", "0")
-    browser.click("Submit")
+    submit(browser)
     browser.wait_for_text("is not valid under any of the given schemas")
     assert "'num_steps': 0}" in browser.text()
     assert service.api("POST", "/flow_runs/count") == before
@@ -132,7 +136,7 @@ def test_the_prefect_form_explains_bounds_refuses_and_starts(service, resting_po
     fill_in(browser, "Num Steps", "700")
     # The form has taken the new value in; a click before that is lost.
     browser.wait_for("!document.body.innerText.includes('is not valid under any of the given schemas')")
-    browser.click("Submit")
+    submit(browser)
     browser.wait_for("!location.pathname.endsWith('/run')")
     (run,) = service.flow_runs(state={"type": {"any_": ["SCHEDULED"]}})
     assert Overrides(**run["parameters"]["params"]).model_dump(exclude_unset=True) == {"train": {"num_steps": 700}}
