@@ -33,11 +33,6 @@ def state(path):
     return path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino
 
 
-def changed_lines(before, path):
-    lines = before.decode().splitlines(), path.read_text().splitlines()
-    return [line.strip() for old, line in zip(*lines, strict=True) if old != line]
-
-
 def test_a_profile_is_completed_by_the_published_setting(params_file):
     published, params = compose("flowers102", {}), read_params()
     assert params.train.num_steps == 600 and params.train.unet.widths == (8, 16)
@@ -69,7 +64,8 @@ def test_overrides_change_their_lines_and_no_other(params_file):
     with_comments = params_file.read_text().replace("train:\n", "train:  # for Ada\n  # as in the paper\n")
     params_file.write_text(with_comments)
     params = activate(None, {"train": {"num_steps": 700, "gradient_clip": 0.5}, "register": {"enabled": False}})
-    changed = changed_lines(with_comments.encode(), params_file)
+    lines = zip(with_comments.splitlines(), params_file.read_text().splitlines(), strict=True)
+    changed = [line.strip() for before, line in lines if before != line]
     assert changed == ["num_steps: 700", "gradient_clip: 0.5", "enabled: false"]
     assert params == read_params() and params.train.num_steps == 700
 

@@ -1,6 +1,7 @@
 """Parameters: what is accepted, and the one clear error of what is not."""
 
 import dataclasses
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,7 @@ from ruamel.yaml import YAML
 from contract.nesting import flatten
 from contract.params import ParamsError, compose, read_params
 from contract.paths import list_profiles
-from contract.schema import is_section, list_types, read_help_texts
-from contract.sections import Params, as_plain
+from contract.sections import as_plain
 
 PROJECT = Path(__file__).parents[2]
 
@@ -57,7 +57,6 @@ LINEAR = {"train.diffusion.schedule": "linear"}
         ({"colour": "red"}, "colour", ["not a parameter"]),
         # of another type
         ({"train.num_steps": 6.0}, "train.num_steps", ["valid integer", "got 6.0"]),
-        ({"train.num_steps": "6"}, "train.num_steps", ["valid integer", "got '6'"]),
         ({"train.num_steps": True}, "train.num_steps", ["valid integer", "got True"]),
         ({"train.num_steps": None}, "train.num_steps", ["valid integer", "got None"]),
         ({"train.random_flips": 1}, "train.random_flips", ["valid boolean", "got 1"]),
@@ -149,12 +148,9 @@ def test_a_refusal_names_the_parameter_the_value_and_what_is_allowed(written, ch
 
 @pytest.mark.parametrize("name", ["train.loss", "train.unet.dropout", "sample.eta", "register"])
 def test_a_missing_parameter_is_named_also_where_the_library_has_a_default(written, document, name):
-    path, incomplete = written({}), document({"train.warmup_steps": 6})
+    path, incomplete = written({}), document()
     *sections, leaf = name.split(".")
-    place = incomplete
-    for section in sections:
-        place = place[section]
-    del place[leaf]
+    del reduce(dict.__getitem__, sections, incomplete)[leaf]
     YAML(typ="safe").dump(incomplete, path)
     assert refusal(path) == [f"{name} is missing"]
 
@@ -231,14 +227,3 @@ def test_what_dvc_records_of_a_stage_is_what_it_reads(make_params):
     assert params.read_by("sample") == flatten({"sample": params.section("sample")})
     assert params.read_by("evaluate") == flatten({"evaluate": params.section("evaluate")}) | reference
     assert params.read_by("reference") == reference | {"evaluate.enabled": True}
-
-
-def test_every_parameter_has_a_help_text():
-    sections = [Params, *(hint for hint in list_types().values() if is_section(hint))]
-    bare = [
-        f"{section.__name__}.{field.name}"
-        for section in sections
-        for field in dataclasses.fields(section)
-        if not is_section(list_types(section)[field.name]) and not read_help_texts(section).get(field.name)
-    ]
-    assert bare == []

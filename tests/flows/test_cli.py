@@ -14,6 +14,8 @@ from PIL import Image
 
 from contract.errors import FlowersError
 from flows import cli
+from flows.service.addresses import Addresses
+from flows.summary import list_pages
 
 PROJECT = Path(__file__).parents[2]
 COMMANDS = {"run", "sweep", "compare", "up", "set-up", "serve", "promote", "export", "draw"}
@@ -103,6 +105,10 @@ def test_profiles_are_those_of_the_folder():
             ["sweep", "--overrides", "[{train.seed: 1}]"],
             "flows.sweep", "run_by_hand", [None, [], "[{train.seed: 1}]", [], None, 2],
         ),
+        (
+            ["up", "--host", "::", "--mlflow-port", "5100"],
+            "flows.service.up", "serve_until_interrupted", [Addresses("::", 4200, 5100)],
+        ),
         (["serve", "--port", "6001"], "tracking.serve", "serve", ["127.0.0.1", 6001, None, 600]),
         (["export", "build/model", "out"], "flows.drawing", "export_model", ["build/model", Path("out"), None]),
         (
@@ -118,12 +124,6 @@ def test_profiles_are_those_of_the_folder():
 def test_words_become_arguments(call, monkeypatch, words, module, function, given):
     monkeypatch.chdir(PROJECT)
     assert call(module, function, *words) == given
-
-
-def test_up_takes_host_and_ports(call, monkeypatch):
-    monkeypatch.chdir(PROJECT)
-    (addresses,) = call("flows.service.up", "serve_until_interrupted", "up", "--host", "::", "--mlflow-port", "5100")
-    assert (addresses.host, addresses.prefect_port, addresses.mlflow_port) == ("::", 4200, 5100)
 
 
 @pytest.mark.parametrize(
@@ -185,34 +185,26 @@ def test_another_checkout_runs_its_own_code(tmp_path):
     assert run_python("-c", program, folder=tmp_path).stdout == "own code: run --isolated\n"
 
 
-@pytest.fixture
-def choose(monkeypatch, recorded):
-    """Puts these runs in the place of MLflow's; gives the choices that were asked for."""
-    asked = []
-
-    def put(*runs):
-        monkeypatch.setattr("tracking.search.choose_runs", lambda *choice: asked.append(choice) or recorded(*runs))
-        return asked
-
-    return put
-
-
-def test_compared_runs_are_printed_written_and_linked(flowers, choose, tmp_path):
-    asked = choose({"kid": 0.5, "rate": "a"}, {"kid": 0.25, "rate": "b"})
+def test_compared_runs_are_printed_written_and_linked(flowers, recorded, tmp_path, monkeypatch):
+    asked, runs = [], recorded({"kid": 0.5, "rate": "a"}, {"kid": 0.25, "rate": "b"})
+    monkeypatch.setattr("tracking.search.choose_runs", lambda *choice: asked.append(choice) or runs)
     path = tmp_path / "table.csv"
     printed = flowers("compare", "3f2a", "wise-owl", "--sweep", "owls", "--last", "2", "--csv", str(path))
     assert asked == [(("3f2a", "wise-owl"), "owls", 2)]
     assert printed.index("run-2") < printed.index("run-1") and "rate" in printed and "MLflow: http" in printed
     assert pd.read_csv(path)["name"].tolist() == ["run-2", "run-1"]
     assert "cannot be written" in flowers("compare", "--csv", str(path / "x.csv"), status=1)
-    choose()
+    monkeypatch.setattr("tracking.search.choose_runs", lambda *_: recorded())
     assert "MLflow has no runs yet" in flowers("compare", status=1)
 
 
-def test_a_server_that_does_not_answer_is_a_clear_error(flowers, folder, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert "flowers compare: MLflow at http://127.0.0.1:1 does not answer" in flowers("compare", status=1)
+def test_a_run_ends_with_the_servers_in_force_or_the_commands_that_start_them(monkeypatch):
+    for name, address in (("PREFECT_API_URL", "http://box:4711/api"), ("MLFLOW_TRACKING_URI", "http://box:5711")):
+        monkeypatch.setenv(name, address)
+    assert [line.split()[-1] for line in list_pages()] == ["http://box:5711", "http://box:4711"]
+    monkeypatch.delenv("PREFECT_API_URL")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert [line.split()[:2] for line in list_pages()] == [["make", "mlflow"], ["make", "prefect"]]
 
 
 def test_a_version_is_promoted_by_hand(flowers, monkeypatch):

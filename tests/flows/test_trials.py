@@ -1,11 +1,13 @@
-"""The experiments of a sweep: spelt out, and all of them checked before any starts."""
+"""The experiments of a sweep: spelt out and checked before any starts; tests/seams/test_sweep.py runs them."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from contract.errors import FlowersError, ParamsError
 from contract.nesting import nest
+from flows import sweep
 from flows.trials import MAX_TRIALS, parse_overrides_list, plan_trials
 
 
@@ -66,7 +68,7 @@ def test_all_that_is_wrong_is_told_at_once(spelt):
 
 
 @pytest.mark.parametrize(
-    ("sweep", "message"),
+    ("given", "message"),
     [
         ({"grid": {"train.num_steps": [100, 10]}}, "warmup_steps=50 must not exceed num_steps=10"),
         ({"grid": {"train.learning_rat": [1e-3, 2e-3]}}, r"train\.learning_rat is not a parameter"),
@@ -79,10 +81,29 @@ def test_all_that_is_wrong_is_told_at_once(spelt):
         ({"overrides": [{"train.seed": 1}, {"train": {"seed": 1}}]}, "the same experiment as train.seed=1"),
     ],
 )
-def test_a_sweep_that_cannot_run_is_refused(spelt, sweep, message):
+def test_a_sweep_that_cannot_run_is_refused(spelt, given, message):
     with pytest.raises(FlowersError, match=message):
-        spelt(**sweep)
+        spelt(**given)
 
 
 def test_a_list_of_overrides_is_read_from_a_command_line():
     assert parse_overrides_list("[{train.seed: 1}, {}]") == [{"train.seed": 1}, {}] and parse_overrides_list(None) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"grid": ["train.seed=[1,-1]"]}, "1 of 2 trials cannot be used"),
+        ({"grid": ["train.seed"]}, "NAME=VALUE"),
+        ({"overrides": "{train.seed: 1}"}, "--overrides takes a list of mappings"),
+        ({"overrides": "[1"}, "--overrides is not YAML"),
+        ({"grid": ["train.seed=[1]"], "assignments": ["train.seed"]}, "NAME=VALUE"),
+        ({"grid": ["train.seed=[1]"], "name": "Two Owls"}, "'Two Owls'"),
+    ],
+)
+def test_by_hand_what_is_wrong_is_refused_before_anything_starts(given, message, monkeypatch):
+    monkeypatch.setattr(sweep, "run_to_completion", lambda *_: pytest.fail("nothing is to be started"))
+    monkeypatch.setattr(sweep, "enter_last_commit", nullcontext)
+    left_out = {"profile": None, "grid": [], "overrides": None, "assignments": [], "name": None, "max_concurrent": 2}
+    with pytest.raises(FlowersError, match=message):
+        sweep.run_by_hand(**left_out | given)

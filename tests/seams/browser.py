@@ -1,6 +1,5 @@
 """A headless Chromium, spoken to in its own DevTools protocol."""
 
-import base64
 import itertools
 import json
 import shutil
@@ -61,6 +60,15 @@ class Browser:
             text = self.evaluate(f"[location.href, ...{pictures}, document.body.innerText].join('\\n')")
             raise AssertionError(f"{error}; the page says:\n{text}") from None
 
+    def wait_for_text(self, text: str) -> None:
+        self.wait_for(f"document.body.innerText.includes({json.dumps(text)})")
+
+    def click(self, label: str, place: str = "document") -> None:
+        """Press the button of this label as soon as it is there."""
+        button = f"[...{place}.querySelectorAll('button')].find(button => button.innerText.trim() == '{label}')"
+        self.wait_for(f"{button} != null")
+        self.evaluate(f"{button}.click()")
+
     def scroll_until(self, script: str, seconds: float = 60.0):
         """Scroll down by and by: pages draw what comes into view; the first true value of an expression."""
         parts = "[...document.querySelectorAll('*')].filter(part => part.scrollHeight > part.clientHeight + 50)"
@@ -71,9 +79,6 @@ class Browser:
         code = {"ArrowLeft": 37, "ArrowRight": 39}[key]  # of the keys that tests press
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
-
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """A checkout of the project in a folder of its own, and commands in it that always end."""
 
+import csv
+import io
 import os
 import shutil
 import signal
@@ -13,6 +15,10 @@ import psutil
 from ruamel.yaml import YAML
 
 STAGES = ["download", "preprocess", "reference", "train", "sample", "evaluate", "register"]
+ENDLESS = dict.fromkeys(("num_steps", "sample_every", "checkpoint_every"), 10_000_000) | {"log_every": 20}
+"""Training that would take days; only an interruption makes it save."""
+BEHIND_A_DEAD_PROXY = {"http_proxy": "http://127.0.0.1:9", "NO_PROXY": "", "no_proxy": ""}
+"""Variables of a proxy at which nobody listens."""
 _OURS = ("PREFECT_", "MLFLOW_", "DDPM_", "DVC_", "GIT_")
 
 
@@ -96,6 +102,13 @@ class Checkout:
     def read_yaml(self, name: str) -> dict:
         return YAML(typ="safe").load(self.folder / name)
 
+    def rows(self) -> dict[str, dict[str, str]]:
+        """Return the rows of DVC's table of experiments by their names."""
+        return {row["Experiment"]: row for row in csv.DictReader(io.StringIO(self.dvc("exp", "show", "--csv")))}
+
+    def checkpoints(self) -> set[Path]:
+        return set((self.folder / "build/checkpoints").glob("*/step_*"))
+
     def processes(self, word: str = "") -> list[psutil.Process]:
         """Return the living processes in or below this folder whose command holds `word`."""
         found = []
@@ -117,6 +130,10 @@ class Checkout:
 def stages_run(output: str) -> list[str]:
     """Return the stages that DVC says it ran, in the pipeline's order."""
     return [stage for stage in STAGES if f"Running stage '{stage}'" in output]
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("step_"))
 
 
 def wait_until(condition, what: str, seconds: float = 60.0):

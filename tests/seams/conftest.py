@@ -1,7 +1,6 @@
 """A small experiment in a copy of the project, run by the real DVC, Prefect and MLflow."""
 
 import fcntl
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ import pytest
 
 from contract.assignments import parse_overrides
 from contract.params import activate
-from tests.seams.checkout import Checkout, clean_environment, command, wait_until
-from tests.seams.servers import free_port, running, wait_until_up, web
+from tests.seams.checkout import BEHIND_A_DEAD_PROXY, Checkout, clean_environment, command
+from tests.seams.servers import Service, free_port, running, wait_until_up
 
 PROJECT = Path(__file__).parents[2]
 
@@ -43,29 +42,6 @@ SMALL = {
 }
 """Changes to the quickstart profile after which a stage takes little more than its imports."""
 
-SHOWN = {
-    "download.synthetic.num_images": 2000,
-    "download.synthetic.image_size": 24,
-    "preprocess.image_size": 24,
-    "train.unet.widths": "[32, 64]",
-    "train.unet.time_embedding_dim": 64,
-    "train.unet.norm_groups": 8,
-    "train.diffusion.num_timesteps": 1000,
-    "train.num_steps": 240,
-    "train.batch_size": 16,
-    "train.warmup_steps": 30,
-    "train.log_every": 10,
-    "train.sample_every": 60,
-    "train.num_grid_images": 16,
-    "train.grid_sampling_steps": 20,
-    "sample.num_images": 64,
-    "sample.num_sampling_steps": 50,
-    "sample.num_grid_images": 64,
-    "reference.max_images_per_split": 128,
-    "evaluate.kernel_subset_size": 32,
-}
-"""Further changes for screenshots, used where DDPM_SCREENSHOTS names a folder for them."""
-
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory):
@@ -86,8 +62,7 @@ def project(tmp_path_factory):
     # What the project has made of its own experiment is not this one's.
     (folder / "dvc.lock").unlink(missing_ok=True)
     (folder / "data.dvc").unlink(missing_ok=True)
-    wanted = SMALL | (SHOWN if os.environ.get("DDPM_SCREENSHOTS") else {})
-    overrides = parse_overrides([f"{name}={value}" for name, value in wanted.items()])
+    overrides = parse_overrides([f"{name}={value}" for name, value in SMALL.items()])
     activate("quickstart", overrides, folder / "params.yaml")
     shutil.copy(folder / "params.yaml", folder / "profiles" / "quickstart.yaml")
     checkout = Checkout(folder, clean_environment(home))
@@ -134,74 +109,9 @@ def checkout(reproduced, tmp_path):
     made.end_processes()
 
 
-@dataclass
-class Service:
-    """A Prefect server with a worker, and an MLflow server."""
-
-    prefect: str
-    mlflow: str
-    checkout: Checkout
-    """its environment names both servers"""
-    worker_log: Path
-
-    def api(self, method: str, path: str, **body):
-        """Return the Prefect server's answer."""
-        answer = web.request(method, f"{self.prefect}/api{path}", json=body or None, timeout=30)
-        answer.raise_for_status()
-        return answer.json()
-
-    def tracking(self, method: str, /, **query):
-        """Return the MLflow server's answer."""
-        return self._tracked(web.get(f"{self.mlflow}/api/2.0/mlflow{method}", params=query, timeout=30))
-
-    def tracking_post(self, method: str, /, **body):
-        """Return the MLflow server's answer to a body."""
-        return self._tracked(web.post(f"{self.mlflow}/api/2.0/mlflow{method}", json=body, timeout=30))
-
-    def start(self, deployment, /, name=None, **parameters):
-        """Start a run of a deployment of the flow `pipeline`, and return it."""
-        found = self.api("GET", f"/deployments/name/pipeline/{deployment}")
-        body = {"parameters": parameters, "name": name} if name else {"parameters": parameters}
-        return self.api("POST", f"/deployments/{found['id']}/create_flow_run", **body)
-
-    def cancel(self, run):
-        """Cancel a run as the page's button does."""
-        self.api("POST", f"/flow_runs/{run['id']}/set_state", state={"type": "CANCELLING"})
-
-    def ended(self, run, seconds=120.0):
-        """Wait for the end of a run, and return it."""
-        return wait_until(lambda: self.has_ended(run), f"the end of {run['name']}", seconds)
-
-    def has_ended(self, run):
-        """Return the run if it has ended, else None."""
-        found = self.api("GET", f"/flow_runs/{run['id']}")
-        return found if found["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"} else None
-
-    def artifacts(self, run):
-        """Return the newest artifact of each key on the page of a run."""
-        found = self.api("POST", "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
-        return {artifact["key"]: artifact for artifact in sorted(found, key=lambda artifact: artifact["created"])}
-
-    def log_of(self, run):
-        """Return the log on the page of a run."""
-        wanted = {"flow_run_id": {"any_": [run["id"]]}}
-        return "\n".join(
-            line["message"] for line in self.api("POST", "/logs/filter", logs=wanted, sort="TIMESTAMP_ASC")
-        )
-
-    def workspace(self, run):
-        """Return the worktree that a run has while it lasts."""
-        return Checkout(self.checkout.folder / "workspaces" / run["name"], self.checkout.environment)
-
-    @staticmethod
-    def _tracked(answer):
-        answer.raise_for_status()
-        return answer.json()
-
-
 @pytest.fixture(scope="session")
 def service(project, tmp_path_factory):
-    """Start the service as `make up` does, on free ports, with one GPU slot."""
+    """Start the service as `make up` does, on free ports, with one GPU slot, where a proxy is set but dead."""
     folder = tmp_path_factory.mktemp("service")
     prefect_port, mlflow_port = free_port(), free_port()
     prefect, mlflow = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
@@ -213,9 +123,9 @@ def service(project, tmp_path_factory):
     )
     log = folder / "up.log"
     words = command("up", "--prefect-port", str(prefect_port), "--mlflow-port", str(mlflow_port))
-    with running(words, checkout.folder, checkout.environment, log) as process:
+    with running(words, checkout.folder, checkout.environment | BEHIND_A_DEAD_PROXY, log) as process:
         wait_until_up(process, log)
-        yield Service(prefect, mlflow, checkout, checkout.folder / ".service/worker.log")
+        yield Service(prefect, mlflow, checkout)
         checkout.end_processes()
 
 

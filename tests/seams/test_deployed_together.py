@@ -2,20 +2,16 @@
 
 import fcntl
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.seams.checkout import Checkout, wait_until
+from tests.seams.checkout import ENDLESS, step_of, wait_until
 
 pytestmark = [
     pytest.mark.xdist_group("service"),  # one worker, which makes the servers once
     pytest.mark.timeout(600),  # several runs, which may share two cores with other tests
 ]
-
-# Training that would take days; only an interruption makes it save.
-ENDLESS = {"seed": 3, "log_every": 20} | dict.fromkeys(("num_steps", "sample_every", "checkpoint_every"), 10_000_000)
 
 
 def start(service, name, **train):
@@ -40,116 +36,65 @@ def trains(service, run):
     return bool(service.workspace(run).processes("stages.train"))
 
 
-def losses_of(service, mlflow_run):
-    """Return the number of logged losses."""
-    asked = {"run_id": mlflow_run["info"]["run_id"], "metric_key": "loss"}
-    return len(service.tracking("/metrics/get-history", **asked).get("metrics", []))
+def mlflow_runs(service, run):
+    """Return the MLflow runs to which a flow run's training has written."""
+    return service.tagged_runs("train.prefect_flow_run_id", run["id"])
 
 
-def mlflow_runs(service, run_of_prefect):
-    """Return the MLflow runs to which a flow run has written."""
-    experiments = service.tracking_post("/experiments/search", max_results=10).get("experiments", [])
-    numbers = [experiment["experiment_id"] for experiment in experiments]
-    wanted = f"tags.`train.prefect_flow_run_id` = '{run_of_prefect['id']}'"
-    return service.tracking_post("/runs/search", experiment_ids=numbers, filter=wanted).get("runs", [])
+def num_losses(service, run):
+    asked = [{"run_id": one["info"]["run_id"], "metric_key": "loss"} for one in mlflow_runs(service, run)]
+    return sum(len(service.tracking("GET", "/metrics/get-history", **one).get("metrics", [])) for one in asked)
 
 
-def checkpoints(checkout):
-    return set((checkout.folder / "build/checkpoints").glob("*/step_*"))
-
-
-@dataclass
-class Story:
-    """Two runs of one experiment that want the one slot: the first is cancelled, and the second goes on from it."""
-
-    first: dict
-    second: dict
-    first_log: str
-    second_log: str
-    is_slot_taken_while_waiting: bool
-    saved: set
-    first_folder_stays: bool
-    mlflow_runs: list
-    most_training: int
-
-
-@pytest.fixture(scope="module")
-def story(service):
-    runs, num_training = [start(service, "first", **ENDLESS)], []
+def test_a_run_waits_for_the_slot_and_goes_on_from_the_cancelled_one(service):
+    runs, num_training = [start(service, "first", seed=3, **ENDLESS)], []
 
     def wait(condition, what, seconds):
         def check():
             num_training.append(sum(trains(service, run) for run in runs))
             return condition()
 
-        wait_until(check, what, seconds)
+        return wait_until(check, what, seconds)
 
     (first,) = runs
-    wait(lambda: any(losses_of(service, one) > 3 for one in mlflow_runs(service, first)), "the first training", 200)
-    second = start(service, "second", **ENDLESS)
+    wait(lambda: num_losses(service, first) > 3, "the first training", 200)
+    second = start(service, "second", seed=3, **ENDLESS)
     runs.append(second)
-    wait(lambda: "Waiting for a free slot" in service.log_of(second), "the wait", 120)
-    is_slot_taken_while_waiting = is_slot_taken(service)
-    known, (recorded,) = checkpoints(service.checkout), mlflow_runs(service, first)
+    wait(lambda: "Waiting for a free slot: other runs compute on cpu-0" in service.log_of(second), "the wait", 120)
+    assert is_slot_taken(service)
+
+    before, (recorded,) = service.checkout.checkpoints(), mlflow_runs(service, first)
     service.cancel(first)
-    wait(lambda: service.has_ended(first), "the end of the first", 120)
-    saved, stays = checkpoints(service.checkout) - known, service.workspace(first).folder.exists()
+    ended = wait(lambda: service.has_ended(first), "the end of the first", 120)
+    assert ended["state"]["type"] == "CANCELLED" and not service.workspace(first).folder.exists()
+    (saved,) = service.checkout.checkpoints() - before
+
     wait(lambda: "going on from build/checkpoints/" in service.log_of(second), "the second training", 240)
-    wait(lambda: mlflow_runs(service, second), "the MLflow run", 60)
-    (continued,) = mlflow_runs(service, second)
+    (continued,) = wait(lambda: mlflow_runs(service, second), "the MLflow run", 60)
+    assert continued["info"]["run_id"] == recorded["info"]["run_id"]
     service.cancel(second)
-    return Story(
-        first=service.ended(first),
-        second=service.ended(second),
-        first_log=service.log_of(first),
-        second_log=service.log_of(second),
-        is_slot_taken_while_waiting=is_slot_taken_while_waiting,
-        saved=saved,
-        first_folder_stays=stays,
-        mlflow_runs=[one["info"]["run_id"] for one in (recorded, continued)],
-        most_training=max(num_training),
-    )
-
-
-def test_a_run_waits_for_the_slot_of_another_and_says_so(story):
-    assert story.is_slot_taken_while_waiting and story.most_training == 1
-    waits = story.second_log.index("Waiting for a free slot")
-    assert waits < story.second_log.index("Got a slot") < story.second_log.index("going on from")
-
-
-def test_a_cancelled_run_saves_its_training_and_removes_its_worktree(story):
-    assert story.first["state"]["type"] == "CANCELLED"
-    (saved,) = story.saved
-    assert f"SIGINT at step {int(saved.stem.removeprefix('step_'))}, kept in build/checkpoints/" in story.first_log
-    assert not story.first_folder_stays
-
-
-def test_the_next_run_goes_on_in_the_same_mlflow_run(story):
-    assert len(set(story.mlflow_runs)) == 1
-    assert story.second["state"]["type"] == "CANCELLED"
-
-
-def test_afterwards_no_slot_is_taken(service, story):
-    assert not is_slot_taken(service)
+    assert service.ended(second)["state"]["type"] == "CANCELLED"
+    assert not is_slot_taken(service) and max(num_training) == 1
+    assert f"SIGINT at step {step_of(saved)}, kept in build/checkpoints/" in service.log_of(first)
+    log = service.log_of(second)
+    assert log.index("Waiting for a free slot") < log.index("Got a slot") < log.index("going on from")
 
 
 @pytest.mark.slow
 def test_a_killed_run_frees_its_slot_and_the_next_clears_up(service):
-    killed = start(service, "killed", **ENDLESS)
-    folder = service.workspace(killed).folder
+    killed = start(service, "killed", seed=3, **ENDLESS)
+    workspace = service.workspace(killed)
     wait_until(lambda: trains(service, killed), "the training", seconds=200)
     wait_until(lambda: mlflow_runs(service, killed), "its MLflow run", seconds=60)
-    known = checkpoints(service.checkout)
-    for process in Checkout(folder, service.checkout.environment).processes("prefect"):
+    before = service.checkout.checkpoints()
+    for process in workspace.processes("prefect"):
         process.send_signal(signal.SIGKILL)
-    wait_until(
-        lambda: not Checkout(folder, service.checkout.environment).processes(), "the stage's own end", seconds=30
-    )
-    assert checkpoints(service.checkout) - known, "the stage has noticed, and saved its work"
+    wait_until(lambda: not workspace.processes(), "the stage's own end", seconds=30)
+    assert service.checkout.checkpoints() - before, "the stage has noticed, and saved its work"
     assert service.ended(killed)["state"]["type"] == "CRASHED"
-    assert folder.is_dir() and not is_slot_taken(service)
+    assert workspace.folder.is_dir() and not is_slot_taken(service)
 
     following = start(service, "following", learning_rate=0.004)
     wait_until(service.workspace(following).folder.is_dir, "the next run", seconds=60)
-    assert not folder.exists()
+    assert not workspace.folder.exists()
     assert service.ended(following, seconds=240)["state"]["type"] == "COMPLETED"

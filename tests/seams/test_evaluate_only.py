@@ -19,8 +19,8 @@ def evaluated(service, deployed_run):
 
 
 def test_it_draws_and_evaluates_and_does_nothing_else(service, evaluated):
-    runs = service.api("POST", "/task_runs/filter", task_runs={"flow_run_id": {"any_": [evaluated["id"]]}})
-    assert {run["name"].partition("-")[0] for run in runs} == {"reference", "sample", "evaluate"}
+    tasks = {run["name"].partition("-")[0] for run in service.task_runs(evaluated)}
+    assert tasks == {"reference", "sample", "evaluate"}
     assert stages_run(service.log_of(evaluated)) == ["sample", "evaluate"]  # the features are known
 
 
@@ -37,10 +37,8 @@ def test_its_experiment_has_the_model_of_the_other_and_figures_of_its_own(servic
 
 
 def test_its_mlflow_run_names_the_training(service, evaluated, applied):
-    experiment = service.tracking("/experiments/get-by-name", experiment_name="flowers-ddpm")["experiment"]
     trained_in = json.loads((applied.folder / "build/model/run.json").read_text())["mlflow_run_id"]
-    wanted = f"tags.`ddpm.trained_in` = '{trained_in}'"
-    (run,) = service.tracking_post("/runs/search", experiment_ids=[experiment["experiment_id"]], filter=wanted)["runs"]
+    (run,) = service.tagged_runs("ddpm.trained_in", trained_in)
     assert {"key": "sample.seed", "value": "7"} in run["data"]["params"]
 
 
@@ -48,4 +46,4 @@ def test_a_revision_without_a_model_is_refused_before_a_stage(service, deployed_
     for revision, reason in (("no-such-owl", "neither a git revision nor a DVC"), ("HEAD", "has no dvc.lock")):
         run = service.ended(service.start("evaluate-only", revision=revision))
         assert run["state"]["type"] == "FAILED" and reason in run["state"]["message"]
-        assert service.api("POST", "/task_runs/count", task_runs={"flow_run_id": {"any_": [run["id"]]}}) == 0
+        assert service.task_runs(run) == []

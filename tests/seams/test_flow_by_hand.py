@@ -7,15 +7,10 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from tests.seams.checkout import command, stages_run, wait_until
+from tests.seams.checkout import BEHIND_A_DEAD_PROXY, ENDLESS, command, stages_run, step_of, wait_until
 from tests.seams.servers import running
 
 pytestmark = pytest.mark.xdist_group("checkouts")  # one worker, which makes the experiment once
-
-# Training that would take days; only an interruption makes it save.
-ENDLESS = [f"train.{name}=10000000" for name in ("num_steps", "sample_every", "checkpoint_every")] + [
-    "train.log_every=20"
-]
 
 
 @pytest.fixture
@@ -25,7 +20,7 @@ def start_training(checkout, tmp_path):
 
     def start(name):
         log = tmp_path / f"{name}.log"
-        settings = [word for setting in ENDLESS for word in ("--set", setting)]
+        settings = [word for name, value in ENDLESS.items() for word in ("--set", f"train.{name}={value}")]
         process = contexts.enter_context(running(command("run", *settings), checkout.folder, checkout.environment, log))
         num_before = num_losses(checkout)
 
@@ -43,12 +38,6 @@ def start_training(checkout, tmp_path):
 def num_losses(checkout):
     with closing(sqlite3.connect(f"file:{checkout.folder / 'mlflow.db'}?mode=ro", uri=True, timeout=10)) as database:
         return database.execute("select count(*) from metrics where key = 'loss'").fetchone()[0]
-
-
-def checkpoints(checkout):
-    """Return the steps of all checkpoints."""
-    paths = (checkout.folder / "build/checkpoints").glob("*/step_*")
-    return sorted(int(path.stem.removeprefix("step_")) for path in paths)
 
 
 def test_a_changed_parameter_is_brought_up_to_date_and_every_door_agrees(checkout):
@@ -70,9 +59,9 @@ def test_a_changed_parameter_is_brought_up_to_date_and_every_door_agrees(checkou
 @pytest.mark.slow
 def test_an_isolated_run_uses_the_cache_and_leaves_the_checkout_alone(checkout):
     (checkout.folder / "build/metrics.json").write_text("{}")  # what stands here is not what it works on
-    # A proxy that nobody listens at has no part in what this machine's own servers are asked.
-    behind_proxy = checkout.with_environment(HTTP_PROXY="http://127.0.0.1:9", NO_PROXY="", no_proxy="")
-    output = behind_proxy.pipeline("--isolated", "--set", "sample.seed=1", "--set", "sample.seed=0")
+    output = checkout.with_environment(**BEHIND_A_DEAD_PROXY).pipeline(
+        "--isolated", "--set", "sample.seed=1", "--set", "sample.seed=0"
+    )
     assert stages_run(output) == []
     (name,) = checkout.dvc("exp", "list", "--name-only").split()
     assert f"`dvc exp apply {name}` brings it into the checkout" in output
@@ -93,39 +82,41 @@ def test_a_parameter_that_cannot_be_used_is_one_clear_error(checkout):
     assert (checkout.folder / "params.yaml").read_text() == before
 
 
-@pytest.mark.usefixtures("interruptible")
-def test_control_c_saves_the_training_and_leaves_no_process(checkout, start_training):
-    before = checkpoints(checkout)
-    process, log = start_training("interrupted")
+def end_by_control_c(process):
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does: the temporary server gets it too
-    assert process.wait(timeout=30) == 130
+
+
+def end_by_sigterm(process):
+    process.terminate()  # the flow alone, as `kill` does
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [
+        (end_by_control_c, 130, "SIGINT at "),
+        pytest.param(end_by_sigterm, 143, "flowers run: ended by SIGTERM", marks=pytest.mark.slow),
+    ],
+)
+def test_a_flow_that_is_ended_saves_its_training_and_leaves_no_process(checkout, start_training, end, status, said):
+    before = checkout.checkpoints()
+    process, log = start_training("ended")
+    end(process)
+    assert process.wait(timeout=60) == status
     wait_until(lambda: not checkout.processes(), "the end of every process", seconds=10)
-    (saved,) = set(checkpoints(checkout)) - set(before)
-    assert f"SIGINT at step {saved}, kept in build/checkpoints/" in log.read_text()
+    (saved,) = checkout.checkpoints() - before
+    assert f"step {step_of(saved)}, kept in build/checkpoints/" in log.read_text() and said in log.read_text()
     assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.slow
 def test_a_stage_whose_flow_is_killed_saves_and_the_next_run_goes_on(checkout, start_training):
-    before = checkpoints(checkout)
+    before = checkout.checkpoints()
     process, _ = start_training("killed")
     process.kill()
     process.wait(timeout=10)
     wait_until(lambda: not checkout.processes("stages.train"), "the end of the stage", seconds=15)
     wait_until(lambda: not checkout.processes("dvc"), "the end of DVC", seconds=15)
-    assert len(checkpoints(checkout)) == len(before) + 1
+    assert len(checkout.checkpoints() - before) == 1
     _, log = start_training("again")
     assert "going on from build/checkpoints/" in log.read_text()
-
-
-@pytest.mark.slow
-def test_sigterm_saves_the_training_and_ends_the_temporary_server(checkout, start_training):
-    before = checkpoints(checkout)
-    process, log = start_training("terminated")
-    process.terminate()  # the flow alone, as `kill` does
-    assert process.wait(timeout=60) == 143
-    wait_until(lambda: not checkout.processes(), "the end of every process", seconds=10)
-    (saved,) = set(checkpoints(checkout)) - set(before)
-    assert f"step {saved}, kept in build/checkpoints/" in log.read_text()
-    assert "flowers run: ended by SIGTERM" in log.read_text()
-    assert "Traceback" not in log.read_text()

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from contract.nesting import flatten
 from tests.seams.checkout import STAGES, command, stages_run
 
 COPIES = Path(__file__).parents[3] / "shared" / "data" / "flowers-102"
 LONG_SECONDS = 900.0
-WANTED = {
+CHANGES = {
     "download": {"dataset": "flowers102", "source": str(COPIES), "archive_md5": "df1af0edb4234c69c71eb742a8430468"},
     "preprocess": {"image_size": 64},
     "train": {"unet": {"widths": [8, 16, 16, 16], "attention": [False, False, True, True]}},
@@ -23,30 +24,21 @@ pytestmark = [
 ]
 
 
-def settings(wanted, prefix=""):
-    """Return parameters as words for `--set` or `-S`."""
-    words = []
-    for name, value in wanted.items():
-        nested = isinstance(value, dict)
-        words += settings(value, f"{prefix}{name}.") if nested else [f"{prefix}{name}={json.dumps(value)}"]
-    return words
-
-
 def by_hand(checkout, tmp_path):
-    words = [word for setting in settings(WANTED) for word in ("--set", setting)]
+    words = [word for name, value in flatten(CHANGES).items() for word in ("--set", f"{name}={json.dumps(value)}")]
     output = checkout.run(*command("run", *words), timeout=LONG_SECONDS)
     assert stages_run(output) == STAGES
     return checkout
 
 
 def by_dvc(checkout, tmp_path):
-    checkout.run("python", "-c", f"from contract.params import activate; activate(None, {WANTED!r})")
+    checkout.run("python", "-c", f"from contract.params import activate; activate(None, {CHANGES!r})")
     assert stages_run(checkout.run(sys.executable, "-m", "dvc", "repro", timeout=LONG_SECONDS)) == STAGES
     return checkout
 
 
 def by_deployment(checkout, tmp_path):
-    parameter = f"params={json.dumps(WANTED)}"
+    parameter = f"params={json.dumps(CHANGES)}"
     command = ["prefect", "deployment", "run", "pipeline/quickstart", "--param", parameter, "--watch"]
     output = checkout.run(*command, "--flow-run-name", "whole-dataset", timeout=LONG_SECONDS)
     assert "Flow run finished successfully" in output

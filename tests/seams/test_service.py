@@ -4,34 +4,24 @@ import json
 import os
 import signal
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import requests
-from ruamel.yaml import YAML
 
-from tests.seams.checkout import Checkout, wait_until
-from tests.seams.servers import free_port, running, wait_until_up, web
+from tests.seams.checkout import wait_until
+from tests.seams.servers import Service, free_port, running, wait_for_server, wait_until_up, web
 
 pytestmark = [pytest.mark.xdist_group("up"), pytest.mark.usefixtures("interruptible")]
 
 
 @dataclass
-class Up:
+class Up(Service):
     """`make up` in a checkout."""
 
-    checkout: Checkout
-    prefect: str
-    mlflow: str
     process: object
     log: Path
-
-    def api(self, method, path, **body):
-        answer = web.request(method, f"{self.prefect}/api{path}", json=body or None, timeout=30)
-        answer.raise_for_status()
-        return answer.json() if answer.content else None
 
     def said(self):
         return self.log.read_text()
@@ -57,7 +47,7 @@ def started(checkout, ports, log):
     """Start `make up`, and wait until it says that all is up."""
     with running(make_up(ports), checkout.folder, checkout.environment, log) as process:
         wait_until_up(process, log)
-        yield Up(checkout, *(f"http://127.0.0.1:{port}" for port in ports), process, log)
+        yield Up(*(f"http://127.0.0.1:{port}" for port in ports), checkout, process, log)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +82,9 @@ def test_up_and_down_and_up_again(place):
 def shows_what_is_set_up(up):
     wait_until(up.worker_is_online, "the worker")
     assert up.api("GET", "/work_pools/local")["type"] == "process"
-    wanted = YAML(typ="safe").load(up.checkout.folder / "prefect.yaml")["deployments"]
+    expected = up.checkout.read_yaml("prefect.yaml")["deployments"]
     deployments = up.api("POST", "/deployments/filter")
-    assert {deployment["name"] for deployment in deployments} == {deployment["name"] for deployment in wanted}
+    assert {deployment["name"] for deployment in deployments} == {deployment["name"] for deployment in expected}
     automations = up.api("POST", "/automations/filter")
     names = sorted(automation["name"] for automation in automations if automation["enabled"])
     assert names == ["A run that has gone silent has crashed", "Retrain when the data have changed"]
@@ -104,10 +94,9 @@ def shows_what_is_set_up(up):
 
 def shows_the_experiment_made_before(up):
     """Check that the MLflow server shows figures and pictures of a run that DVC made without it."""
-    metrics = json.loads((up.checkout.folder / "build/metrics.json").read_text())
-    run_id = metrics["mlflow_run_id"]
-    found = web.get(f"{up.mlflow}/api/2.0/mlflow/runs/get", params={"run_id": run_id}, timeout=30).json()
-    assert {"loss", "fd_efficientnet_lite0"} <= {metric["key"] for metric in found["run"]["data"]["metrics"]}
+    run_id = json.loads((up.checkout.folder / "build/metrics.json").read_text())["mlflow_run_id"]
+    metrics = up.mlflow_run(run_id)["data"]["metrics"]
+    assert {"loss", "fd_efficientnet_lite0"} <= {metric["key"] for metric in metrics}
     answer = web.get(f"{up.mlflow}/get-artifact", params={"run_id": run_id, "path": "samples/grid.png"}, timeout=30)
     assert answer.status_code == 200
     assert answer.content == (up.checkout.folder / "build/samples/grid.png").read_bytes()
@@ -129,7 +118,7 @@ def retrains_when_the_data_have_changed(up):
     checkout = up.checkout.with_environment(PREFECT_API_URL=f"{up.prefect}/api")
     checkout.run("prefect", "work-pool", "pause", "local")
     checkout.run("prefect", "event", "emit", "flowers.data.changed", "--resource-id", "flowers.data")
-    (run,) = wait_until(lambda: up.api("POST", "/flow_runs/filter"), "the run that the event starts")
+    (run,) = wait_until(up.flow_runs, "the run that the event starts")
     assert run["parameters"]["profile"] == "quickstart"
     assert run["created_by"]["type"] == "AUTOMATION"
     checkout.run("prefect", "flow-run", "delete", run["id"])
@@ -146,12 +135,7 @@ def starts_again_what_was_killed(up):
         process.kill()
     for name in killed:
         wait_until(lambda name=name: f"{name} has ended and was started again" in up.said(), f"{name} again")
-    wait_until(lambda: answers(f"{up.mlflow}/health"), "MLflow again")
-
-
-def answers(address):
-    with suppress(requests.RequestException):
-        return web.get(address, timeout=5).ok
+    wait_for_server(up.process, f"{up.mlflow}/health", up.log)
 
 
 def ends_with(up, end, statuses):

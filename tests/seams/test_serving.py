@@ -61,14 +61,6 @@ def test_the_server_draws_the_images_of_the_sample_stage(address, reproduced):
     np.testing.assert_array_equal(images, np.load(checkout.folder / "build/samples/samples.npy"))
 
 
-def test_rows_are_drawn_each_by_its_own_fields_and_all_but_n_are_optional(address):
-    rows = [{"n": 1}, {"n": 2, "seed": 0, "steps": 50}, {"n": 2, "seed": 1, "sampler": "ddpm"}, {"n": 2, "eta": 1}]
-    few, same, other, noisy = drawn(post(address, {"inputs": rows}))
-    assert few.shape == (1, 16, 16, 3) and same.shape == other.shape == (2, 16, 16, 3)
-    assert np.abs(few[0].astype(int) - same[0]).max() <= 1  # alone or in company, but for the rounding
-    assert not np.array_equal(same, other) and not np.array_equal(same, noisy)
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -97,65 +89,51 @@ def test_the_champion_is_loaded_by_its_address_in_python(reproduced):
     assert reproduced.checkout.run(sys.executable, "-c", program).splitlines()[-1] == "True"
 
 
-@pytest.fixture
-def tracker(tmp_path, checkout, monkeypatch, capsys):
-    """An MLflow server's registry, and a checkout that registers the experiment there with other figures."""
-    with mlflow_server(tmp_path / "tracking", checkout.environment) as address:
-        monkeypatch.chdir(checkout.folder)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as the stage does, whose process this is not
-        yield Tracker(address, checkout.with_environment(MLFLOW_TRACKING_URI=address), capsys)
-
-
-class Tracker:
-    def __init__(self, address, checkout, capsys):
-        self.checkout = checkout
-        self._client, self._capsys = MlflowClient(address), capsys
-        self._metrics = checkout.folder / "build/metrics.json"
-        self._measured = json.loads(self._metrics.read_text())
-        activate(None, {"register": {"model_name": "tulips"}}, checkout.folder / "params.yaml")
-
-    def register(self, **changes):
-        """In this process: each of its own would take seconds for its imports."""
-        self._metrics.unlink()  # a link into the cache is not to be written through
-        self._metrics.write_text(json.dumps(self._measured | changes))
-        register(read_params())
-        return self._capsys.readouterr().out
-
-    def promote(self, number):
-        return self.checkout.run(*command("promote", number))
-
-    def champion(self):
-        return self._client.get_registered_model("tulips").aliases["champion"]
-
-    def version(self, number):
-        return self._client.get_model_version("tulips", number)
-
-
 def kid(mean):
     name = "kid_efficientnet_lite0"
     return {name: mean, f"{name}_low": mean - 0.01, f"{name}_high": mean + 0.01}
 
 
-def test_promotion_and_refusal_at_an_mlflow_server(tracker):
-    assert "register: version 1 becomes champion: there was no champion" in tracker.register(**kid(0.5))
-    assert tracker.champion() == "1"
-    tags = tracker.version("1").tags
-    assert tags.keys() >= {"git_commit", "dvc_data", "dvc_dataset", "profile", "contents_sha256", "promotion"}
-    lock = tracker.checkout.read_yaml("dvc.lock")["stages"]["train"]["outs"]
-    assert tags["dvc_model"] == {out["path"]: out["md5"] for out in lock}["build/model"]
-    assert float(tags["evaluate.kid_efficientnet_lite0"]) == 0.5
+def test_promotion_and_refusal_at_an_mlflow_server(checkout, tmp_path, monkeypatch, capsys):
+    metrics = checkout.folder / "build/metrics.json"
+    measured = json.loads(metrics.read_text())
+    activate(None, {"register": {"model_name": "tulips"}}, checkout.folder / "params.yaml")
 
-    assert "version 2 becomes champion: its whole interval lies below" in tracker.register(**kid(0.4))
-    assert tracker.champion() == "2"
+    def register_with(figures):
+        """In this process: each of its own would take seconds for its imports."""
+        metrics.unlink()  # a link into the cache is not to be written through
+        metrics.write_text(json.dumps(measured | figures))
+        register(read_params())
+        return capsys.readouterr().out
 
-    said = tracker.register(**kid(0.39))
-    assert "version 3 does not become champion: the intervals overlap" in said and tracker.champion() == "2"
-    refused = tracker.version("3")
-    assert refused.tags["promotion"].startswith("Did not become champion: the intervals overlap")
-    assert "Did not become champion: the intervals overlap" in refused.description
+    def champion():
+        return client.get_registered_model("tulips").aliases["champion"]
 
-    said = tracker.register(**kid(0.1), dataset_md5="0" * 32)
-    assert "version 4 does not become champion: it was evaluated in another way than the champion, version 2" in said
-    assert "`flowers promote 4` makes it champion all the same" in said and tracker.champion() == "2"
-    assert "promote: tulips version 4 is the champion, after 2" in tracker.promote("4") and tracker.champion() == "4"
+    with mlflow_server(tmp_path / "tracking", checkout.environment) as address:
+        client = MlflowClient(address)
+        monkeypatch.chdir(checkout.folder)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as the stage does, whose process this is not
+
+        assert "register: version 1 becomes champion: there was no champion" in register_with(kid(0.5))
+        assert champion() == "1"
+        tags = client.get_model_version("tulips", "1").tags
+        assert tags.keys() >= {"git_commit", "dvc_data", "dvc_dataset", "profile", "contents_sha256", "promotion"}
+        lock = checkout.read_yaml("dvc.lock")["stages"]["train"]["outs"]
+        assert tags["dvc_model"] == {out["path"]: out["md5"] for out in lock}["build/model"]
+        assert float(tags["evaluate.kid_efficientnet_lite0"]) == 0.5
+
+        assert "version 2 becomes champion: its whole interval lies below" in register_with(kid(0.4))
+        assert champion() == "2"
+
+        said = register_with(kid(0.39))
+        assert "version 3 does not become champion: the intervals overlap" in said and champion() == "2"
+        refused = client.get_model_version("tulips", "3")
+        assert refused.tags["promotion"].startswith("Did not become champion: the intervals overlap")
+        assert "Did not become champion: the intervals overlap" in refused.description
+
+        said = register_with(kid(0.1) | {"dataset_md5": "0" * 32})
+        assert "version 4 does not become champion" in said and "in another way than the champion, version 2" in said
+        assert "`flowers promote 4` makes it champion all the same" in said and champion() == "2"
+        promoted = checkout.with_environment(MLFLOW_TRACKING_URI=address).run(*command("promote", "4"))
+        assert "promote: tulips version 4 is the champion, after 2" in promoted and champion() == "4"

@@ -1,13 +1,11 @@
 """Sweeps against the real servers: as deployments under a worker, and in process; and the comparison of their runs."""
 
-import csv
-import io
 import json
 
 import pandas as pd
 import pytest
 
-from tests.seams.checkout import command, wait_until
+from tests.seams.checkout import ENDLESS, command, wait_until
 
 KID = "kid_efficientnet_lite0"
 RUNAWAY = {"train.learning_rate": 1.0, "train.unet.num_res_blocks": 8, "train.num_steps": 12}
@@ -19,33 +17,11 @@ in_the_service = pytest.mark.xdist_group("service")
 by_hand = pytest.mark.xdist_group("checkouts")
 
 
-def flow_runs(service, **chosen):
-    return service.api("POST", "/flow_runs/filter", flow_runs=chosen)
-
-
-def logs_of(service, run):
-    chosen = {"flow_run_id": {"any_": [run["id"]]}}
-    return service.api("POST", "/logs/filter", logs=chosen, sort="TIMESTAMP_ASC", limit=200)
-
-
-def tagged(service, name):
-    """Return MLflow's runs of a sweep by their ids."""
-    experiment = service.tracking("/experiments/get-by-name", experiment_name="flowers-ddpm")["experiment"]
-    runs = service.tracking_post(
-        "/runs/search", experiment_ids=[experiment["experiment_id"]], filter=f"tags.`ddpm.sweep` = '{name}'"
-    )["runs"]
-    return {run["info"]["run_id"]: run for run in runs}
-
-
 @pytest.fixture(scope="module")
 def owls(service):
-    """Run a sweep of three by its deployment, one of which fails; return its flow run, and its trials's by name."""
+    """Run a sweep of three by its deployment, one of which fails; return its flow run, and its trials by name."""
     before = (service.checkout.folder / "params.yaml").read_text()
-    overrides = [
-        {"train.learning_rate": 0.0015},
-        RUNAWAY,
-        {"train.seed": 5},
-    ]
+    overrides = [{"train.learning_rate": 0.0015}, RUNAWAY, {"train.seed": 5}]
     output = service.checkout.run(
         "prefect", "deployment", "run", "sweep/quickstart", "--watch",
         "--param", f"overrides={json.dumps(overrides)}",
@@ -54,14 +30,10 @@ def owls(service):
         timeout=550,
     )  # fmt: skip
     print(output)
-    (sweep,) = flow_runs(service, deployment_id={"any_": [deployment(service, "sweep")["id"]]})
-    trials = {run["name"]: run for run in flow_runs(service, tags={"all_": ["sweep:owls"]})}
+    (sweep,) = service.flow_runs(deployment_id={"any_": [service.deployment("quickstart", "sweep")["id"]]})
+    trials = {run["name"]: run for run in service.flow_runs(tags={"all_": ["sweep:owls"]})}
     assert (service.checkout.folder / "params.yaml").read_text() == before
     return sweep, trials
-
-
-def deployment(service, flow):
-    return service.api("GET", f"/deployments/name/{flow}/quickstart")
 
 
 @in_the_service
@@ -77,7 +49,7 @@ def test_a_failed_trial_does_not_sink_the_sweep_and_is_named(service, owls):
         "params": {"train": {"seed": 5}, "register": {"enabled": False}},
         "workspace": "isolated",
     }
-    assert all(run["deployment_id"] == deployment(service, "pipeline")["id"] for run in trials.values())
+    assert all(run["deployment_id"] == service.deployment("quickstart")["id"] for run in trials.values())
 
 
 @in_the_service
@@ -101,7 +73,7 @@ def test_the_ranked_table_stands_on_the_page_and_in_a_file(service, owls):
 def test_mlflow_has_the_trials_under_one_tag(service, owls):
     sweep, trials = owls
     rows = {row["trial"]: row for row in json.loads(service.artifacts(sweep)["ranking"]["data"])}
-    runs = tagged(service, "owls")
+    runs = {run["info"]["run_id"]: run for run in service.tagged_runs("ddpm.sweep", "owls")}
     assert {row["run"] for row in rows.values()} == set(runs) and len(runs) == 3
     assert runs[rows["owls-2"]["run"]]["info"]["status"] == "FAILED"
     assert rows["owls-2"]["run"] in service.artifacts(trials["owls-2"])["mlflow-run"]["data"]
@@ -114,10 +86,10 @@ def test_mlflow_has_the_trials_under_one_tag(service, owls):
 @in_the_service
 def test_trials_share_what_was_prepared_once(service, owls):
     sweep, trials = owls
-    told = [record["message"] for record in logs_of(service, sweep)]
+    told = [record["message"] for record in service.records(sweep)]
     assert any("'preprocess'" in message for message in told), "by the sweep itself, before its trials"
     for run in trials.values():
-        messages = [record["message"] for record in logs_of(service, run)]
+        messages = [record["message"] for record in service.records(run)]
         assert "Running stage 'preprocess':" not in messages
         assert "Stage 'preprocess' is cached - skipping run, checking out outputs" in messages
 
@@ -125,14 +97,14 @@ def test_trials_share_what_was_prepared_once(service, owls):
 @in_the_service
 def test_what_they_share_is_an_experiment_without_figures(service, owls):
     sweep, _ = owls
-    rows = {row["Experiment"]: row for row in csv.DictReader(io.StringIO(service.checkout.dvc("exp", "show", "--csv")))}
+    rows = service.checkout.rows()
     assert rows[sweep["name"]][KID] == "!" and float(rows["owls-1"][KID])  # as DVC shows what there is not
 
 
 @in_the_service
 def test_the_log_has_the_levels_of_what_was_said_and_the_reason_once(service, owls):
     _, trials = owls
-    records = logs_of(service, trials["owls-2"])
+    records = service.records(trials["owls-2"])
     reasons = [record for record in records if "is not finite" in record["message"]]
     assert len(reasons) == 1 and reasons[0]["level"] == 40  # ERROR
     levels = {record["message"].split(",")[0]: record["level"] for record in records}
@@ -152,26 +124,14 @@ def test_the_page_of_a_trial_shows_progress_samples_losses_and_its_run(service, 
 
 
 @in_the_service
-def test_runs_of_a_sweep_stand_side_by_side(service, owls, tmp_path):
-    path = tmp_path / "owls.csv"
-    output = service.checkout.run(*command("compare", "--sweep", "owls", "--csv", str(path)))
-    table = pd.read_csv(path)
-    assert table[KID].dropna().is_monotonic_increasing and len(table) == 3 and table[KID].isna().tolist()[-1]
-    assert {"train.learning_rate", "train.seed"} <= set(table.columns)
-    assert "train.batch_size" not in table
-    assert "train.learning_rate" in output and f"MLflow: {service.mlflow}/#/compare-runs" in output
-
-
-@in_the_service
 def test_bad_trials_are_refused_before_any_is_started(service, owls):
     before = service.api("POST", "/flow_runs/count", flow_runs={"tags": {"all_": ["sweep:bad"]}})
     output = service.checkout.run(
         "prefect", "deployment", "run", "sweep/quickstart", "--watch",
         "--param", 'grid={"train.num_steps": [6, 0]}', "--param", 'name="bad"', status=1,
     )  # fmt: skip
-    (failed,) = flow_runs(
-        service, deployment_id={"any_": [deployment(service, "sweep")["id"]]}, state={"type": {"any_": ["FAILED"]}}
-    )
+    sweep = {"any_": [service.deployment("quickstart", "sweep")["id"]]}
+    (failed,) = service.flow_runs(deployment_id=sweep, state={"type": {"any_": ["FAILED"]}})
     assert "1 of 2 trials cannot be used" in failed["state"]["message"], output
     assert "train.num_steps=0: train.num_steps: Input should be greater" in failed["state"]["message"]
     assert service.api("POST", "/flow_runs/count", flow_runs={"tags": {"all_": ["sweep:bad"]}}) == before == 0
@@ -180,18 +140,17 @@ def test_bad_trials_are_refused_before_any_is_started(service, owls):
 @pytest.mark.slow
 @in_the_service
 def test_a_cancelled_sweep_cancels_its_trials(service):
-    endless = dict.fromkeys(("num_steps", "sample_every", "checkpoint_every"), 10_000_000)
     started = service.api(
-        "POST", f"/deployments/{deployment(service, 'sweep')['id']}/create_flow_run",
-        parameters={"grid": {"train.seed": [11, 12, 13]}, "params": {"train": endless}, "name": "cut"},
+        "POST", f"/deployments/{service.deployment('quickstart', 'sweep')['id']}/create_flow_run",
+        parameters={"grid": {"train.seed": [11, 12, 13]}, "params": {"train": ENDLESS}, "name": "cut"},
         state={"type": "SCHEDULED"},
     )  # fmt: skip
 
     def trials():
-        return {run["name"]: run["state"]["type"] for run in flow_runs(service, tags={"all_": ["sweep:cut"]})}
+        return {run["name"]: run["state"]["type"] for run in service.flow_runs(tags={"all_": ["sweep:cut"]})}
 
     wait_until(lambda: list(trials().values()).count("RUNNING") == 2, "two running trials", seconds=240)
-    service.api("POST", f"/flow_runs/{started['id']}/set_state", state={"type": "CANCELLING"})
+    service.cancel(started)
     wait_until(lambda: set(trials().values()) == {"CANCELLED"}, "the end of the trials", seconds=120)
     assert set(trials()) == {"cut-1", "cut-2"}
     wait_until(lambda: not service.checkout.processes("stages.train"), "the end of the trainings", seconds=60)
@@ -229,13 +188,3 @@ def test_the_run_that_made_a_cached_result_joins_the_sweep(rooks):
     assert table["run"].tolist()[0] == made_it
     output = checkout.run(*command("compare", "--sweep", "rooks"))
     assert made_it[:8] in output and table["run"].tolist()[1][:8] in output
-
-
-@pytest.mark.slow
-@by_hand
-def test_what_cannot_be_compared_is_one_clear_error(rooks):
-    checkout, _ = rooks
-    for words, message in ((["rose"], "has no run 'rose'"), (["--sweep", "owl"], "no sweep 'owl'; there are rooks")):
-        output = checkout.run(*command("compare", *words), status=1)
-        (line,) = output.splitlines()
-        assert line.startswith("flowers compare: MLflow at sqlite:///") and message in line

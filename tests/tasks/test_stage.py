@@ -3,29 +3,28 @@
 import json
 import logging
 import os
-import select
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from contract.events import Failed, Message, Progress
 from tasks import stage
 from tasks.stage import StageFailedError, StageReport, Tail, end_group, follow_stage, stage_environment
+from tests.seams.checkout import wait_until
 
 INFO, WARNING, ERROR = logging.INFO, logging.WARNING, logging.ERROR
 
 
 @pytest.fixture
 def report():
-    class NoPage:
-        def take(self, event):
-            pass
-
-    return StageReport(logging.getLogger("test"), NoPage())
+    return StageReport(logging.getLogger("test"), SimpleNamespace(take=lambda _event: None))  # without a page
 
 
 @pytest.fixture
@@ -151,69 +150,60 @@ def test_a_cancelled_task_lets_its_stage_save_and_logs_its_last_words(report, lo
     assert [record.getMessage() for record in log] == ["saved"]
 
 
-class Family:
-    """A child of its own group and a grandchild, and a pipe that both hold open while they live."""
-
-    def __init__(self, child):
-        self.alive, held = os.pipe()
-        os.set_inheritable(held, True)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", child], stdout=subprocess.PIPE, start_new_session=True, close_fds=False
-        )
-        os.close(held)
-        assert self.process.stdout.readline() == b"ready\n"
-
-    def is_gone(self):
-        # Where the last holder of its other end is gone, a pipe has an end to be read.
-        ready, _, _ = select.select([self.alive], [], [], 5.0)
-        return bool(ready) and os.read(self.alive, 1) == b""
-
-
 @pytest.fixture
-def family():
-    families = []
+def start_child():
+    """Starts a program as the leader of its own group, and waits until it is ready."""
+    started = []
 
-    def start(child):
-        families.append(Family(child))
-        return families[-1]
+    def start(program):
+        child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, start_new_session=True)
+        started.append(child)
+        assert child.stdout.readline() == b"ready\n"
+        return child
 
     yield start
-    for one in families:
-        os.close(one.alive)
-        one.process.stdout.close()
-        if one.process.poll() is None:
-            os.killpg(one.process.pid, signal.SIGKILL)
-            one.process.wait()
+    for child in started:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+
+
+def wait_for_end(process):
+    def has_ended():
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+    wait_until(has_ended, f"the end of {process}", seconds=5)
 
 
 STUBBORN = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-{before}
+subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL)  # ignores the signal as well
+{then}
 print("ready", flush=True)
 time.sleep(60)
 """
-GRANDCHILD = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], close_fds=False)"
 
 
-def test_a_stubborn_family_is_killed_after_the_grace_period(family):
-    # What ignores the signal passes that on to its children.
-    one = family(STUBBORN.format(before=GRANDCHILD))
+def test_a_stubborn_family_is_killed_after_the_grace_period(start_child):
+    child = start_child(STUBBORN.format(then=""))
+    (grandchild,) = psutil.Process(child.pid).children()
     started = time.monotonic()
-    end_group(one.process, grace_seconds=0.3)
-    assert time.monotonic() - started > 0.25
-    assert one.process.returncode == -signal.SIGKILL and one.is_gone()
+    end_group(child, grace_seconds=0.3)
+    assert time.monotonic() - started > 0.25 and child.returncode == -signal.SIGKILL
+    wait_for_end(grandchild)
 
 
-def test_a_grandchild_does_not_outlive_its_parent(family):
-    leaves = "signal.signal(signal.SIGINT, lambda *_: sys.exit(3))"
-    one = family(STUBBORN.format(before=f"{GRANDCHILD}\n{leaves}"))
-    end_group(one.process, grace_seconds=20.0)
-    assert one.process.returncode == 3 and one.is_gone()
+def test_a_grandchild_does_not_outlive_its_parent(start_child):
+    child = start_child(STUBBORN.format(then="signal.signal(signal.SIGINT, lambda *_: sys.exit(3))"))
+    (grandchild,) = psutil.Process(child.pid).children()
+    end_group(child, grace_seconds=20.0)
+    assert child.returncode == 3
+    wait_for_end(grandchild)
 
 
-def test_ending_what_has_ended_is_no_error(family):
-    one = family("print('ready', flush=True)")
-    one.process.wait()
-    end_group(one.process, grace_seconds=0.3)
-    assert one.process.returncode == 0
+def test_ending_what_has_ended_is_no_error(start_child):
+    child = start_child("print('ready', flush=True)")
+    child.wait()
+    end_group(child, grace_seconds=0.3)
+    assert child.returncode == 0

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -146,26 +145,6 @@ def test_a_download_is_tried_again_where_that_may_help(dvc, is_transient, num_tr
 def test_no_other_task_is_tried_again():
     retries = {name: getattr(stage_tasks, name).retries for name in STAGES}
     assert {name for name, number in retries.items() if number} == {"download"}
-
-
-def test_a_wait_for_a_slot_is_logged_and_its_end_too(dvc, log, monkeypatch):
-    monkeypatch.setattr(gpus, "NOTICE_SECONDS", 0.05)
-    monkeypatch.setattr(gpus, "POLL_SECONDS", 0.01)
-    dvc("echo computes")
-    held = hold_slots(1)
-    held.__enter__()
-
-    class WaitSeen(logging.Handler):
-        def emit(self, record):
-            if "Waiting" in record.getMessage():
-                threading.Timer(0.1, held.__exit__, (None, None, None)).start()
-
-    handler = WaitSeen()
-    logging.getLogger("prefect.task_runs").addHandler(handler)
-    run_tasks("reference")
-    logging.getLogger("prefect.task_runs").removeHandler(handler)
-    shown = [message for message in messages(log) if message.startswith(("Waiting", "Got", "computes"))]
-    assert shown == ["Waiting for a free slot: other runs compute on cpu-0", "Got a slot: cpu-0", "computes"]
 
 
 def test_a_stage_that_is_up_to_date_waits_for_no_slot(dvc, log, monkeypatch):

@@ -33,11 +33,8 @@ def test_other_features_are_not_ranked_with_these(recorded):
     assert table["reference.extractor"].tolist()[-1] == "inception"
 
 
-def test_without_any_figure_the_order_stays(recorded):
+def test_without_figures_or_with_equal_ones_the_order_stays(recorded):
     assert compare_runs(recorded({}, {}))["name"].tolist() == ["run-1", "run-2"]
-
-
-def test_equal_figures_keep_their_order():
     table = rank(pd.DataFrame({"name": list("abcd"), "kid_x": [2.0, 1.0, 2.0, 1.0]}))
     assert table["name"].tolist() == ["b", "d", "a", "c"]
 

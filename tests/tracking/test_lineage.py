@@ -1,17 +1,12 @@
 """Tags that trace an MLflow run back to code, data and flow."""
 
-import subprocess
+from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
+from tests.seams.checkout import Checkout, clean_environment
 from tracking.lineage import read_lineage, read_model_digest
-
-
-def git(*arguments):
-    identity = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
-    result = subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True)
-    return result.stdout.strip()
 
 
 @pytest.fixture
@@ -20,42 +15,38 @@ def repository(folder, monkeypatch):
     # Nothing of the caller's, who may test from a git hook.
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name, raising=False)
-    git("init", "--quiet")
+    made = Checkout(folder, clean_environment(folder.parent))
+    made.git("init", "--quiet")
     (folder / "code.py").write_text("print('rose')")
-    git("add", "code.py")
-    git("commit", "--quiet", "--message", "A rose")
-    return folder
-
-
-def write_yaml(path, content):
-    YAML().dump(content, path)
+    made.commit("A rose")
+    return made
 
 
 def test_the_commit_is_named_and_local_changes_to_it(repository):
-    (repository / "untracked.txt").write_text("no code")
+    Path("untracked.txt").write_text("no code")
     tags = read_lineage()
-    assert tags["git_commit"] == git("rev-parse", "HEAD") and len(tags["git_commit"]) == 40
+    assert tags["git_commit"] == repository.git("rev-parse", "HEAD").strip() and len(tags["git_commit"]) == 40
     assert tags["git_has_local_changes"] == "false"
-    (repository / "code.py").write_text("print('tulip')")
+    Path("code.py").write_text("print('tulip')")
     assert read_lineage()["git_has_local_changes"] == "true"
 
 
 def test_data_and_dataset_are_named_by_dvcs_digests(repository):
-    write_yaml(repository / "data.dvc", {"outs": [{"md5": "aaa.dir", "path": "data"}]})
+    YAML().dump({"outs": [{"md5": "aaa.dir", "path": "data"}]}, Path("data.dvc"))
     stages = {
         "download": {"cmd": "x", "outs": [{"path": "build/download.json", "md5": "bbb"}]},
         "preprocess": {"cmd": "y", "outs": [{"path": "build/dataset", "md5": "ccc.dir"}]},
     }
     outs = [{"path": "build/losses.csv", "md5": "ddd"}, {"path": "build/model", "md5": "eee.dir"}]
     stages["train"] = {"cmd": "z", "outs": outs}
-    write_yaml(repository / "dvc.lock", {"schema": "2.0", "stages": stages})
+    YAML().dump({"schema": "2.0", "stages": stages}, Path("dvc.lock"))
     tags = read_lineage()
     assert (tags["dvc_data"], tags["dvc_dataset"], read_model_digest()) == ("aaa.dir", "ccc.dir", "eee.dir")
 
 
 @pytest.mark.parametrize("stages", [{}, {"preprocess": {"cmd": "y"}}])
 def test_what_dvc_does_not_know_yet_is_left_out(repository, stages):
-    write_yaml(repository / "dvc.lock", {"schema": "2.0", "stages": stages})
+    YAML().dump({"schema": "2.0", "stages": stages}, Path("dvc.lock"))
     assert set(read_lineage()) == {"git_commit", "git_has_local_changes"} and read_model_digest() == ""
 
 

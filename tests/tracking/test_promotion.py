@@ -66,13 +66,6 @@ def shelve(*means):
     return shelf
 
 
-@pytest.mark.parametrize(("mean", "champion"), [(0.05, "2"), (0.095, "1"), (0.2, "1")])
-def test_a_better_version_takes_the_place(mean, champion):
-    shelf = shelve(0.1, mean)
-    verdict = promote_if_better(shelf, shelf.version("2"), figures(mean))
-    assert shelf.alias == champion and verdict.promotes == (champion == "2")
-
-
 def test_the_champion_itself_is_not_judged_and_a_free_place_is_taken():
     shelf = shelve(0.1)
     assert promote_if_better(shelf, shelf.version("1"), figures(0.1)) is None

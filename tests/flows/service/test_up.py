@@ -8,10 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 
 from contract.errors import FlowersError
 from flows.service import POOL, SOCKET, STATE
-from flows.service.addresses import Addresses, make_environment
+from flows.service.addresses import Addresses, make_environment, proxy_exceptions
+from flows.service.provision import HEARTBEAT_SECONDS, SILENCE_SECONDS, describe_crash_watch, describe_work_pool
 from flows.service.runs import hold_pool, release_pool
 from flows.service.supervision import read_log_end, refuse_second_service
 from tests.seams.servers import free_port
@@ -63,16 +65,32 @@ def test_local_programs_reach_a_server_that_listens_on_every_address():
 
 def test_programs_find_the_servers_and_commands_of_this_environment():
     elsewhere = dict.fromkeys(("MLFLOW_TRACKING_URI", "PREFECT_API_URL"), "http://elsewhere")
-    caller = elsewhere | {"PATH": "/bin", "NO_PROXY": "intranet"}
+    caller = elsewhere | {"PATH": "/bin"}
     environment = make_environment(Addresses("10.0.0.7", 4200, 5000), caller)
     assert environment["PREFECT_API_URL"] == "http://10.0.0.7:4200/api"
     assert environment["MLFLOW_TRACKING_URI"] == "http://10.0.0.7:5000"
-    assert environment["no_proxy"] == environment["NO_PROXY"] == "intranet,127.0.0.1,localhost,::1,10.0.0.7"
+    assert environment["no_proxy"] == environment["NO_PROXY"] == "127.0.0.1,localhost,::1,10.0.0.7"
     first, *_, last = environment["PATH"].split(os.pathsep)
     assert (Path(first) / "python").exists() and last == "/bin"
     assert environment["MLFLOW_BACKEND_STORE_URI"] == "sqlite:///mlflow.db"
     store = {"MLFLOW_BACKEND_STORE_URI": "postgresql://db/mlflow"}
     assert make_environment(Addresses("10.0.0.7", 4200, 5000), store).items() >= store.items()
+
+
+@pytest.mark.parametrize(
+    "environment", [{"NO_PROXY": "intranet, 127.0.0.1"}, {"NO_PROXY": "x", "no_proxy": "intranet"}]
+)
+def test_exceptions_from_a_proxy_that_are_set_stay_and_come_first(environment):
+    exceptions = "intranet,127.0.0.1,localhost,::1,box"
+    assert proxy_exceptions(environment, "box") == {"no_proxy": exceptions, "NO_PROXY": exceptions}
+
+
+def test_runs_send_heartbeats_as_often_as_the_automation_expects():
+    assert SILENCE_SECONDS > 3 * HEARTBEAT_SECONDS, "two beats may be lost before a run counts as dead"
+    assert describe_crash_watch().trigger.within.total_seconds() == SILENCE_SECONDS
+    variables = describe_work_pool().base_job_template["variables"]["properties"]
+    assert variables["env"]["default"] == {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
+    assert PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value() == HEARTBEAT_SECONDS  # prefect.toml
 
 
 def test_settings_name_the_pool_and_the_folder_of_the_service():

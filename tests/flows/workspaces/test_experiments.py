@@ -1,8 +1,5 @@
 """Runs are saved as DVC experiments: DVC lists and applies them, and they are found by name."""
 
-import csv
-import io
-
 import pytest
 
 from contract.errors import FlowersError
@@ -28,16 +25,12 @@ def save(checkout):
     return run
 
 
-def rows(checkout):
-    return {row["Experiment"]: row for row in csv.DictReader(io.StringIO(checkout.dvc("exp", "show", "--csv")))}
-
-
 def test_dvc_lists_applies_and_removes_what_was_saved(checkout, save):
     before = checkout.git("rev-parse", "HEAD"), checkout.git("branch", "--all")
     assert save("wise-owl") == "wise-owl"
     assert checkout.git("status", "--porcelain") == ""
     assert (checkout.git("rev-parse", "HEAD"), checkout.git("branch", "--all")) == before
-    assert rows(checkout)["wise-owl"]["train.learning_rate"] == "0.2"
+    assert checkout.rows()["wise-owl"]["train.learning_rate"] == "0.2"
     checkout.dvc("exp", "apply", "wise-owl")
     assert checkout.git("status", "--porcelain") == " M params.yaml\n"
     assert checkout.read_yaml("params.yaml") == {"train": {"learning_rate": 0.2}}
@@ -54,7 +47,7 @@ def test_other_stages_are_removed_from_a_lock(tmp_path):
 
 def test_a_name_that_is_taken_gets_a_number(checkout, save):
     assert [save("wise-owl", rate) for rate in (0.2, 0.3, 0.4)] == ["wise-owl", "wise-owl-2", "wise-owl-3"]
-    rates = {name: row["train.learning_rate"] for name, row in rows(checkout).items() if name.startswith("wise")}
+    rates = {name: row["train.learning_rate"] for name, row in checkout.rows().items() if name.startswith("wise")}
     assert rates == {"wise-owl": "0.2", "wise-owl-2": "0.3", "wise-owl-3": "0.4"}
     # `dvc exp apply main` would mean the branch.
     assert save("main") == "main-2"
