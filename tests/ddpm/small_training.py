@@ -4,7 +4,8 @@ import dataclasses
 
 import torch
 
-from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, linear_betas, train
+from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, linear_betas, train
+from tests.ddpm.small_networks import TINY
 
 NUM_STEPS = 12
 
@@ -22,6 +23,12 @@ CONFIG = TrainingConfig(
 
 SHORT = TrainingConfig(num_steps=3, learning_rate=1e-2, ema_decay=0.5, precision="float32")
 EXTRA = dataclasses.replace(SHORT, extra_ema_decays=(0.9999, 0.9))
+
+
+def start(config=CONFIG, seed=0, **changes):
+    """Make the state before the first step; the seed decides the weights."""
+    torch.manual_seed(seed)
+    return TrainingState.start(UNet(dataclasses.replace(TINY, **changes)), config)
 
 
 def snapshot(state):

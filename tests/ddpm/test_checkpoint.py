@@ -11,24 +11,24 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ddpm.checkpoint import CheckpointError, fingerprint_of, list_checkpoints, load_checkpoint, save_checkpoint, step_of
-from tests.ddpm.small_training import EXTRA, assert_same_weights
+from tests.ddpm.small_training import EXTRA, SHORT, assert_same_weights, start
 
 EXPERIMENT = {"params": {"widths": [8, 16], "learning_rate": 0.01}, "code": "a1b2"}
 NOTES = {"run": "a1b2", "seconds": 1.5, "losses": [0.5, 0.25], "ünïcode": None}
 
 
-def assert_untouched(state, fresh):
-    """The state is that of fresh(1) still."""
+def assert_untouched(state):
+    """The state is that of start(SHORT, seed=1) still."""
     assert state.step == state.ema.num_updates == 0
-    assert_same_weights(state.model, fresh(1).model)
-    assert_same_weights(state.ema.module, fresh(1).ema.module)
+    assert_same_weights(state.model, start(SHORT, seed=1).model)
+    assert_same_weights(state.ema.module, start(SHORT, seed=1).ema.module)
     assert not state.optimizer.state_dict()["state"]
 
 
-def test_all_of_a_state_comes_back_exactly(tmp_path, trained_with_extra_averages, fresh):
+def test_all_of_a_state_comes_back_exactly(tmp_path, trained_with_extra_averages):
     trained = trained_with_extra_averages
     path = save_checkpoint(tmp_path / "new" / "folder", trained, EXPERIMENT, NOTES, keep=1)
-    loaded = fresh(1, EXTRA)
+    loaded = start(EXTRA, seed=1)
     assert load_checkpoint(path, loaded, EXPERIMENT) == NOTES
     assert loaded.step == 3
     assert_same_weights(trained.model, loaded.model)
@@ -47,10 +47,10 @@ def test_all_of_a_state_comes_back_exactly(tmp_path, trained_with_extra_averages
         torch.testing.assert_close(theirs["state"][index], moments, rtol=0, atol=0)
 
 
-def test_loaded_moments_lie_in_memory_as_their_weights_do(tmp_path, trained, fresh):
+def test_loaded_moments_lie_in_memory_as_their_weights_do(tmp_path, trained):
     # The fused Adam goes through weights and moments in the order of memory, and never looks at the strides.
     path = save_checkpoint(tmp_path, trained, EXPERIMENT, {}, keep=1)
-    loaded = fresh(1)
+    loaded = start(SHORT, seed=1)
     load_checkpoint(path, loaded, EXPERIMENT)
     weight = loaded.model.first_conv.weight
     assert not weight.is_contiguous()
@@ -58,8 +58,8 @@ def test_loaded_moments_lie_in_memory_as_their_weights_do(tmp_path, trained, fre
     assert loaded.optimizer.state[weight]["exp_avg_sq"].stride() == weight.stride()
 
 
-def test_a_state_before_its_first_step_comes_back(tmp_path, fresh):
-    state, loaded = fresh(0), fresh(1)
+def test_a_state_before_its_first_step_comes_back(tmp_path):
+    state, loaded = start(SHORT), start(SHORT, seed=1)
     load_checkpoint(save_checkpoint(tmp_path, state, EXPERIMENT, {}, keep=1), loaded, EXPERIMENT)
     assert loaded.step == loaded.ema.num_updates == 0
     assert_same_weights(state.model, loaded.model)
@@ -93,23 +93,23 @@ def test_a_file_holds_no_pickle(tmp_path, trained, model_folder):
         ({"code": "c" * 50}, f'code was "a1b2" and is "{"c" * 39}…'),
     ],
 )
-def test_another_experiments_checkpoint_is_refused_and_changes_nothing(tmp_path, trained, fresh, changes, named):
+def test_another_experiments_checkpoint_is_refused_and_changes_nothing(tmp_path, trained, changes, named):
     path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
-    loaded = fresh(1)
+    loaded = start(SHORT, seed=1)
     with pytest.raises(CheckpointError) as refused:
         load_checkpoint(path, loaded, EXPERIMENT | changes)
     assert str(path) in str(refused.value) and str(refused.value).endswith(f"another experiment: {named}")
-    assert_untouched(loaded, fresh)
+    assert_untouched(loaded)
 
 
-def test_a_checkpoint_of_another_version_of_the_network_is_refused(tmp_path, trained, fresh, monkeypatch):
+def test_a_checkpoint_of_another_version_of_the_network_is_refused(tmp_path, trained, monkeypatch):
     monkeypatch.setattr("ddpm.checkpoint.FORMAT", 1)
     path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
     monkeypatch.undo()
-    loaded = fresh(1)
+    loaded = start(SHORT, seed=1)
     with pytest.raises(CheckpointError, match="was written by another version"):
         load_checkpoint(path, loaded, EXPERIMENT)
-    assert_untouched(loaded, fresh)
+    assert_untouched(loaded)
 
 
 def test_a_fingerprint_is_of_the_content_alone():
@@ -140,16 +140,16 @@ def flip_a_bit(data, part):
         *((write_something_else, content) for content in (b"\x80\x04\x95" + bytes(1000), b"{" * 1000)),
     ],
 )
-def test_a_damaged_checkpoint_is_refused_and_changes_nothing(tmp_path, trained, fresh, damage, part):
+def test_a_damaged_checkpoint_is_refused_and_changes_nothing(tmp_path, trained, damage, part):
     path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
     path.write_bytes(damage(path.read_bytes(), part))
-    loaded = fresh(1)
+    loaded = start(SHORT, seed=1)
     with pytest.raises(CheckpointError, match=r"is damaged: .+"):
         load_checkpoint(path, loaded, EXPERIMENT)
     path.unlink()
     with pytest.raises(CheckpointError, match=r"is damaged: .+"):
         load_checkpoint(path, loaded, EXPERIMENT)
-    assert_untouched(loaded, fresh)
+    assert_untouched(loaded)
 
 
 def rewrite(path, change):
@@ -162,7 +162,7 @@ def rewrite(path, change):
 
 @pytest.mark.parametrize("name", ["experiment", "step", "num_ema_updates", "notes", "sha256"])
 @pytest.mark.parametrize("change", ["missing", "altered", "all missing"])
-def test_metadata_that_are_not_those_written_are_found(tmp_path, trained, fresh, name, change):
+def test_metadata_that_are_not_those_written_are_found(tmp_path, trained, name, change):
     path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
 
     def changed(metadata):
@@ -170,10 +170,10 @@ def test_metadata_that_are_not_those_written_are_found(tmp_path, trained, fresh,
         return {"missing": metadata, "altered": metadata | {name: value + " "}, "all missing": None}[change]
 
     rewrite(path, changed)
-    loaded = fresh(1)
+    loaded = start(SHORT, seed=1)
     with pytest.raises(CheckpointError, match="is damaged"):
         load_checkpoint(path, loaded, EXPERIMENT)
-    assert_untouched(loaded, fresh)
+    assert_untouched(loaded)
 
 
 @pytest.mark.parametrize(
@@ -186,20 +186,20 @@ def test_metadata_that_are_not_those_written_are_found(tmp_path, trained, fresh,
         (range(1, 12), 2, None, [10, 11]),
     ],
 )
-def test_the_newest_and_milestones_are_kept(tmp_path, fresh, steps, keep, keep_every, kept):
+def test_the_newest_and_milestones_are_kept(tmp_path, steps, keep, keep_every, kept):
     (tmp_path / "averaged.safetensors").write_text("")
-    state = fresh(0)
+    state = start(SHORT)
     for state.step in steps:
         save_checkpoint(tmp_path, state, EXPERIMENT, {}, keep, keep_every)
     assert [step_of(path) for path in list_checkpoints(tmp_path)] == kept
     assert (tmp_path / "averaged.safetensors").exists()
 
 
-def test_saving_a_step_again_replaces_it(tmp_path, trained, fresh):
+def test_saving_a_step_again_replaces_it(tmp_path, trained):
     save_checkpoint(tmp_path, trained, {"name": "old"}, {"number": 1}, keep=2)
     path = save_checkpoint(tmp_path, trained, {"name": "new"}, {"number": 2}, keep=2)
     assert list_checkpoints(tmp_path) == [path]
-    assert load_checkpoint(path, fresh(1), {"name": "new"}) == {"number": 2}
+    assert load_checkpoint(path, start(SHORT, seed=1), {"name": "new"}) == {"number": 2}
 
 
 def test_only_checkpoints_are_listed(tmp_path, trained):

@@ -79,6 +79,7 @@ def test_freed_memory_is_kept_for_the_next_tensors():
     program = """
 import resource, sys, torch
 from ddpm.devices import keep_freed_memory
+from tests.ddpm.small_networks import Operations
 if sys.argv[1] == "kept":
     keep_freed_memory()
 for _ in range(3):
@@ -161,14 +162,12 @@ def test_algorithms_are_deterministic_on_a_gpu_inside_alone(device, is_enabled):
     assert cudnn_settings() == before
 
 
-def test_weights_are_cast_once_for_all_that_is_drawn(operations):
+def test_weights_are_cast_once_for_all_that_is_drawn():
     network = torch.nn.Linear(3, 5)
     network.weight.requires_grad_(False)
     drawn = {}
     for expected, context in ((4, arithmetic("bfloat16", CPU)), (1, drawing(network, "bfloat16", CPU))):
-        operations.names.clear()
-        operations.shapes.clear()
-        with contextlib.suppress(KeyError), context, operations:
+        with contextlib.suppress(KeyError), context, Operations() as operations:
             drawn[expected] = [network(torch.full((2, 3), float(i))) for i in range(4)]
             assert drawn[expected][0].requires_grad == (expected == 4)  # the bias asks for it
             raise KeyError

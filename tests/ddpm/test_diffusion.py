@@ -10,7 +10,7 @@ from diffusers.schedulers import scheduling_ddpm
 
 from ddpm.diffusion import GaussianDiffusion, pixel_losses
 from ddpm.schedules import linear_betas
-from tests.ddpm.small_networks import PREDICTIONS, noise
+from tests.ddpm.small_networks import PREDICTIONS, bent_model, noise
 
 T = 1000
 images = functools.partial(noise, dtype=torch.float64)
@@ -75,9 +75,7 @@ def test_q_posterior_of_the_first_time_step_is_x_0(diffusion):
 
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize(("prediction", "name_in_diffusers"), PREDICTIONS)
-def test_p_mean_variance_equals_the_step_of_diffusers(
-    prediction, name_in_diffusers, clip, scheduler, bent_model, monkeypatch
-):
+def test_p_mean_variance_equals_the_step_of_diffusers(prediction, name_in_diffusers, clip, scheduler, monkeypatch):
     diffusion = GaussianDiffusion(linear_betas(T), prediction)
     scheduler.register_to_config(prediction_type=name_in_diffusers, clip_sample=clip)
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda shape, **_: torch.zeros(shape, dtype=torch.float64))
@@ -109,7 +107,7 @@ def test_denoising_by_a_perfect_network_gives_image_and_noise(prediction):
 
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
-def test_denoised_parts_make_up_the_noisy_image_clipped_or_not(prediction, clip, bent_model):
+def test_denoised_parts_make_up_the_noisy_image_clipped_or_not(prediction, clip):
     diffusion = GaussianDiffusion(linear_betas(T), prediction)
     t, x_t = some_timesteps(), 2.0 * images(7, 3, 4, 4)
     denoised = diffusion.denoise(2.0 * bent_model(x_t, t), x_t, t, clip)
@@ -179,7 +177,7 @@ def test_min_snr_weights_equal_the_formula(prediction, gamma):
 
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
-def test_half_precision_predictions_are_used_in_float32(prediction, clip, bent_model):
+def test_half_precision_predictions_are_used_in_float32(prediction, clip):
     diffusion = GaussianDiffusion(linear_betas(T), prediction)
     t, x_t = some_timesteps(), images(7, 3, 4, 4, dtype=torch.float32)
     rounded = bent_model(x_t, t).bfloat16()

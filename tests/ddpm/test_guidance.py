@@ -7,16 +7,16 @@ import torch
 
 from ddpm import GaussianDiffusion, ImageNoise, UNet, guided, linear_betas, sample
 from ddpm.classes import NO_CLASS
-from tests.ddpm.small_networks import SAMPLERS, awake, noise
+from tests.ddpm.small_networks import SAMPLERS, TINY, awake, noise
 
 LABELS = torch.tensor([2, 0, 1])
 
 
 @pytest.fixture
-def network(tiny_config):
+def network():
     """A tiny network that knows three classes, all of whose layers shape its output."""
     torch.manual_seed(0)
-    return awake(UNet(dataclasses.replace(tiny_config, num_classes=3))).requires_grad_(False)
+    return awake(UNet(dataclasses.replace(TINY, num_classes=3))).requires_grad_(False)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from ddpm import TrainingState, UNet, cosine_betas, guided, linear_betas
 from ddpm.checkpoint import CheckpointError
 from ddpm.classes import ImageClass
 from ddpm.published import DiffusionConfig, load_model, publish_model
-from tests.ddpm.small_networks import awake
-from tests.ddpm.small_training import SHORT
+from tests.ddpm.small_networks import TINY, awake
+from tests.ddpm.small_training import SHORT, start
 
 
 def outputs(model):
@@ -64,8 +64,8 @@ def test_the_diffusion_is_published_too(tmp_path, trained, config, betas):
     assert diffusion.prediction == config.prediction
 
 
-def test_all_dimensions_of_the_network_are_published(tmp_path, tiny_config):
-    config = dataclasses.replace(tiny_config, image_channels=1, num_res_blocks=2, time_embedding_dim=12, dropout=0.25)
+def test_all_dimensions_of_the_network_are_published(tmp_path):
+    config = dataclasses.replace(TINY, image_channels=1, num_res_blocks=2, time_embedding_dim=12, dropout=0.25)
     publish_model(tmp_path, TrainingState.start(UNet(config), SHORT), DiffusionConfig(), image_size=16)
     model = load_model(tmp_path)
     assert model.unet.config == config and model.image_size == 16
@@ -75,7 +75,7 @@ CLASSES = (ImageClass(54, "sunflower"), ImageClass(77, "passion flower"))
 
 
 @pytest.fixture
-def conditional(start):
+def conditional():
     state = start(SHORT, num_classes=2)
     awake(state.ema.module)
     return state

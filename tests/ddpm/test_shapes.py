@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from ddpm import UNet, shapes
+from tests.ddpm.small_networks import TINY
 
 
-def test_arguments_of_a_wrong_shape_or_dtype_raise(diffusion, tiny_config):
+def test_arguments_of_a_wrong_shape_or_dtype_raise(diffusion):
     x_0, t = torch.zeros(2, 3, 4, 4), torch.tensor([1, 2])
     diffusion.q_sample(x_0, t, x_0)
     with pytest.raises(jaxtyping.TypeCheckError, match="parameter 't'"):
@@ -18,7 +19,7 @@ def test_arguments_of_a_wrong_shape_or_dtype_raise(diffusion, tiny_config):
     with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'eps'"):  # which would be broadcast
         diffusion.q_sample(x_0, t, torch.zeros(2, 1, 4, 4))
     with pytest.raises(jaxtyping.TypeCheckError, match="parameter 't'"):
-        UNet(tiny_config)(x_0, torch.zeros(2))
+        UNet(TINY)(x_0, torch.zeros(2))
 
 
 @pytest.mark.usefixtures("without_shape_checks")

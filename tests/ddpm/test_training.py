@@ -12,7 +12,7 @@ from ddpm import TrainingConfig, TrainingImages, TrainingState, UNet, UNetConfig
 from ddpm.checkpoint import load_checkpoint, save_checkpoint
 from ddpm.training import draw_t_and_eps
 from ddpm.training_state import learning_rate_at
-from tests.ddpm.small_training import CONFIG, NUM_STEPS, assert_same_bits, fields, snapshot
+from tests.ddpm.small_training import CONFIG, NUM_STEPS, assert_same_bits, fields, snapshot, start
 
 
 def test_it_learns_eight_images_by_heart(diffusion):
@@ -36,7 +36,7 @@ def test_it_learns_eight_images_by_heart(diffusion):
     assert sum(losses[-50:]) / 50 < 0.5 * ignorant
 
 
-def test_an_event_describes_its_step(start, images, diffusion):
+def test_an_event_describes_its_step(images, diffusion):
     state = start()
     average = [parameter.detach().clone() for parameter in state.model.parameters()]
     state.model.eval()
@@ -58,7 +58,7 @@ def test_an_event_describes_its_step(start, images, diffusion):
     assert list(train(state, images, diffusion, CONFIG)) == []  # it is finished
 
 
-def test_the_steps_are_those_of_adam(start, images, diffusion):
+def test_the_steps_are_those_of_adam(images, diffusion):
     """Fused and channels-last in training; here the plain Adam of torch, row by row, fed with the same gradients."""
     config = dataclasses.replace(CONFIG, gradient_clip=None)
     state = start(config)
@@ -73,7 +73,7 @@ def test_the_steps_are_those_of_adam(start, images, diffusion):
             torch.testing.assert_close(parameter, weight, rtol=1e-4, atol=1e-6)
 
 
-def test_the_loss_is_that_of_the_batch(start, images, diffusion, monkeypatch):
+def test_the_loss_is_that_of_the_batch(images, diffusion, monkeypatch):
     """Algorithm 1 of Ho et al. 2020: the batch of this step, a t and an eps for each image."""
     given, seen = [], []
     monkeypatch.setattr(
@@ -96,7 +96,7 @@ def test_the_loss_is_that_of_the_batch(start, images, diffusion, monkeypatch):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("stops", [(5,), (3, 4, 11)])
-def test_an_interrupted_run_equals_an_uninterrupted_one(start, images, diffusion, stops, dropout):
+def test_an_interrupted_run_equals_an_uninterrupted_one(images, diffusion, stops, dropout):
     whole, interrupted = start(dropout=dropout), start(dropout=dropout)
     expected = [fields(event) for event in train(whole, images, diffusion, CONFIG)]
     events = []
@@ -114,7 +114,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(start, images, diffusion
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_a_run_resumed_from_disk_equals_an_uninterrupted_one(start, images, diffusion, tmp_path, dropout):
+def test_a_run_resumed_from_disk_equals_an_uninterrupted_one(images, diffusion, tmp_path, dropout):
     whole, first = start(dropout=dropout), start(dropout=dropout)
     expected = [fields(event) for event in train(whole, images, diffusion, CONFIG)]
     events = []
@@ -136,7 +136,7 @@ def test_a_run_resumed_from_disk_equals_an_uninterrupted_one(start, images, diff
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_the_global_generator_is_neither_used_nor_changed(start, images, diffusion, dropout):
+def test_the_global_generator_is_neither_used_nor_changed(images, diffusion, dropout):
     results, masks = [], []
     for seed in (1, 2):
         state = start(dropout=dropout)
@@ -152,7 +152,7 @@ def test_the_global_generator_is_neither_used_nor_changed(start, images, diffusi
     assert all(one[2] != loss for one, loss in zip(results[0], losses, strict=True))
 
 
-def test_the_chosen_loss_is_used(start, images, diffusion):
+def test_the_chosen_loss_is_used(images, diffusion):
     first = {
         loss: float(next(train(start(), images, diffusion, dataclasses.replace(CONFIG, loss=loss))).loss)
         for loss in ("mse", "l1", "huber")
@@ -172,7 +172,7 @@ def test_the_chosen_loss_is_used(start, images, diffusion):
         ("bfloat16", torch.bfloat16, True),
     ],
 )
-def test_the_precision_is_that_of_forward_and_backward_products(start, images, diffusion, precision, dtype, allowed):
+def test_the_precision_is_that_of_forward_and_backward_products(images, diffusion, precision, dtype, allowed):
     def tensorfloat32():
         return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
@@ -201,7 +201,7 @@ def test_t_is_uniform_and_eps_standard_normal():
     assert float(eps.var()) == pytest.approx(1.0, abs=5 * (2 / 80_000) ** 0.5)
 
 
-def test_a_copied_state_goes_on_like_the_original(start, images, diffusion):
+def test_a_copied_state_goes_on_like_the_original(images, diffusion):
     state = start()
     next(train(state, images, diffusion, CONFIG))
     copied = copy.deepcopy(state)  # the optimizer of the copy must move the model of the copy

@@ -9,7 +9,7 @@ import torch
 from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, linear_betas, train
 from ddpm.classes import NO_CLASS
 from ddpm.training import draw_batch
-from tests.ddpm.small_training import CONFIG, NUM_STEPS, assert_same_bits, fields, snapshot
+from tests.ddpm.small_training import CONFIG, NUM_STEPS, assert_same_bits, fields, snapshot, start
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
 
@@ -23,7 +23,7 @@ def labels_of_steps(images, num_steps=100, seed=0, label_dropout=0.25):
     return torch.stack([draw_batch(images, step, seed, 20, label_dropout).labels for step in range(num_steps)])
 
 
-def test_the_network_gets_the_labels_of_its_images(start, diffusion):
+def test_the_network_gets_the_labels_of_its_images(diffusion):
     images, seen = labelled(), []
     config = dataclasses.replace(CONFIG, label_dropout=0.0)
     state = start(config, num_classes=3)
@@ -73,7 +73,7 @@ def test_several_processes_work_on_the_labels_of_one(monkeypatch, resident):
 
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("changes", [{}, {"accumulation_steps": 2, "gradient_checkpointing": True}])
-def test_a_resumed_conditional_run_equals_an_uninterrupted_one(start, diffusion, changes, resident):
+def test_a_resumed_conditional_run_equals_an_uninterrupted_one(diffusion, changes, resident):
     config = dataclasses.replace(CONFIG, label_dropout=0.5, **changes)
     whole, interrupted = start(config, num_classes=3), start(config, num_classes=3)
     expected = [fields(event) for event in train(whole, labelled(), diffusion, config)]
@@ -83,7 +83,7 @@ def test_a_resumed_conditional_run_equals_an_uninterrupted_one(start, diffusion,
     assert_same_bits(snapshot(interrupted), snapshot(whole))
 
 
-def test_it_learns_what_a_class_looks_like(start):
+def test_it_learns_what_a_class_looks_like():
     """Images of class 0 are black, of class 1 white: only the label tells, since x_t is nearly all noise."""
     pixels = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1).expand(2, 3, 8, 8).contiguous()
     images = TrainingImages(pixels, batch_size=8, seed=0, labels=torch.tensor([0, 1]))
@@ -111,6 +111,6 @@ def test_it_learns_what_a_class_looks_like(start):
         (LABELS, None, "the network knows no classes, got labels"),
     ],
 )
-def test_labels_that_do_not_fit_the_network_are_an_error(start, diffusion, labels, num_classes, message):
+def test_labels_that_do_not_fit_the_network_are_an_error(diffusion, labels, num_classes, message):
     with pytest.raises(ValueError, match=message):
         next(train(start(num_classes=num_classes), labelled(labels), diffusion, CONFIG))

@@ -8,7 +8,7 @@ import torch
 
 from ddpm import train
 from ddpm.training_state import NotFiniteError, learning_rate_at
-from tests.ddpm.small_training import CONFIG, NUM_STEPS
+from tests.ddpm.small_training import CONFIG, NUM_STEPS, start
 
 
 def spoil_loss(state, step):
@@ -31,7 +31,7 @@ def spoil_gradient(state, step):
     ("spoil", "step", "clip"),
     [*((spoil_loss, step, 0.5) for step in (1, 3, NUM_STEPS)), *((spoil_gradient, 3, clip) for clip in (None, 0.5))],
 )
-def test_the_first_step_that_is_not_finite_is_named(start, images, diffusion, spoil, step, clip):
+def test_the_first_step_that_is_not_finite_is_named(images, diffusion, spoil, step, clip):
     config = dataclasses.replace(CONFIG, gradient_clip=clip)
     state = start(config)
     spoil(state, step)
@@ -49,7 +49,7 @@ def test_the_first_step_that_is_not_finite_is_named(start, images, diffusion, sp
     assert f"{error.value.learning_rate:g}" in str(error.value)
 
 
-def test_a_bad_step_is_not_forgotten_between_two_calls(start, images, diffusion):
+def test_a_bad_step_is_not_forgotten_between_two_calls(images, diffusion):
     state = start()
     state.check_finite(CONFIG)
     spoil_loss(state, 3)

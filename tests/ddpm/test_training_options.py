@@ -7,14 +7,14 @@ import torch
 
 from ddpm import GaussianDiffusion, linear_betas, train
 from ddpm.training import draw_t_and_eps
-from tests.ddpm.small_training import CONFIG, NUM_STEPS, assert_same_bits, fields, snapshot
+from tests.ddpm.small_training import CONFIG, NUM_STEPS, assert_same_bits, fields, snapshot, start
 
 
 def norm_of_gradient(model):
     return sum(float(parameter.grad.double().square().sum()) for parameter in model.parameters()) ** 0.5
 
 
-def test_the_gradient_is_clipped_after_its_norm_is_reported(start, images, diffusion):
+def test_the_gradient_is_clipped_after_its_norm_is_reported(images, diffusion):
     first = []
     for clip in (None, 1e-3):
         config = dataclasses.replace(CONFIG, gradient_clip=clip)
@@ -45,7 +45,7 @@ def watched(monkeypatch):
 
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 @pytest.mark.parametrize("num_timesteps", [20, 6])  # quarters of 20 are equal, of 6 they are not
-def test_losses_are_reported_by_quartile_of_t(start, images, watched, num_timesteps, accumulation_steps):
+def test_losses_are_reported_by_quartile_of_t(images, watched, num_timesteps, accumulation_steps):
     config = dataclasses.replace(CONFIG, min_snr_gamma=0.5, accumulation_steps=accumulation_steps)
     diffusion = GaussianDiffusion(linear_betas(num_timesteps, 1e-2, 0.3))
     state = start(config)
@@ -66,7 +66,7 @@ def test_losses_are_reported_by_quartile_of_t(start, images, watched, num_timest
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
-def test_min_snr_weighs_the_loss_of_each_image_by_its_formula(start, images, watched, prediction):
+def test_min_snr_weighs_the_loss_of_each_image_by_its_formula(images, watched, prediction):
     config = dataclasses.replace(CONFIG, min_snr_gamma=2.0)
     diffusion = GaussianDiffusion(linear_betas(20, 1e-4, 0.3), prediction)
     state = start(config)
@@ -95,7 +95,7 @@ def gently(state):
 
 @pytest.mark.parametrize("changes", [{}, {"min_snr_gamma": 5.0, "gradient_clip": None, "extra_ema_decays": (0.5,)}])
 @pytest.mark.parametrize("accumulation_steps", [2, 4])
-def test_a_batch_in_parts_gives_the_steps_of_the_whole(start, images, diffusion, accumulation_steps, changes):
+def test_a_batch_in_parts_gives_the_steps_of_the_whole(images, diffusion, accumulation_steps, changes):
     whole = dataclasses.replace(CONFIG, **changes)
     in_parts = dataclasses.replace(whole, accumulation_steps=accumulation_steps)
     one, other = gently(start(whole)), gently(start(in_parts))
@@ -113,7 +113,7 @@ def test_a_batch_in_parts_gives_the_steps_of_the_whole(start, images, diffusion,
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_a_batch_that_cannot_be_split_evenly_is_an_error(start, images, diffusion):
+def test_a_batch_that_cannot_be_split_evenly_is_an_error(images, diffusion):
     config = dataclasses.replace(CONFIG, accumulation_steps=3)
     with pytest.raises(
         ValueError, match=r"batch_size=4 must be a multiple of processes \* accumulation_steps = 1 \* 3"
@@ -123,7 +123,7 @@ def test_a_batch_that_cannot_be_split_evenly_is_an_error(start, images, diffusio
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
-def test_gradient_checkpointing_changes_nothing_but_the_memory(start, images, diffusion, dropout, accumulation_steps):
+def test_gradient_checkpointing_changes_nothing_but_the_memory(images, diffusion, dropout, accumulation_steps):
     plain = dataclasses.replace(CONFIG, accumulation_steps=accumulation_steps)
     checkpointing = dataclasses.replace(plain, gradient_checkpointing=True)
     states, calls, events = [], [], []
@@ -141,7 +141,7 @@ def test_gradient_checkpointing_changes_nothing_but_the_memory(start, images, di
     assert_same_bits(snapshot(states[1]), snapshot(states[0]))
 
 
-def test_each_moving_average_is_that_of_a_run_with_its_decay_alone(start, images, diffusion):
+def test_each_moving_average_is_that_of_a_run_with_its_decay_alone(images, diffusion):
     decays = (0.9, 0.5, 0.99)
     together = dataclasses.replace(CONFIG, ema_decay=decays[0], extra_ema_decays=decays[1:], ema_warmup=False)
     state = start(together)
@@ -158,7 +158,7 @@ def test_each_moving_average_is_that_of_a_run_with_its_decay_alone(start, images
         assert_same_bits(ema.module.state_dict(), alone.ema.module.state_dict())
 
 
-def test_the_network_is_compiled_as_the_configuration_says(start, images, diffusion, monkeypatch):
+def test_the_network_is_compiled_as_the_configuration_says(images, diffusion, monkeypatch):
     settings, calls = [], []
 
     def compile_nothing(network, *given):

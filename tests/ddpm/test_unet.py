@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddpm.unet import TimeEmbedding, UNet, scaled_conv, scaled_linear
-from tests.ddpm.small_networks import awake, noise
+from tests.ddpm.small_networks import TINY, awake, noise
 
 
 def test_the_published_network_has_63_200_387_parameters():
@@ -17,8 +17,8 @@ def test_the_published_network_has_63_200_387_parameters():
     assert sum(parameter.numel() for parameter in unet.parameters()) == 63_200_387
 
 
-def test_the_output_is_zero_at_the_start(tiny_config):
-    out = UNet(tiny_config)(noise(2, 3, 8, 8), torch.tensor([0, 999]))
+def test_the_output_is_zero_at_the_start():
+    out = UNet(TINY)(noise(2, 3, 8, 8), torch.tensor([0, 999]))
     assert out.shape == (2, 3, 8, 8)
     assert bool((out == 0).all())
 
@@ -48,19 +48,19 @@ def test_an_output_depends_on_its_time_step_and_not_on_the_batch(awake_unet):
 
 
 @pytest.mark.parametrize(("height", "width", "channels"), [(8, 8, 3), (2, 6, 3), (16, 4, 1)])
-def test_output_has_the_shape_of_the_input(tiny_config, height, width, channels):
-    unet = UNet(dataclasses.replace(tiny_config, image_channels=channels))
+def test_output_has_the_shape_of_the_input(height, width, channels):
+    unet = UNet(dataclasses.replace(TINY, image_channels=channels))
     assert unet(noise(2, channels, height, width), torch.tensor([0, 1])).shape == (2, channels, height, width)
 
 
 @pytest.mark.parametrize(("height", "width"), [(7, 8), (8, 7)])
-def test_an_image_that_does_not_halve_is_an_error(tiny_config, height, width):
+def test_an_image_that_does_not_halve_is_an_error(height, width):
     with pytest.raises(ValueError, match=f"image size must be a multiple of 2, got {height}x{width}"):
-        UNet(tiny_config)(noise(1, 3, height, width), torch.tensor([0]))
+        UNet(TINY)(noise(1, 3, height, width), torch.tensor([0]))
 
 
-def test_dropout_acts_in_training_alone(tiny_config):
-    unet = awake(UNet(dataclasses.replace(tiny_config, dropout=0.5)))
+def test_dropout_acts_in_training_alone():
+    unet = awake(UNet(dataclasses.replace(TINY, dropout=0.5)))
     x, t = noise(1, 3, 8, 8), torch.tensor([5])
     torch.testing.assert_close(unet(x, t), unet(x, t), rtol=0, atol=0)
     unet.train()
@@ -96,8 +96,8 @@ def test_initial_weights_are_uniform_with_the_scaled_variance(scale):
         assert bool((layer.bias == 0).all())
 
 
-def test_layers_that_end_a_residual_branch_start_at_zero(tiny_config):
-    unet = UNet(tiny_config)
+def test_layers_that_end_a_residual_branch_start_at_zero():
+    unet = UNet(TINY)
     zero = {name for name, parameter in unet.named_parameters() if name.endswith("weight") and not parameter.any()}
     ends = ("conv_2.weight", "project.weight", "last_conv.weight")
     assert zero == {name for name, _ in unet.named_parameters() if name.endswith(ends)}

@@ -8,12 +8,12 @@ import torch
 from ddpm.classes import NO_CLASS
 from ddpm.config import UNetConfig
 from ddpm.unet import ClassEmbedding, UNet
-from tests.ddpm.small_networks import awake, noise
+from tests.ddpm.small_networks import TINY, awake, noise
 
 
 @pytest.fixture
-def config(tiny_config):
-    return dataclasses.replace(tiny_config, num_classes=3)
+def config():
+    return dataclasses.replace(TINY, num_classes=3)
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def test_classes_cost_a_vector_each_and_one_for_none():
     assert counts == [63_200_387, 63_200_387 + 103 * 256]
 
 
-def test_all_other_weights_start_as_those_of_the_network_without_classes(tiny_config, config):
+def test_all_other_weights_start_as_those_of_the_network_without_classes(config):
     torch.manual_seed(0)
-    plain = UNet(tiny_config).state_dict()
+    plain = UNet(TINY).state_dict()
     torch.manual_seed(0)
     conditional = UNet(config).state_dict()
     assert set(conditional) - set(plain) == {"class_embedding.vectors.weight"}

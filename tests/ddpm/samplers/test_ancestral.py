@@ -7,7 +7,7 @@ from diffusers.schedulers import scheduling_ddpm
 
 from ddpm import GaussianDiffusion, cosine_betas, linear_betas
 from ddpm.samplers.ancestral import respace_diffusion, sample_ancestral
-from tests.ddpm.small_networks import PREDICTIONS, noise
+from tests.ddpm.small_networks import PREDICTIONS, GivenNoise, bent_model, noise
 
 
 @pytest.mark.parametrize(
@@ -17,15 +17,7 @@ from tests.ddpm.small_networks import PREDICTIONS, noise
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize(("prediction", "name_in_diffusers"), PREDICTIONS)
 def test_the_trajectory_equals_that_of_diffusers(
-    num_timesteps,
-    num_sampling_steps,
-    beta_end,
-    clip,
-    prediction,
-    name_in_diffusers,
-    bent_model,
-    given_noise,
-    monkeypatch,
+    num_timesteps, num_sampling_steps, beta_end, clip, prediction, name_in_diffusers, monkeypatch
 ):
     scheduler = DDPMScheduler(
         num_timesteps,
@@ -44,7 +36,7 @@ def test_the_trajectory_equals_that_of_diffusers(
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: pending.pop(0))
 
     diffusion = GaussianDiffusion(linear_betas(num_timesteps, 1e-4, beta_end), prediction)
-    steps = list(sample_ancestral(bent_model, diffusion, given_noise(noises), num_sampling_steps, clip_x_0=clip))
+    steps = list(sample_ancestral(bent_model, diffusion, GivenNoise(noises), num_sampling_steps, clip_x_0=clip))
     x_t = noises[0]
     for number, (step, t) in enumerate(zip(steps, scheduler.timesteps.tolist(), strict=True), start=1):
         expected = scheduler.step(bent_model(x_t, torch.full((2,), t)), t, x_t)

@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler
 from ddpm import GaussianDiffusion, cosine_betas, linear_betas
 from ddpm.samplers.ancestral import sample_ancestral
 from ddpm.samplers.ddim import sample_ddim
-from tests.ddpm.small_networks import PREDICTIONS, noise
+from tests.ddpm.small_networks import PREDICTIONS, GivenNoise, bent_model, noise
 
 
 def draws(count):
@@ -23,7 +23,7 @@ def draws(count):
 @pytest.mark.parametrize(("prediction", "name_in_diffusers"), PREDICTIONS)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_the_trajectory_equals_that_of_diffusers(
-    num_timesteps, num_sampling_steps, beta_end, clip, eta, prediction, name_in_diffusers, bent_model, given_noise
+    num_timesteps, num_sampling_steps, beta_end, clip, eta, prediction, name_in_diffusers
 ):
     scheduler = DDIMScheduler(
         num_timesteps, clip_sample=clip, timestep_spacing="trailing", prediction_type=name_in_diffusers
@@ -34,7 +34,7 @@ def test_the_trajectory_equals_that_of_diffusers(
     scheduler.set_timesteps(num_sampling_steps)
     noises = draws(num_sampling_steps)
     diffusion = GaussianDiffusion(linear_betas(num_timesteps, 1e-4, beta_end), prediction)
-    steps = list(sample_ddim(bent_model, diffusion, given_noise(noises), num_sampling_steps, eta, clip_x_0=clip))
+    steps = list(sample_ddim(bent_model, diffusion, GivenNoise(noises), num_sampling_steps, eta, clip_x_0=clip))
     x_t = noises[0]
     # The last step's variance is zero: any noise will do.
     pairs = zip(steps, scheduler.timesteps.tolist(), [*noises[1:], noises[0]], strict=True)
@@ -50,12 +50,12 @@ def test_the_trajectory_equals_that_of_diffusers(
 
 
 @pytest.mark.parametrize(("num_timesteps", "num_sampling_steps"), [(50, 50), (50, 10), (50, 7), (1000, 25)])
-def test_at_eta_1_it_is_the_ancestral_sampler(num_timesteps, num_sampling_steps, bent_model, given_noise):
+def test_at_eta_1_it_is_the_ancestral_sampler(num_timesteps, num_sampling_steps):
     # Song, Meng & Ermon 2021, section 4.1. Their code shares nothing but the time steps.
     diffusion = GaussianDiffusion(cosine_betas(num_timesteps))
     noises = draws(num_sampling_steps)
-    ddim = sample_ddim(bent_model, diffusion, given_noise(noises), num_sampling_steps, eta=1.0)
-    ancestral = sample_ancestral(bent_model, diffusion, given_noise(noises), num_sampling_steps)
+    ddim = sample_ddim(bent_model, diffusion, GivenNoise(noises), num_sampling_steps, eta=1.0)
+    ancestral = sample_ancestral(bent_model, diffusion, GivenNoise(noises), num_sampling_steps)
     for one, other in zip(ddim, ancestral, strict=True):
         torch.testing.assert_close(one.x_0_pred, other.x_0_pred, rtol=0, atol=1e-8)
         torch.testing.assert_close(one.x_t, other.x_t, rtol=0, atol=1e-8)

@@ -9,7 +9,7 @@ from diffusers import DPMSolverMultistepScheduler
 from ddpm import GaussianDiffusion, linear_betas
 from ddpm.samplers.ddim import sample_ddim
 from ddpm.samplers.dpm_solver import sample_dpm_solver
-from tests.ddpm.small_networks import PREDICTIONS, noise
+from tests.ddpm.small_networks import PREDICTIONS, GivenNoise, bent_model, noise
 
 CASES = [(50, 50, 0.2), (50, 10, 0.2), (50, 7, 0.2), (50, 2, 0.2), (50, 1, 0.2), (1000, 25, 0.02)]
 
@@ -18,15 +18,7 @@ CASES = [(50, 50, 0.2), (50, 10, 0.2), (50, 7, 0.2), (50, 2, 0.2), (50, 1, 0.2),
 @pytest.mark.parametrize(("prediction", "name_in_diffusers"), PREDICTIONS)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_trajectory_equals_that_of_diffusers(
-    num_timesteps,
-    num_sampling_steps,
-    beta_end,
-    prediction,
-    name_in_diffusers,
-    eta,
-    bent_model,
-    given_noise,
-    monkeypatch,
+    num_timesteps, num_sampling_steps, beta_end, prediction, name_in_diffusers, eta, monkeypatch
 ):
     scheduler = DPMSolverMultistepScheduler(
         num_timesteps,
@@ -51,7 +43,7 @@ def test_the_trajectory_equals_that_of_diffusers(
             x_t = scheduler.step(output, t, x_t, variance_noise=drawn).prev_sample
             expected.append((t, x_t, scheduler.model_outputs[-1]))
     diffusion = GaussianDiffusion(linear_betas(num_timesteps, 1e-4, beta_end), prediction)
-    steps = sample_dpm_solver(bent_model, diffusion, given_noise(noises), num_sampling_steps, eta, clip_x_0=False)
+    steps = sample_dpm_solver(bent_model, diffusion, GivenNoise(noises), num_sampling_steps, eta, clip_x_0=False)
     for number, (step, (t, x_t, x_0_pred)) in enumerate(zip(steps, expected, strict=True), start=1):
         assert (step.number, step.t) == (number, t) and x_t.dtype == torch.float64
         # If eps is predicted, x_0 grows to hundreds.
@@ -59,11 +51,11 @@ def test_the_trajectory_equals_that_of_diffusers(
         torch.testing.assert_close(step.x_t, x_t, rtol=1e-9, atol=1e-9)
 
 
-def test_clipping_keeps_each_x_0_pred_in_range_before_the_step_is_made(bent_model, given_noise):
+def test_clipping_keeps_each_x_0_pred_in_range_before_the_step_is_made():
     diffusion = GaussianDiffusion(linear_betas(50, 1e-4, 0.2))
     x_t = noise(2, 3, 4, 4, dtype=torch.float64)
-    unclipped = next(sample_dpm_solver(bent_model, diffusion, given_noise([x_t]), 10, clip_x_0=False))
-    clipped = next(sample_dpm_solver(bent_model, diffusion, given_noise([x_t]), 10))
+    unclipped = next(sample_dpm_solver(bent_model, diffusion, GivenNoise([x_t]), 10, clip_x_0=False))
+    clipped = next(sample_dpm_solver(bent_model, diffusion, GivenNoise([x_t]), 10))
     assert float(unclipped.x_0_pred.abs().max()) > 1.0  # there is something to clip
     torch.testing.assert_close(clipped.x_0_pred, unclipped.x_0_pred.clamp(-1.0, 1.0), rtol=0, atol=1e-12)
     # A step is linear in x_0_pred, so a clipped and an unclipped one differ by its coefficient: 1 - its signal.
@@ -72,7 +64,7 @@ def test_clipping_keeps_each_x_0_pred_in_range_before_the_step_is_made(bent_mode
     torch.testing.assert_close(changed, changed[0].expand_as(changed), rtol=1e-9, atol=0)
 
 
-def test_it_is_of_second_order(given_noise):
+def test_it_is_of_second_order():
     """Where x_0 ~ N(0.2, 0.3^2), the best prediction of x_0 and the path of each pixel are known."""
     diffusion = GaussianDiffusion(linear_betas(1000), "x_0")
     mean, std = 0.2, 0.3
@@ -90,7 +82,7 @@ def test_it_is_of_second_order(given_noise):
     exact = later.sqrt() * mean + spread(later) * (x_t - first.sqrt() * mean) / spread(first)
 
     def error_at_199(sampler, num_sampling_steps):
-        steps = list(sampler(model, diffusion, given_noise([x_t]), num_sampling_steps, clip_x_0=False))
+        steps = list(sampler(model, diffusion, GivenNoise([x_t]), num_sampling_steps, clip_x_0=False))
         (before,) = (one for one, other in itertools.pairwise(steps) if other.t == 199)
         return float((before.x_t - exact).abs().max())
 

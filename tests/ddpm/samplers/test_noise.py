@@ -6,7 +6,7 @@ import torch
 from ddpm import GaussianDiffusion, ImageNoise, linear_betas, sample
 from ddpm.samplers import InterpolatedNoise
 from ddpm.samplers.noise import choose_block_size, slerp
-from tests.ddpm.small_networks import SAMPLERS
+from tests.ddpm.small_networks import SAMPLERS, Operations, bent_model
 
 SHAPE = (3, 4, 5)
 
@@ -58,9 +58,9 @@ def test_noise_in_blocks_depends_on_image_and_draw_alone():
     ("block_size", "num_draws", "num_kernels"),
     [(16, 1, 1), (16, 2, 2), (16, 17, 2), (16, 18, 3), (16, 1000, 64), (1, 18, 18)],
 )
-def test_blocks_save_random_kernels(block_size, num_draws, num_kernels, operations):
+def test_blocks_save_random_kernels(block_size, num_draws, num_kernels):
     noise = in_blocks(ImageNoise(7, [0, 1, 2], SHAPE), block_size)
-    with operations:
+    with Operations() as operations:
         for _ in range(num_draws):
             noise.draw()
     assert operations.names.count("normal_") == 3 * num_kernels
@@ -120,7 +120,7 @@ def test_interpolated_noise_has_its_ends_among_it_in_every_draw(block_size):
 
 
 @pytest.mark.parametrize(("name", "eta"), SAMPLERS)
-def test_the_ends_of_an_interpolation_are_the_two_images(name, eta, bent_model):
+def test_the_ends_of_an_interpolation_are_the_two_images(name, eta):
     diffusion = GaussianDiffusion(linear_betas(20, 1e-4, 0.3))
     images = sample(name, bent_model, diffusion, ImageNoise(3, [4, 9], SHAPE), 10, eta)
     between = InterpolatedNoise(3, (4, 9), torch.linspace(0.0, 1.0, 9), SHAPE)
