@@ -6,6 +6,7 @@ import torch
 from ddpm import GaussianDiffusion, TrainingImages, UNet, linear_betas
 from ddpm.config import DiffusionConfig
 from ddpm.published import publish_model
+from ddpm.training import draw_t_and_eps
 from tests.ddpm.small_networks import TINY, awake
 from tests.ddpm.small_training import EXTRA, SHORT, start, train_to_the_end
 
@@ -26,6 +27,23 @@ def diffusion():
 def images():
     pixels = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return TrainingImages(pixels, batch_size=4, seed=1)
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Collect t and eps of each step of a state, and inputs and output of each call of its network."""
+    given = []
+    monkeypatch.setattr(
+        "ddpm.training.draw_t_and_eps", lambda *arguments: given.append(draw_t_and_eps(*arguments)) or given[-1]
+    )
+
+    def watch(state):
+        inputs, outputs = [], []
+        state.model.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
+        state.model.register_forward_hook(lambda _, __, output: outputs.append(output.detach()))
+        return given, inputs, outputs
+
+    return watch
 
 
 @pytest.fixture
