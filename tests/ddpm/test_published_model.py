@@ -22,10 +22,14 @@ def outputs(model):
 
 def test_a_published_model_gives_the_outputs_of_the_one_trained(model_folder, trained):
     averaged, raw = load_model(model_folder), load_model(model_folder, "raw")
+    assert not averaged.unet.training and not raw.unet.training
     torch.testing.assert_close(outputs(averaged.unet), outputs(trained.ema.module), rtol=0, atol=0)
     torch.testing.assert_close(outputs(raw.unet), outputs(trained.model), rtol=0, atol=0)
     # Averaged and raw weights are told apart, and averaged is what one gets.
     assert (outputs(averaged.unet) - outputs(raw.unet)).abs().max() > 1e-3
+    for unet in (averaged.unet, raw.unet):
+        assert not any(parameter.requires_grad for parameter in unet.parameters())
+        assert unet.first_conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_further_averages_are_published_by_their_decay(tmp_path, trained_with_extra_averages):
@@ -39,14 +43,6 @@ def test_further_averages_are_published_by_their_decay(tmp_path, trained_with_ex
         torch.testing.assert_close(outputs(loaded), outputs(ema.module), rtol=0, atol=0)
     with pytest.raises(CheckpointError, match=r"averaged_0\.5"):
         load_model(tmp_path, "averaged_0.5")
-
-
-@pytest.mark.parametrize("weights", ["averaged", "raw"])
-def test_a_loaded_model_is_ready_to_draw_from(model_folder, weights):
-    unet = load_model(model_folder, weights).unet
-    assert not unet.training
-    assert not any(parameter.requires_grad for parameter in unet.parameters())
-    assert unet.first_conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,10 @@ import math
 import pytest
 import torch
 
-from ddpm.unet import TimeEmbedding, UNet, scaled_conv, scaled_linear
+from ddpm.classes import NO_CLASS
+from ddpm.config import UNetConfig
+from ddpm.unet import ClassEmbedding, TimeEmbedding, UNet, scaled_conv, scaled_linear
 from tests.ddpm.small_networks import TINY, awake, noise
-
-
-def test_the_published_network_has_63_200_387_parameters():
-    # The count of the Keras example. On the meta device no memory is filled.
-    with torch.device("meta"):
-        unet = UNet()
-    assert sum(parameter.numel() for parameter in unet.parameters()) == 63_200_387
 
 
 def test_the_output_is_zero_at_the_start():
@@ -101,3 +96,65 @@ def test_layers_that_end_a_residual_branch_start_at_zero():
     zero = {name for name, parameter in unet.named_parameters() if name.endswith("weight") and not parameter.any()}
     ends = ("conv_2.weight", "project.weight", "last_conv.weight")
     assert zero == {name for name, _ in unet.named_parameters() if name.endswith(ends)}
+
+
+@pytest.fixture
+def conditional():
+    """A network that knows three classes."""
+    torch.manual_seed(0)
+    return awake(UNet(dataclasses.replace(TINY, num_classes=3)))
+
+
+def test_the_published_network_has_63_200_387_parameters_and_classes_a_vector_each():
+    # The count of the Keras example. On the meta device no memory is filled.
+    with torch.device("meta"):
+        plain, conditional = UNet(), UNet(UNetConfig(num_classes=102))
+    counts = [sum(parameter.numel() for parameter in unet.parameters()) for unet in (plain, conditional)]
+    assert counts == [63_200_387, 63_200_387 + 103 * 256]
+
+
+def test_all_other_weights_start_as_those_of_the_network_without_classes():
+    torch.manual_seed(0)
+    plain = UNet(TINY).state_dict()
+    torch.manual_seed(0)
+    conditional = UNet(dataclasses.replace(TINY, num_classes=3)).state_dict()
+    assert set(conditional) - set(plain) == {"class_embedding.vectors.weight"}
+    for name, tensor in plain.items():
+        torch.testing.assert_close(conditional[name], tensor, rtol=0, atol=0)
+
+
+def test_the_embedding_of_the_class_is_added_to_that_of_the_time_step(conditional):
+    t, labels = torch.tensor([3, 700, 20]), torch.tensor([2, NO_CLASS, 0])
+    seen = []
+    time = conditional.middle[0].residual.time
+    conditional.middle[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
+    conditional(noise(3, 3, 8, 8), t, labels)
+    vectors = conditional.class_embedding.vectors.weight
+    embedding = conditional.time_embedding(t) + torch.stack([vectors[3], vectors[0], vectors[1]])
+    torch.testing.assert_close(seen[0], time(torch.nn.functional.silu(embedding)), rtol=0, atol=1e-6)
+
+
+def test_left_out_labels_are_no_class(conditional):
+    x, t = noise(2, 3, 8, 8), torch.tensor([5, 6])
+    torch.testing.assert_close(conditional(x, t), conditional(x, t, torch.tensor([NO_CLASS, NO_CLASS])), rtol=0, atol=0)
+
+
+def test_every_class_and_none_receive_a_gradient(conditional):
+    labels = torch.tensor([0, 1, 2, NO_CLASS])
+    (conditional(noise(4, 3, 8, 8), torch.tensor([3, 700, 20, 1]), labels) - 1.0).square().mean().backward()
+    assert (conditional.class_embedding.vectors.weight.grad.abs().amax(dim=1) > 1e-6).all()
+
+
+def test_vectors_start_standard_normal():
+    torch.manual_seed(0)
+    vectors = ClassEmbedding(99, UNetConfig()).vectors.weight.detach()
+    # 25,600 numbers; five standard errors.
+    assert vectors.shape == (100, 256)
+    assert abs(float(vectors.mean())) < 0.032
+    assert float(vectors.var()) == pytest.approx(1.0, abs=0.045)
+
+
+@pytest.mark.parametrize("label", [3, -2])
+def test_a_label_out_of_range_is_an_error(conditional, label):
+    with pytest.raises(IndexError):
+        conditional(noise(1, 3, 8, 8), torch.tensor([5]), torch.tensor([label]))
