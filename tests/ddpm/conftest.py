@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from ddpm import GaussianDiffusion, TrainingImages, UNet, linear_betas
+from ddpm import GaussianDiffusion, UNet, linear_betas
 from ddpm.config import DiffusionConfig
 from ddpm.published import publish_model
 from ddpm.training import draw_t_and_eps
 from tests.ddpm.small_networks import TINY, awake
-from tests.ddpm.small_training import EXTRA, SHORT, start, train_to_the_end
+from tests.ddpm.small_training import EXTRA, SHORT, make_images, start, train_to_the_end
 
 
 @pytest.fixture
@@ -25,8 +25,7 @@ def diffusion():
 
 @pytest.fixture
 def images():
-    pixels = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return TrainingImages(pixels, batch_size=4, seed=1)
+    return make_images()
 
 
 @pytest.fixture

@@ -31,6 +31,12 @@ def start(config=CONFIG, seed=0, **changes):
     return TrainingState.start(UNet(dataclasses.replace(TINY, **changes)), config)
 
 
+def make_images(batch_size=4, **options):
+    """Make batches of ten images of noise, always the same."""
+    pixels = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return TrainingImages(pixels, batch_size, seed=1, **options)
+
+
 def snapshot(state):
     """Return everything that training changes, by name."""
     tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}

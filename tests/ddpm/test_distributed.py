@@ -50,11 +50,10 @@ VOTES = {0: [False, True, False, False, True, True], 1: [False, False, False, Tr
 def train_by_name(name, dropout=0.0):
     """Train, and return the events, the weights and more."""
     torch.manual_seed(0)
-    num_classes = 3 if name == "conditional" else None
+    num_classes, labels = (3, torch.arange(10) % 3) if name == "conditional" else (None, None)
     sizes = {"widths": (8, 16), "attention": (False, True), "num_res_blocks": 1, "norm_groups": 4}
     unet = UNet(UNetConfig(**sizes, time_embedding_dim=8, dropout=dropout, num_classes=num_classes))
     pixels = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(10) % 3 if name == "conditional" else None
     images = TrainingImages(pixels, batch_size=4, seed=1, resident=name != "streamed", labels=labels)
     state = TrainingState.start(unet, RUNS[name])
     # The optimizer divides by the size of each gradient; of those that are all rounding this leaves more alone.
@@ -64,19 +63,12 @@ def train_by_name(name, dropout=0.0):
     unet.middle[0].residual.dropout.register_forward_hook(lambda _, __, output: masks.append(output == 0))
     diffusion = GaussianDiffusion(linear_betas(20, 1e-4, 0.3))
     events = [
-        torch.cat(
-            [
-                torch.stack([event.loss, event.gradient_norm]),
-                event.quartile_loss_sums,
-                event.quartile_counts,
-                torch.tensor([event.step, event.num_images_seen]),
-            ]
-        )
+        [event.num_images_seen, event.loss, event.gradient_norm, *event.quartile_loss_sums, *event.quartile_counts]
         for event in train(state, images, diffusion, RUNS[name])
     ]
     modules = {"model": state.model, "ema": state.ema.module, "extra": state.extra_emas[0].module}
     return {
-        "events": torch.stack(events),
+        "events": torch.tensor(events),
         "state": {f"{key}.{n}": tensor for key, each in modules.items() for n, tensor in each.state_dict().items()},
         "batch_sizes": batch_sizes,
         "mask": masks[0],

@@ -1,4 +1,4 @@
-"""Whole trajectories of the samplers equal those of diffusers."""
+"""The time steps that samplers visit, and their whole trajectories, which equal those of diffusers."""
 
 import itertools
 
@@ -11,6 +11,7 @@ from ddpm import GaussianDiffusion, cosine_betas, linear_betas
 from ddpm.samplers.ancestral import respace_diffusion, sample_ancestral
 from ddpm.samplers.ddim import sample_ddim
 from ddpm.samplers.dpm_solver import sample_dpm_solver
+from ddpm.samplers.timesteps import trailing_timesteps
 from tests.ddpm.small_networks import PREDICTIONS, GivenNoise, bent_model, noise
 
 with_clipping_or_without = pytest.mark.parametrize("clip", [True, False])
@@ -181,3 +182,28 @@ def test_dpm_solver_is_of_second_order():
     assert error_at_199(sample_dpm_solver, 80) / error_at_199(sample_dpm_solver, 40) == pytest.approx(0.25, abs=0.02)
     assert error_at_199(sample_ddim, 80) / error_at_199(sample_ddim, 40) == pytest.approx(0.5, abs=0.02)
     assert error_at_199(sample_dpm_solver, 40) < 0.2 * error_at_199(sample_ddim, 40)
+
+
+@pytest.mark.parametrize(
+    ("num_timesteps", "num_sampling_steps", "expected"),
+    [
+        (1, 1, [0]),
+        (10, 1, [9]),
+        (10, 3, [9, 6, 2]),  # 10, 6.67, 3.33, rounded, less 1
+        (10, 5, [9, 7, 5, 3, 1]),
+        (1000, 4, [999, 749, 499, 249]),
+    ],
+)
+def test_some_choices_of_time_steps_by_hand(num_timesteps, num_sampling_steps, expected):
+    assert trailing_timesteps(num_timesteps, num_sampling_steps) == expected
+
+
+@pytest.mark.parametrize("num_timesteps", [1, 2, 7, 50, 97])
+def test_time_steps_fall_strictly_from_the_last_one_in_even_gaps(num_timesteps):
+    for num_sampling_steps in range(1, num_timesteps + 1):
+        timesteps = trailing_timesteps(num_timesteps, num_sampling_steps)
+        assert len(timesteps) == num_sampling_steps
+        assert timesteps[0] == num_timesteps - 1
+        gaps = [a - b for a, b in zip(timesteps, [*timesteps[1:], -1], strict=True)]
+        even = num_timesteps / num_sampling_steps
+        assert all(gap >= 1 and abs(gap - even) <= 1 for gap in gaps)
