@@ -90,14 +90,6 @@ def test_streamed_batches_are_those_of_resident_images(positions):
         torch.testing.assert_close(streamed.batch(step), resident.batch(step), rtol=0, atol=0)
 
 
-def test_positions_give_the_batches_of_a_file_that_holds_only_those(resident):
-    pixels, positions = numbered_images(10), torch.tensor([8, 1, 4, 5])
-    chosen = TrainingImages(pixels, 3, seed=1, resident=resident, positions=positions)
-    alone = TrainingImages(pixels[positions], 3, seed=1)
-    for step in range(5):
-        torch.testing.assert_close(chosen.batch(step), alone.batch(step), rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("positions", [None, torch.tensor([8, 1, 4, 5])])
 def test_labels_are_those_of_the_images_of_a_batch(resident, positions):
     pixels, labels = numbered_images(10), 100 + torch.arange(10)
