@@ -54,9 +54,7 @@ def assert_same_bits(snapshot_1, snapshot_2):
 
 
 def assert_same_weights(module, other):
-    assert module.state_dict().keys() == other.state_dict().keys()
-    for name, tensor in module.state_dict().items():
-        torch.testing.assert_close(other.state_dict()[name], tensor, rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+    assert_same_bits(module.state_dict(), other.state_dict())
 
 
 def train_to_the_end(state, config):
