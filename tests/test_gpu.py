@@ -1,6 +1,6 @@
 """Tests for a GPU, skipped without one; `FLOWERS_TEST_DEVICE=cpu` rehearses those that can run on a CPU.
 
-The file uses no fixtures, so that it runs on a machine with torch, numpy, safetensors and pytest alone:
+The file uses no `conftest.py`, so that it runs on a machine with torch, numpy, safetensors and pytest alone:
 `python -m pytest tests/test_gpu.py --noconftest`. The names of tests say which way of running fails: "recorded" or
 "compiled".
 """
@@ -39,6 +39,8 @@ from ddpm.operations import (
     normalize_channels_last,
 )
 from ddpm.training_step import HalfWeights
+from tests.ddpm.small_networks import noise
+from tests.ddpm.small_training import assert_same_bits
 
 DEVICE = torch.device(os.environ.get("FLOWERS_TEST_DEVICE", "cuda"))
 IS_GPU = DEVICE.type == "cuda"
@@ -58,10 +60,6 @@ CONFIG = TrainingConfig(
     compilation="off",
     deterministic=True,
 )
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def awake(network):
@@ -96,12 +94,6 @@ def losses_of(state, config):
 def weights_of(state):
     modules = {"model": state.model} | {f"ema {number}": ema.module for number, ema in enumerate(state.emas)}
     return {f"{kind}.{name}": value for kind, module in modules.items() for name, value in module.state_dict().items()}
-
-
-def assert_same_weights(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        torch.testing.assert_close(other[name], value, rtol=0, atol=0, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def relative_error(found, expected):
@@ -155,7 +147,7 @@ def test_compiled_and_recorded_steps_are_the_compiled_ones():
     recorded = dataclasses.replace(CONFIG, compilation="auto")
     one, other = start(compiled), start(recorded)
     assert losses_of(one, compiled) == losses_of(other, recorded)
-    assert_same_weights(weights_of(one), weights_of(other))
+    assert_same_bits(weights_of(one), weights_of(other))
 
 
 @pytest.mark.parametrize("changes", [
@@ -173,7 +165,7 @@ def test_recorded_steps_are_the_plain_ones(monkeypatch, changes):
     expected, found = losses_of(one, plain), losses_of(other, recorded)
     if plain.deterministic:
         assert found == expected
-        assert_same_weights(weights_of(one), weights_of(other))
+        assert_same_bits(weights_of(one), weights_of(other))
     else:
         for step, (first, second) in enumerate(zip(expected, found, strict=True)):
             assert second == pytest.approx(first, rel=0.02), step
@@ -209,7 +201,7 @@ def test_a_recorded_training_resumes_to_the_bit_where_it_is_deterministic(monkey
     second = TrainingState.start(UNet(dataclasses.replace(NETWORK, dropout=0.1)).to(DEVICE), config)
     load_checkpoint(path, second, {})
     assert losses_of(second, config) == expected[5:]
-    assert_same_weights(weights_of(whole), weights_of(second))
+    assert_same_bits(weights_of(whole), weights_of(second))
 
 
 def test_a_checkpoint_written_beside_recorded_steps_holds_its_step(monkeypatch, tmp_path):
@@ -223,7 +215,7 @@ def test_a_checkpoint_written_beside_recorded_steps_holds_its_step(monkeypatch, 
     for step in (1, 5, 10):
         loaded = start(config)
         load_checkpoint(checkpoint_path(tmp_path, step), loaded, {})
-        assert_same_weights(kept[step], weights_of(loaded))
+        assert_same_bits(kept[step], weights_of(loaded))
 
 
 def test_half_weights_give_the_gradients_of_autocast():

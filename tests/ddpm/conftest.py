@@ -1,77 +1,21 @@
-"""Small models and given noise, for the tests of the library."""
-
-import dataclasses
+"""Small models, for the tests of the library."""
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm import GaussianDiffusion, ImageNoise, TrainingImages, TrainingState, UNet, linear_betas
+from ddpm import GaussianDiffusion, UNet, linear_betas
 from ddpm.config import DiffusionConfig
 from ddpm.published import publish_model
+from ddpm.training import draw_t_and_eps
 from tests.ddpm.small_networks import TINY, awake
-from tests.ddpm.small_training import CONFIG, EXTRA, SHORT, train_to_the_end
+from tests.ddpm.small_training import EXTRA, SHORT, make_images, start, train_to_the_end
 
 
 @pytest.fixture
-def tiny_config():
-    return TINY
-
-
-@pytest.fixture
-def awake_unet(tiny_config):
+def awake_unet():
     """A tiny network whose zero-initialised layers are moved, so that every layer shapes its output."""
     torch.manual_seed(0)
-    return awake(UNet(tiny_config))
-
-
-class GivenNoise(ImageNoise):
-    """The given tensors, one per draw; counts the draws."""
-
-    def __init__(self, draws):
-        self.draws = list(draws)
-        self.num_draws = 0
-
-    def draw(self):
-        if self.num_draws == len(self.draws):
-            raise AssertionError(f"more than the expected {len(self.draws)} draws of noise")
-        self.num_draws += 1
-        return self.draws[self.num_draws - 1]
-
-
-@pytest.fixture
-def given_noise():
-    return GivenNoise
-
-
-class Operations(TorchDispatchMode):
-    """Names of the torch operations inside the block, and shapes of their results."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-        self.shapes = []
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        result = operation(*args, **(kwargs or {}))
-        self.names.append(operation.overloadpacket.__name__)
-        self.shapes.append(getattr(result, "shape", None))
-        return result
-
-
-@pytest.fixture
-def operations():
-    return Operations()
-
-
-@pytest.fixture
-def bent_model():
-    """A nonlinear stand-in for a network: deterministic, elementwise, different at each time step."""
-
-    def predict(x_t, t):
-        return torch.tanh(1.5 * x_t + torch.sin(t.to(x_t.dtype)).reshape(-1, 1, 1, 1))
-
-    return predict
+    return awake(UNet(TINY))
 
 
 @pytest.fixture
@@ -81,40 +25,34 @@ def diffusion():
 
 @pytest.fixture
 def images():
-    pixels = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return TrainingImages(pixels, batch_size=4, seed=1)
+    return make_images()
 
 
 @pytest.fixture
-def start(tiny_config):
-    """Make the state before the first step, always the same."""
+def watched(monkeypatch):
+    """Collect t and eps of each step of a state, and inputs and output of each call of its network."""
+    given = []
+    monkeypatch.setattr(
+        "ddpm.training.draw_t_and_eps", lambda *arguments: given.append(draw_t_and_eps(*arguments)) or given[-1]
+    )
 
-    def make(config=CONFIG, **changes):
-        torch.manual_seed(0)
-        return TrainingState.start(UNet(dataclasses.replace(tiny_config, **changes)), config)
+    def watch(state):
+        inputs, outputs = [], []
+        state.model.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
+        state.model.register_forward_hook(lambda _, __, output: outputs.append(output.detach()))
+        return given, inputs, outputs
 
-    return make
-
-
-@pytest.fixture
-def fresh(tiny_config):
-    """Make a state whose initial weights come from the seed."""
-
-    def make(seed, config=SHORT):
-        torch.manual_seed(seed)
-        return TrainingState.start(UNet(tiny_config), config)
-
-    return make
+    return watch
 
 
 @pytest.fixture
-def trained(fresh):
-    return train_to_the_end(fresh(0), SHORT)
+def trained():
+    return train_to_the_end(start(SHORT), SHORT)
 
 
 @pytest.fixture
-def trained_with_extra_averages(fresh):
-    return train_to_the_end(fresh(0, EXTRA), EXTRA)
+def trained_with_extra_averages():
+    return train_to_the_end(start(EXTRA), EXTRA)
 
 
 @pytest.fixture

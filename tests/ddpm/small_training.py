@@ -4,7 +4,8 @@ import dataclasses
 
 import torch
 
-from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, linear_betas, train
+from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, linear_betas, train
+from tests.ddpm.small_networks import TINY
 
 NUM_STEPS = 12
 
@@ -24,6 +25,18 @@ SHORT = TrainingConfig(num_steps=3, learning_rate=1e-2, ema_decay=0.5, precision
 EXTRA = dataclasses.replace(SHORT, extra_ema_decays=(0.9999, 0.9))
 
 
+def start(config=CONFIG, seed=0, **changes):
+    """Make the state before the first step; the seed decides the weights."""
+    torch.manual_seed(seed)
+    return TrainingState.start(UNet(dataclasses.replace(TINY, **changes)), config)
+
+
+def make_images(batch_size=4, **options):
+    """Make batches of ten images of noise, always the same."""
+    pixels = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return TrainingImages(pixels, batch_size, seed=1, **options)
+
+
 def snapshot(state):
     """Return everything that training changes, by name."""
     tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
@@ -41,9 +54,7 @@ def assert_same_bits(snapshot_1, snapshot_2):
 
 
 def assert_same_weights(module, other):
-    assert module.state_dict().keys() == other.state_dict().keys()
-    for name, tensor in module.state_dict().items():
-        torch.testing.assert_close(other.state_dict()[name], tensor, rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+    assert_same_bits(module.state_dict(), other.state_dict())
 
 
 def train_to_the_end(state, config):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import struct
 
@@ -11,24 +12,30 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ddpm.checkpoint import CheckpointError, fingerprint_of, list_checkpoints, load_checkpoint, save_checkpoint, step_of
-from tests.ddpm.small_training import EXTRA, assert_same_weights
+from tests.ddpm.small_training import EXTRA, SHORT, assert_same_bits, assert_same_weights, snapshot, start
 
 EXPERIMENT = {"params": {"widths": [8, 16], "learning_rate": 0.01}, "code": "a1b2"}
 NOTES = {"run": "a1b2", "seconds": 1.5, "losses": [0.5, 0.25], "ünïcode": None}
 
 
-def assert_untouched(state, fresh):
-    """The state is that of fresh(1) still."""
-    assert state.step == state.ema.num_updates == 0
-    assert_same_weights(state.model, fresh(1).model)
-    assert_same_weights(state.ema.module, fresh(1).ema.module)
-    assert not state.optimizer.state_dict()["state"]
+@pytest.fixture
+def path(tmp_path, trained):
+    """The checkpoint of a short training."""
+    return save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
 
 
-def test_all_of_a_state_comes_back_exactly(tmp_path, trained_with_extra_averages, fresh):
+def assert_refused(path, message, experiment=EXPERIMENT):
+    """Loading the checkpoint is an error that says why, and leaves the state as it was."""
+    state, before = start(SHORT, seed=1), start(SHORT, seed=1)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(path, state, experiment)
+    assert_same_bits(snapshot(state), snapshot(before))
+
+
+def test_all_of_a_state_comes_back_exactly(tmp_path, trained_with_extra_averages):
     trained = trained_with_extra_averages
     path = save_checkpoint(tmp_path / "new" / "folder", trained, EXPERIMENT, NOTES, keep=1)
-    loaded = fresh(1, EXTRA)
+    loaded = start(EXTRA, seed=1)
     assert load_checkpoint(path, loaded, EXPERIMENT) == NOTES
     assert loaded.step == 3
     assert_same_weights(trained.model, loaded.model)
@@ -47,10 +54,9 @@ def test_all_of_a_state_comes_back_exactly(tmp_path, trained_with_extra_averages
         torch.testing.assert_close(theirs["state"][index], moments, rtol=0, atol=0)
 
 
-def test_loaded_moments_lie_in_memory_as_their_weights_do(tmp_path, trained, fresh):
+def test_loaded_moments_lie_in_memory_as_their_weights_do(path):
     # The fused Adam goes through weights and moments in the order of memory, and never looks at the strides.
-    path = save_checkpoint(tmp_path, trained, EXPERIMENT, {}, keep=1)
-    loaded = fresh(1)
+    loaded = start(SHORT, seed=1)
     load_checkpoint(path, loaded, EXPERIMENT)
     weight = loaded.model.first_conv.weight
     assert not weight.is_contiguous()
@@ -58,16 +64,13 @@ def test_loaded_moments_lie_in_memory_as_their_weights_do(tmp_path, trained, fre
     assert loaded.optimizer.state[weight]["exp_avg_sq"].stride() == weight.stride()
 
 
-def test_a_state_before_its_first_step_comes_back(tmp_path, fresh):
-    state, loaded = fresh(0), fresh(1)
+def test_a_state_before_its_first_step_comes_back(tmp_path):
+    state, loaded = start(SHORT), start(SHORT, seed=1)
     load_checkpoint(save_checkpoint(tmp_path, state, EXPERIMENT, {}, keep=1), loaded, EXPERIMENT)
-    assert loaded.step == loaded.ema.num_updates == 0
-    assert_same_weights(state.model, loaded.model)
-    assert not loaded.optimizer.state_dict()["state"]
+    assert_same_bits(snapshot(loaded), snapshot(state))
 
 
-def test_a_file_holds_no_pickle(tmp_path, trained, model_folder):
-    path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
+def test_a_file_holds_no_pickle(path, model_folder):
     for file in (path, model_folder / "averaged.safetensors", model_folder / "raw.safetensors"):
         data = file.read_bytes()
         (header_size,) = struct.unpack("<Q", data[:8])
@@ -93,23 +96,13 @@ def test_a_file_holds_no_pickle(tmp_path, trained, model_folder):
         ({"code": "c" * 50}, f'code was "a1b2" and is "{"c" * 39}…'),
     ],
 )
-def test_another_experiments_checkpoint_is_refused_and_changes_nothing(tmp_path, trained, fresh, changes, named):
-    path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
-    loaded = fresh(1)
-    with pytest.raises(CheckpointError) as refused:
-        load_checkpoint(path, loaded, EXPERIMENT | changes)
-    assert str(path) in str(refused.value) and str(refused.value).endswith(f"another experiment: {named}")
-    assert_untouched(loaded, fresh)
+def test_another_experiments_checkpoint_is_refused_and_changes_nothing(path, changes, named):
+    assert_refused(path, f"{path}.* another experiment: {re.escape(named)}$", EXPERIMENT | changes)
 
 
-def test_a_checkpoint_of_another_version_of_the_network_is_refused(tmp_path, trained, fresh, monkeypatch):
+def test_a_checkpoint_of_another_version_of_the_network_is_refused(path, monkeypatch):
     monkeypatch.setattr("ddpm.checkpoint.FORMAT", 1)
-    path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
-    monkeypatch.undo()
-    loaded = fresh(1)
-    with pytest.raises(CheckpointError, match="was written by another version"):
-        load_checkpoint(path, loaded, EXPERIMENT)
-    assert_untouched(loaded, fresh)
+    assert_refused(path, "was written by another version")
 
 
 def test_a_fingerprint_is_of_the_content_alone():
@@ -120,10 +113,6 @@ def test_a_fingerprint_is_of_the_content_alone():
 
 def truncate(data, part):
     return data[: int(part * len(data))]
-
-
-def write_something_else(_data, content):
-    return content
 
 
 def flip_a_bit(data, part):
@@ -137,19 +126,14 @@ def flip_a_bit(data, part):
     [
         *((truncate, part) for part in (0.0, 0.001, 0.5, 0.999)),
         *((flip_a_bit, part) for part in (0.0, 0.3, 0.7, 1.0)),
-        *((write_something_else, content) for content in (b"\x80\x04\x95" + bytes(1000), b"{" * 1000)),
+        *((lambda _, content: content, content) for content in (b"\x80\x04\x95" + bytes(1000), b"{" * 1000)),
     ],
 )
-def test_a_damaged_checkpoint_is_refused_and_changes_nothing(tmp_path, trained, fresh, damage, part):
-    path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
+def test_a_damaged_or_missing_checkpoint_is_refused_and_changes_nothing(path, damage, part):
     path.write_bytes(damage(path.read_bytes(), part))
-    loaded = fresh(1)
-    with pytest.raises(CheckpointError, match=r"is damaged: .+"):
-        load_checkpoint(path, loaded, EXPERIMENT)
+    assert_refused(path, r"is damaged: .+")
     path.unlink()
-    with pytest.raises(CheckpointError, match=r"is damaged: .+"):
-        load_checkpoint(path, loaded, EXPERIMENT)
-    assert_untouched(loaded, fresh)
+    assert_refused(path, r"is damaged: .+")
 
 
 def rewrite(path, change):
@@ -162,18 +146,13 @@ def rewrite(path, change):
 
 @pytest.mark.parametrize("name", ["experiment", "step", "num_ema_updates", "notes", "sha256"])
 @pytest.mark.parametrize("change", ["missing", "altered", "all missing"])
-def test_metadata_that_are_not_those_written_are_found(tmp_path, trained, fresh, name, change):
-    path = save_checkpoint(tmp_path, trained, EXPERIMENT, NOTES, keep=1)
-
+def test_metadata_that_are_not_those_written_are_found(path, name, change):
     def changed(metadata):
         value = metadata.pop(name)
         return {"missing": metadata, "altered": metadata | {name: value + " "}, "all missing": None}[change]
 
     rewrite(path, changed)
-    loaded = fresh(1)
-    with pytest.raises(CheckpointError, match="is damaged"):
-        load_checkpoint(path, loaded, EXPERIMENT)
-    assert_untouched(loaded, fresh)
+    assert_refused(path, "is damaged")
 
 
 @pytest.mark.parametrize(
@@ -186,32 +165,26 @@ def test_metadata_that_are_not_those_written_are_found(tmp_path, trained, fresh,
         (range(1, 12), 2, None, [10, 11]),
     ],
 )
-def test_the_newest_and_milestones_are_kept(tmp_path, fresh, steps, keep, keep_every, kept):
+def test_the_newest_and_milestones_are_kept(tmp_path, steps, keep, keep_every, kept):
     (tmp_path / "averaged.safetensors").write_text("")
-    state = fresh(0)
+    state = start(SHORT)
     for state.step in steps:
         save_checkpoint(tmp_path, state, EXPERIMENT, {}, keep, keep_every)
     assert [step_of(path) for path in list_checkpoints(tmp_path)] == kept
     assert (tmp_path / "averaged.safetensors").exists()
 
 
-def test_saving_a_step_again_replaces_it(tmp_path, trained, fresh):
+def test_saving_a_step_again_replaces_it(tmp_path, trained):
     save_checkpoint(tmp_path, trained, {"name": "old"}, {"number": 1}, keep=2)
     path = save_checkpoint(tmp_path, trained, {"name": "new"}, {"number": 2}, keep=2)
     assert list_checkpoints(tmp_path) == [path]
-    assert load_checkpoint(path, fresh(1), {"name": "new"}) == {"number": 2}
+    assert load_checkpoint(path, start(SHORT, seed=1), {"name": "new"}) == {"number": 2}
 
 
-def test_only_checkpoints_are_listed(tmp_path, trained):
-    path = save_checkpoint(tmp_path, trained, EXPERIMENT, {}, keep=2)
+def test_only_checkpoints_are_listed(tmp_path, path):
     # Left behind by an end in the midst of writing, or neighbours of another kind.
-    for name in (
-        f".{path.stem}.4711.tmp.safetensors",
-        "step_000000009.safetensors.tmp",
-        "step_9.safetensors",
-        "averaged.safetensors",
-        "notes.txt",
-    ):
+    left_behind = (f".{path.stem}.4711.tmp.safetensors", "step_000000009.safetensors.tmp", "step_9.safetensors")
+    for name in (*left_behind, "averaged.safetensors", "notes.txt"):
         shutil.copy(path, tmp_path / name)
     assert list_checkpoints(tmp_path) == [path] and list_checkpoints(tmp_path / "nowhere") == []
 

@@ -10,7 +10,8 @@ import torch
 from ddpm import TrainingState, UNet
 from ddpm.checkpoint import list_checkpoints, load_checkpoint, step_of
 from ddpm.checkpoint_writer import CheckpointWriter
-from tests.ddpm.small_training import SHORT, assert_same_bits, snapshot, train_to_the_end
+from tests.ddpm.small_networks import TINY
+from tests.ddpm.small_training import SHORT, assert_same_bits, snapshot, start, train_to_the_end
 
 EXPERIMENT = {"code": "a1b2"}
 LONGER = dataclasses.replace(SHORT, num_steps=6, compilation="off")
@@ -30,11 +31,7 @@ def save_at(writer, state, step):
     writer.save(state, {})
 
 
-def leave_little_room(patch):
-    patch.setattr("ddpm.checkpoint_writer.fits_on", lambda *_: False)
-
-
-def leave_less_room_than_promised(patch):
+def run_out_of_memory(patch):
     def clone(tensor, **options):
         copied.append(True)
         if len(copied) == 3:
@@ -49,17 +46,18 @@ NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
-@pytest.mark.parametrize("room", [lambda _: None, leave_little_room, leave_less_room_than_promised])
-def test_a_checkpoint_is_of_its_step_while_the_training_goes_on(
-    tmp_path, tiny_config, writer, slow_disk, monkeypatch, device, room
-):
-    states = [TrainingState.start(UNet(tiny_config).to(device), LONGER) for _ in range(2)]
+@pytest.mark.parametrize("room", ["enough", "little", "less than promised"])
+def test_a_checkpoint_is_of_its_step_while_the_training_goes_on(tmp_path, writer, slow_disk, monkeypatch, device, room):
+    states = [TrainingState.start(UNet(TINY).to(device), LONGER) for _ in range(2)]
     state = train_to_the_end(states[0], dataclasses.replace(LONGER, num_steps=3))
     notes = {"losses": [0.5, 0.25]}
     with writer:
         before = snapshot(state)
         with monkeypatch.context() as patch:
-            room(patch)
+            if room == "little":
+                patch.setattr("ddpm.checkpoint_writer.fits_on", lambda *_: False)
+            if room == "less than promised":
+                run_out_of_memory(patch)
             writer.save(state, notes)
         notes["losses"].append(0.125)
         train_to_the_end(state, LONGER)
@@ -71,8 +69,8 @@ def test_a_checkpoint_is_of_its_step_while_the_training_goes_on(
     assert_same_bits(before, snapshot(states[1]))
 
 
-def test_one_checkpoint_is_written_at_a_time(tmp_path, writer, fresh, slow_disk):
-    state = fresh(0)
+def test_one_checkpoint_is_written_at_a_time(tmp_path, writer, slow_disk):
+    state = start(SHORT)
     with writer:
         save_at(writer, state, 1)
         assert steps_kept(tmp_path) == []
@@ -85,8 +83,8 @@ def test_one_checkpoint_is_written_at_a_time(tmp_path, writer, fresh, slow_disk)
     assert [thread.name for thread in threading.enumerate() if "checkpoint" in thread.name] == []
 
 
-def test_the_newest_and_milestones_are_kept(tmp_path, fresh):
-    state = fresh(0)
+def test_the_newest_and_milestones_are_kept(tmp_path):
+    state = start(SHORT)
     with CheckpointWriter(tmp_path, EXPERIMENT, keep=2, keep_every=4) as writer:
         for step in range(1, 12):
             save_at(writer, state, step)
@@ -94,17 +92,17 @@ def test_the_newest_and_milestones_are_kept(tmp_path, fresh):
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])
-def test_the_end_waits_for_the_checkpoint_under_way(tmp_path, writer, fresh, slow_disk, error):
+def test_the_end_waits_for_the_checkpoint_under_way(tmp_path, writer, slow_disk, error):
     with pytest.raises(error) if error else nullcontext(), writer:
-        save_at(writer, fresh(0), 1)
+        save_at(writer, start(SHORT), 1)
         assert steps_kept(tmp_path) == []
         if error:
             raise error
     assert steps_kept(tmp_path) == [1]
 
 
-def test_a_failure_is_raised_by_the_wait_and_the_next_checkpoint_may_do(tmp_path, writer, fresh, full_disk):
-    state = fresh(0)
+def test_a_failure_is_raised_by_the_wait_and_the_next_checkpoint_may_do(tmp_path, writer, full_disk):
+    state = start(SHORT)
     with writer:
         save_at(writer, state, 1)
         with pytest.raises(OSError, match="no space left on device"):
@@ -119,15 +117,15 @@ def test_a_failure_is_raised_by_the_wait_and_the_next_checkpoint_may_do(tmp_path
     assert steps_kept(tmp_path) == [4]
 
 
-def test_a_failure_is_raised_at_the_end(writer, fresh, full_disk):
+def test_a_failure_is_raised_at_the_end(writer, full_disk):
     with pytest.raises(OSError, match="no space left on device"), writer:
-        save_at(writer, fresh(0), 1)
+        save_at(writer, start(SHORT), 1)
 
 
-def test_beside_an_error_of_the_training_a_failure_is_a_warning(writer, fresh, full_disk):
+def test_beside_an_error_of_the_training_a_failure_is_a_warning(writer, full_disk):
     def train():
         with writer:
-            save_at(writer, fresh(0), 1)
+            save_at(writer, start(SHORT), 1)
             raise ValueError("the training's own")
 
     with (

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from ddpm.data import TrainingImages, load_images
-from ddpm.images import to_model_range
 
 
 def numbered_images(count):
@@ -37,11 +36,8 @@ def test_a_batch_depends_on_the_seed_and_the_step_alone():
     for step in [7, 0, 11, 7, 3, 2, 1, 10]:
         torch.rand(step + 1)
         torch.testing.assert_close(second.batch(step), batches[step], rtol=0, atol=0)
-
-
-def test_other_seeds_give_other_batches():
-    orders = [indices(TrainingImages(numbered_images(50), batch_size=10, seed=seed), 5) for seed in range(4)]
-    assert len(set(map(tuple, orders))) == 4
+    other_seed = TrainingImages(numbered_images(10), batch_size=4, seed=4)
+    assert indices(other_seed, 12) != indices(first, 12)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 10, 23])
@@ -55,13 +51,6 @@ def test_every_epoch_holds_each_image_once(batch_size):
     for epoch in epochs:
         assert sorted(epoch) == list(range(10))
     assert len(set(map(tuple, epochs))) == len(epochs)  # in another order each
-
-
-def test_a_batch_holds_the_images_of_its_indices():
-    pixels = numbered_images(10)
-    images = TrainingImages(pixels, batch_size=4, seed=1, random_flips=False)
-    for step in range(5):
-        torch.testing.assert_close(images.batch(step), to_model_range(pixels[images.indices(step)]), rtol=0, atol=0)
 
 
 def test_flips_mirror_left_and_right_and_nothing_else():
@@ -99,14 +88,6 @@ def test_streamed_batches_are_those_of_resident_images(positions):
     # In order; then back, forth and one again, where what was fetched ahead is of no use.
     for step in [0, 1, 2, 3, 4, 2, 7, 7, 8]:
         torch.testing.assert_close(streamed.batch(step), resident.batch(step), rtol=0, atol=0)
-
-
-def test_positions_give_the_batches_of_a_file_that_holds_only_those(resident):
-    pixels, positions = numbered_images(10), torch.tensor([8, 1, 4, 5])
-    chosen = TrainingImages(pixels, 3, seed=1, resident=resident, positions=positions)
-    alone = TrainingImages(pixels[positions], 3, seed=1)
-    for step in range(5):
-        torch.testing.assert_close(chosen.batch(step), alone.batch(step), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("positions", [None, torch.tensor([8, 1, 4, 5])])

@@ -22,35 +22,13 @@ from ddpm.devices import (
     prepare_best_device,
     resolve_precision,
 )
+from tests.ddpm.small_networks import Operations
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def tensorfloat32():
     return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-
-
-@pytest.fixture(params=[(False, True), (True, False)])
-def flags(request):
-    """The caller's own settings, one of them on."""
-    before = tensorfloat32()
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = request.param
-    yield request.param
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-@pytest.fixture
-def compilations(monkeypatch):
-    """The modes that torch.compile is called with; nothing is compiled."""
-    modes = []
-
-    def compile_nothing(network, *, dynamic, mode=None, options=None):
-        assert not dynamic  # each shape has a compilation of its own, which is the faster
-        modes.append(mode or ("default" if options else None))
-        return torch.nn.Sequential(network)
-
-    monkeypatch.setattr(torch, "compile", compile_nothing)
-    return modes
 
 
 @pytest.mark.parametrize(
@@ -109,22 +87,12 @@ def test_a_program_sets_its_process_up_for_the_best_device(monkeypatch, has_gpu)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"  # the caller's own
 
 
-@pytest.mark.parametrize(
-    ("precision", "dtype"),
-    [("float32", torch.float32), ("tensorfloat32", torch.float32), ("bfloat16", torch.bfloat16)],
-)
-def test_products_have_the_precision_and_sums_stay_in_float32(precision, dtype):
-    x = torch.ones(2, 2)
-    with arithmetic(precision, CPU):
-        assert (x @ x).dtype == dtype
-        assert torch.nn.functional.layer_norm(x, (2,)).dtype == torch.float32
-        assert (x + x).dtype == torch.float32
-    assert (x @ x).dtype == torch.float32
-
-
 @pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("flags", [(False, True), (True, False)])  # the caller's own settings, one of them on
 @pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tensorfloat32", True), ("bfloat16", True)])
-def test_tensorfloat32_is_set_inside_and_restored_afterwards(flags, precision, allowed, fails):
+def test_tensorfloat32_is_set_inside_and_restored_afterwards(monkeypatch, flags, precision, allowed, fails):
+    for library, flag in zip((torch.backends.cuda.matmul, torch.backends.cudnn), flags, strict=True):
+        monkeypatch.setattr(library, "allow_tf32", flag)
     with contextlib.suppress(KeyError), arithmetic(precision, CPU):
         assert tensorfloat32() == (allowed, allowed)
         # Inductor reads the older record in mode "max-autotune"; torch raises where the two records disagree.
@@ -161,14 +129,12 @@ def test_algorithms_are_deterministic_on_a_gpu_inside_alone(device, is_enabled):
     assert cudnn_settings() == before
 
 
-def test_weights_are_cast_once_for_all_that_is_drawn(operations):
+def test_weights_are_cast_once_for_all_that_is_drawn():
     network = torch.nn.Linear(3, 5)
     network.weight.requires_grad_(False)
     drawn = {}
     for expected, context in ((4, arithmetic("bfloat16", CPU)), (1, drawing(network, "bfloat16", CPU))):
-        operations.names.clear()
-        operations.shapes.clear()
-        with contextlib.suppress(KeyError), context, operations:
+        with contextlib.suppress(KeyError), context, Operations() as operations:
             drawn[expected] = [network(torch.full((2, 3), float(i))) for i in range(4)]
             assert drawn[expected][0].requires_grad == (expected == 4)  # the bias asks for it
             raise KeyError
@@ -192,14 +158,19 @@ def test_weights_are_cast_once_for_all_that_is_drawn(operations):
         *((mode, CPU, False, None, [mode]) for mode in ("default", "reduce-overhead", "max-autotune")),
     ],
 )
-def test_networks_are_compiled_on_request_and_on_gpus(
-    monkeypatch, compilations, compilation, device, triton, compiler, expected
-):
+def test_networks_are_compiled_on_request_and_on_gpus(monkeypatch, compilation, device, triton, compiler, expected):
+    def compile_nothing(network, *, dynamic, mode=None, options=None):
+        assert not dynamic  # each shape has a compilation of its own, which is the faster
+        modes.append(mode or ("default" if options else None))
+        return torch.nn.Sequential(network)
+
+    modes = []
+    monkeypatch.setattr(torch, "compile", compile_nothing)
     monkeypatch.setattr("ddpm.devices.has_triton", lambda: triton)
     monkeypatch.setattr("shutil.which", lambda _: compiler)
     network = torch.nn.Linear(2, 2)
     assert (compile_network(network, compilation, device) is network) == (not expected)
-    assert compilations == expected
+    assert modes == expected
 
 
 @pytest.mark.usefixtures("without_shape_checks")

@@ -22,20 +22,6 @@ def weights_of(model):
     return float(model.weight.detach()), float(model.bias.detach())
 
 
-def test_several_updates_by_hand(model):
-    set_weights(model, 1.0, 0.0)
-    ema = ExponentialMovingAverage(model, decay=0.9)
-    set_weights(model, 2.0, 10.0)
-    ema.update(model)
-    assert weights_of(ema.module) == pytest.approx((0.9 * 1.0 + 0.1 * 2.0, 1.0), rel=1e-6)
-    set_weights(model, 5.0, -10.0)
-    ema.update(model)
-    assert weights_of(ema.module) == pytest.approx((0.9 * 1.1 + 0.1 * 5.0, 0.9 * 1.0 - 0.1 * 10.0), rel=1e-6, abs=1e-6)
-    ema.update(model)
-    assert weights_of(ema.module) == pytest.approx((0.9 * 1.49 + 0.1 * 5.0, 0.9 * -0.1 - 1.0), rel=1e-6)
-    assert ema.num_updates == 3
-
-
 def test_the_warm_up_raises_the_decay_to_its_value(model):
     set_weights(model, 0.0, 0.0)
     ema = ExponentialMovingAverage(model, decay=0.3, warmup=True)

@@ -7,38 +7,31 @@ import torch
 
 from ddpm import GaussianDiffusion, ImageNoise, UNet, guided, linear_betas, sample
 from ddpm.classes import NO_CLASS
-from tests.ddpm.small_networks import SAMPLERS, awake, noise
+from tests.ddpm.small_networks import SAMPLERS, TINY, awake, noise
 
 LABELS = torch.tensor([2, 0, 1])
 
 
 @pytest.fixture
-def network(tiny_config):
+def network():
     """A tiny network that knows three classes, all of whose layers shape its output."""
     torch.manual_seed(0)
-    return awake(UNet(dataclasses.replace(tiny_config, num_classes=3))).requires_grad_(False)
-
-
-@pytest.fixture
-def called(network):
-    """The sizes of the batches that the network is called with."""
-    sizes = []
-    network.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
-    return sizes
+    return awake(UNet(dataclasses.replace(TINY, num_classes=3))).requires_grad_(False)
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 0.5, 1.0, 3.0])
-def test_guidance_equals_the_formula(network, called, guidance_scale):
+def test_guidance_equals_the_formula(network, guidance_scale):
     x_t, t = noise(3, 3, 8, 8), torch.tensor([3, 700, 20])
     conditional, unconditional = network(x_t, t, LABELS), network(x_t, t)
     assert (conditional - unconditional).abs().max() > 1e-2
-    called.clear()
+    sizes = []
+    network.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
     # Ho & Salimans 2022, Eq. 6, with w = scale - 1.
     expected = guidance_scale * conditional - (guidance_scale - 1.0) * unconditional
     is_guided = guidance_scale not in (0.0, 1.0)
     predicted = guided(network, LABELS, guidance_scale)(x_t, t)
     torch.testing.assert_close(predicted, expected, rtol=0, atol=1e-4 if is_guided else 0)
-    assert called == [6 if is_guided else 3]  # only guidance doubles the batch
+    assert sizes == [6 if is_guided else 3]  # only guidance doubles the batch
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])

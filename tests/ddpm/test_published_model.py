@@ -10,8 +10,8 @@ from ddpm import TrainingState, UNet, cosine_betas, guided, linear_betas
 from ddpm.checkpoint import CheckpointError
 from ddpm.classes import ImageClass
 from ddpm.published import DiffusionConfig, load_model, publish_model
-from tests.ddpm.small_networks import awake
-from tests.ddpm.small_training import SHORT
+from tests.ddpm.small_networks import TINY, awake
+from tests.ddpm.small_training import SHORT, start
 
 
 def outputs(model):
@@ -22,10 +22,14 @@ def outputs(model):
 
 def test_a_published_model_gives_the_outputs_of_the_one_trained(model_folder, trained):
     averaged, raw = load_model(model_folder), load_model(model_folder, "raw")
+    assert not averaged.unet.training and not raw.unet.training
     torch.testing.assert_close(outputs(averaged.unet), outputs(trained.ema.module), rtol=0, atol=0)
     torch.testing.assert_close(outputs(raw.unet), outputs(trained.model), rtol=0, atol=0)
     # Averaged and raw weights are told apart, and averaged is what one gets.
     assert (outputs(averaged.unet) - outputs(raw.unet)).abs().max() > 1e-3
+    for unet in (averaged.unet, raw.unet):
+        assert not any(parameter.requires_grad for parameter in unet.parameters())
+        assert unet.first_conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_further_averages_are_published_by_their_decay(tmp_path, trained_with_extra_averages):
@@ -39,14 +43,6 @@ def test_further_averages_are_published_by_their_decay(tmp_path, trained_with_ex
         torch.testing.assert_close(outputs(loaded), outputs(ema.module), rtol=0, atol=0)
     with pytest.raises(CheckpointError, match=r"averaged_0\.5"):
         load_model(tmp_path, "averaged_0.5")
-
-
-@pytest.mark.parametrize("weights", ["averaged", "raw"])
-def test_a_loaded_model_is_ready_to_draw_from(model_folder, weights):
-    unet = load_model(model_folder, weights).unet
-    assert not unet.training
-    assert not any(parameter.requires_grad for parameter in unet.parameters())
-    assert unet.first_conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +60,8 @@ def test_the_diffusion_is_published_too(tmp_path, trained, config, betas):
     assert diffusion.prediction == config.prediction
 
 
-def test_all_dimensions_of_the_network_are_published(tmp_path, tiny_config):
-    config = dataclasses.replace(tiny_config, image_channels=1, num_res_blocks=2, time_embedding_dim=12, dropout=0.25)
+def test_all_dimensions_of_the_network_are_published(tmp_path):
+    config = dataclasses.replace(TINY, image_channels=1, num_res_blocks=2, time_embedding_dim=12, dropout=0.25)
     publish_model(tmp_path, TrainingState.start(UNet(config), SHORT), DiffusionConfig(), image_size=16)
     model = load_model(tmp_path)
     assert model.unet.config == config and model.image_size == 16
@@ -75,7 +71,7 @@ CLASSES = (ImageClass(54, "sunflower"), ImageClass(77, "passion flower"))
 
 
 @pytest.fixture
-def conditional(start):
+def conditional():
     state = start(SHORT, num_classes=2)
     awake(state.ema.module)
     return state

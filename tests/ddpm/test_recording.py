@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddpm import train
 from ddpm.recording import RecordedFunction
 from ddpm.training import may_record
-from tests.ddpm.small_training import CONFIG, NUM_STEPS, assert_same_bits, fields, snapshot
+from tests.ddpm.small_training import CONFIG, NUM_STEPS, assert_same_bits, fields, snapshot, start
 
 CPU = torch.device("cpu")
 
@@ -82,7 +82,7 @@ def with_rate_on_the_device(state):
         {"gradient_checkpointing": True},
     ],
 )
-def test_recorded_steps_are_the_steps(start, images, diffusion, tapes, monkeypatch, changes):
+def test_recorded_steps_are_the_steps(images, diffusion, tapes, monkeypatch, changes):
     config = dataclasses.replace(CONFIG, **changes)
     recorded = with_rate_on_the_device(start(config))
     events = [fields(event) for event in train(recorded, images, diffusion, config)]
@@ -94,7 +94,7 @@ def test_recorded_steps_are_the_steps(start, images, diffusion, tapes, monkeypat
 
 
 @pytest.mark.usefixtures("tapes")
-def test_what_a_step_gave_stays_when_the_next_is_taken(start, images, diffusion):
+def test_what_a_step_gave_stays_when_the_next_is_taken(images, diffusion):
     state = with_rate_on_the_device(start())
     losses, read_at_once = [], []
     for event in train(state, images, diffusion, CONFIG):

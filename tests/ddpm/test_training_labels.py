@@ -9,22 +9,17 @@ import torch
 from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, linear_betas, train
 from ddpm.classes import NO_CLASS
 from ddpm.training import draw_batch
-from tests.ddpm.small_training import CONFIG, NUM_STEPS, assert_same_bits, fields, snapshot
+from tests.ddpm.small_training import CONFIG, NUM_STEPS, assert_same_bits, fields, make_images, snapshot, start
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
-
-
-def labelled(labels=LABELS, resident=True, batch_size=4):
-    pixels = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return TrainingImages(pixels, batch_size=batch_size, seed=1, labels=labels, resident=resident)
 
 
 def labels_of_steps(images, num_steps=100, seed=0, label_dropout=0.25):
     return torch.stack([draw_batch(images, step, seed, 20, label_dropout).labels for step in range(num_steps)])
 
 
-def test_the_network_gets_the_labels_of_its_images(start, diffusion):
-    images, seen = labelled(), []
+def test_the_network_gets_the_labels_of_its_images(diffusion):
+    images, seen = make_images(labels=LABELS), []
     config = dataclasses.replace(CONFIG, label_dropout=0.0)
     state = start(config, num_classes=3)
     state.model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[2]))
@@ -34,7 +29,7 @@ def test_the_network_gets_the_labels_of_its_images(start, diffusion):
 
 
 def test_labels_are_dropped_at_random_with_their_probability():
-    images = labelled(batch_size=10)
+    images = make_images(labels=LABELS, batch_size=10)
     drawn = labels_of_steps(images, num_steps=400)
     given = torch.stack([images.batch_labels(step) for step in range(400)])
     is_dropped = drawn == NO_CLASS
@@ -50,7 +45,7 @@ def test_labels_are_dropped_at_random_with_their_probability():
 
 
 def test_labels_change_neither_images_nor_time_steps_nor_noise():
-    with_labels, without = labelled(), labelled(labels=None)
+    with_labels, without = make_images(labels=LABELS), make_images()
     for step in range(5):
         one, other = (draw_batch(images, step, 0, 20, 0.5) for images in (with_labels, without))
         assert other.labels is None
@@ -59,31 +54,19 @@ def test_labels_change_neither_images_nor_time_steps_nor_noise():
 
 
 @pytest.mark.parametrize("resident", [True, False])
-def test_several_processes_work_on_the_labels_of_one(monkeypatch, resident):
-    whole = [draw_batch(labelled(), step, 0, 20, 0.5) for step in range(6)]
-    monkeypatch.setattr("ddpm.distributed.world_size", lambda: 2)
-    parts = []
-    for number in range(2):
-        monkeypatch.setattr("ddpm.distributed.rank", lambda number=number: number)
-        images = labelled(resident=resident)
-        parts.append([draw_batch(images, step, 0, 20, 0.5) for step in range(6)])
-    for batch, *halves in zip(whole, *parts, strict=True):
-        torch.testing.assert_close(torch.cat([half.labels for half in halves]), batch.labels, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("changes", [{}, {"accumulation_steps": 2, "gradient_checkpointing": True}])
-def test_a_resumed_conditional_run_equals_an_uninterrupted_one(start, diffusion, changes, resident):
+def test_a_resumed_conditional_run_equals_an_uninterrupted_one(diffusion, changes, resident):
     config = dataclasses.replace(CONFIG, label_dropout=0.5, **changes)
     whole, interrupted = start(config, num_classes=3), start(config, num_classes=3)
-    expected = [fields(event) for event in train(whole, labelled(), diffusion, config)]
-    events = [fields(event) for event in itertools.islice(train(interrupted, labelled(), diffusion, config), 5)]
-    events += [fields(event) for event in train(interrupted, labelled(resident=resident), diffusion, config)]
+    images, later = make_images(labels=LABELS), make_images(labels=LABELS, resident=resident)
+    expected = [fields(event) for event in train(whole, images, diffusion, config)]
+    events = [fields(event) for event in itertools.islice(train(interrupted, images, diffusion, config), 5)]
+    events += [fields(event) for event in train(interrupted, later, diffusion, config)]
     assert events == expected
     assert_same_bits(snapshot(interrupted), snapshot(whole))
 
 
-def test_it_learns_what_a_class_looks_like(start):
+def test_it_learns_what_a_class_looks_like():
     """Images of class 0 are black, of class 1 white: only the label tells, since x_t is nearly all noise."""
     pixels = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1).expand(2, 3, 8, 8).contiguous()
     images = TrainingImages(pixels, batch_size=8, seed=0, labels=torch.tensor([0, 1]))
@@ -111,6 +94,6 @@ def test_it_learns_what_a_class_looks_like(start):
         (LABELS, None, "the network knows no classes, got labels"),
     ],
 )
-def test_labels_that_do_not_fit_the_network_are_an_error(start, diffusion, labels, num_classes, message):
+def test_labels_that_do_not_fit_the_network_are_an_error(diffusion, labels, num_classes, message):
     with pytest.raises(ValueError, match=message):
-        next(train(start(num_classes=num_classes), labelled(labels), diffusion, CONFIG))
+        next(train(start(num_classes=num_classes), make_images(labels=labels), diffusion, CONFIG))

@@ -1,55 +1,37 @@
 """Options beside the published training, against their formulas or against the results that they must not change."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
-from ddpm import GaussianDiffusion, linear_betas, train
-from ddpm.training import draw_t_and_eps
-from tests.ddpm.small_training import CONFIG, NUM_STEPS, assert_same_bits, fields, snapshot
+from ddpm import GaussianDiffusion, TrainingConfig, linear_betas, train
+from ddpm.training_state import learning_rate_at
+from tests.ddpm.small_training import CONFIG, NUM_STEPS, assert_same_bits, fields, snapshot, start
 
 
-def norm_of_gradient(model):
-    return sum(float(parameter.grad.double().square().sum()) for parameter in model.parameters()) ** 0.5
-
-
-def test_the_gradient_is_clipped_after_its_norm_is_reported(start, images, diffusion):
+def test_the_gradient_is_clipped_after_its_norm_is_reported(images, diffusion):
     first = []
     for clip in (None, 1e-3):
         config = dataclasses.replace(CONFIG, gradient_clip=clip)
         state = start(config)
         for event in train(state, images, diffusion, config):
             expected = clip or float(event.gradient_norm)
-            assert norm_of_gradient(state.model) == pytest.approx(expected, rel=1e-3)
+            norms = [parameter.grad.norm() for parameter in state.model.parameters()]
+            assert float(torch.stack(norms).norm()) == pytest.approx(expected, rel=1e-3)
             if event.step == 1:
                 first.append(float(event.gradient_norm))
     assert first[0] == first[1] > 1e-2
 
 
-@pytest.fixture
-def watched(monkeypatch):
-    """Collect t and eps of each step of a state, and the output of each call of its network."""
-    given = []
-    monkeypatch.setattr(
-        "ddpm.training.draw_t_and_eps", lambda *arguments: given.append(draw_t_and_eps(*arguments)) or given[-1]
-    )
-
-    def watch(state):
-        outputs = []
-        state.model.register_forward_hook(lambda _, __, output: outputs.append(output.detach()))
-        return given, outputs
-
-    return watch
-
-
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 @pytest.mark.parametrize("num_timesteps", [20, 6])  # quarters of 20 are equal, of 6 they are not
-def test_losses_are_reported_by_quartile_of_t(start, images, watched, num_timesteps, accumulation_steps):
+def test_losses_are_reported_by_quartile_of_t(images, watched, num_timesteps, accumulation_steps):
     config = dataclasses.replace(CONFIG, min_snr_gamma=0.5, accumulation_steps=accumulation_steps)
     diffusion = GaussianDiffusion(linear_betas(num_timesteps, 1e-2, 0.3))
     state = start(config)
-    given, outputs = watched(state)
+    given, _, outputs = watched(state)
     met = set()
     for event in train(state, images, diffusion, config):
         t, eps = given[-1]
@@ -66,39 +48,30 @@ def test_losses_are_reported_by_quartile_of_t(start, images, watched, num_timest
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
-def test_min_snr_weighs_the_loss_of_each_image_by_its_formula(start, images, watched, prediction):
+def test_min_snr_weighs_the_loss_of_each_image(images, watched, prediction):
     config = dataclasses.replace(CONFIG, min_snr_gamma=2.0)
     diffusion = GaussianDiffusion(linear_betas(20, 1e-4, 0.3), prediction)
     state = start(config)
-    given, outputs = watched(state)
+    given, _, outputs = watched(state)
     differences = []
     for event in train(state, images, diffusion, config):
         t, eps = given[-1]
         target = diffusion.target(images.batch(event.step - 1), t, eps)
         losses = (target - outputs[-1]).square().mean(dim=(1, 2, 3))
-        expected = []
-        for time, loss in zip(t.tolist(), losses.tolist(), strict=True):
-            cumprod = float(diffusion.alphas_cumprod[time])
-            snr = cumprod / (1.0 - cumprod)
-            # Hang et al. 2023, section 3.4.
-            expected.append(min(snr, 2.0) / {"eps": snr, "v": snr + 1.0, "x_0": 1.0}[prediction] * loss)
-        assert float(event.loss) == pytest.approx(sum(expected) / 4, rel=1e-5)
+        weighted = diffusion.min_snr_weights(t, 2.0) * losses
+        torch.testing.assert_close(event.loss, weighted.mean(), rtol=1e-5, atol=0)
         differences.append(abs(float(event.loss - losses.mean())))
     assert max(differences) > 0.1
 
 
-def gently(state):
-    """Let the optimizer, which divides by the size of each gradient, move weights less whose gradient is rounding."""
-    state.optimizer.param_groups[0]["eps"] = 1e-3
-    return state
-
-
 @pytest.mark.parametrize("changes", [{}, {"min_snr_gamma": 5.0, "gradient_clip": None, "extra_ema_decays": (0.5,)}])
 @pytest.mark.parametrize("accumulation_steps", [2, 4])
-def test_a_batch_in_parts_gives_the_steps_of_the_whole(start, images, diffusion, accumulation_steps, changes):
+def test_a_batch_in_parts_gives_the_steps_of_the_whole(images, diffusion, accumulation_steps, changes):
     whole = dataclasses.replace(CONFIG, **changes)
     in_parts = dataclasses.replace(whole, accumulation_steps=accumulation_steps)
-    one, other = gently(start(whole)), gently(start(in_parts))
+    one, other = start(whole), start(in_parts)
+    # The optimizer divides by the size of each gradient: let it move weights less whose gradient is rounding.
+    one.optimizer.param_groups[0]["eps"] = other.optimizer.param_groups[0]["eps"] = 1e-3
     sizes = []
     other.model.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
     pairs = zip(train(one, images, diffusion, whole), train(other, images, diffusion, in_parts), strict=True)
@@ -113,17 +86,17 @@ def test_a_batch_in_parts_gives_the_steps_of_the_whole(start, images, diffusion,
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_a_batch_that_cannot_be_split_evenly_is_an_error(start, images, diffusion):
-    config = dataclasses.replace(CONFIG, accumulation_steps=3)
-    with pytest.raises(
-        ValueError, match=r"batch_size=4 must be a multiple of processes \* accumulation_steps = 1 \* 3"
-    ):
+@pytest.mark.parametrize(("processes", "accumulation_steps"), [(1, 3), (3, 1)])
+def test_a_batch_that_cannot_be_split_evenly_is_an_error(images, diffusion, monkeypatch, processes, accumulation_steps):
+    monkeypatch.setattr("ddpm.training.world_size", lambda: processes)
+    config = dataclasses.replace(CONFIG, accumulation_steps=accumulation_steps)
+    with pytest.raises(ValueError, match=rf"batch_size=4 must be .* = {processes} \* {accumulation_steps}$"):
         next(train(start(config), images, diffusion, config))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
-def test_gradient_checkpointing_changes_nothing_but_the_memory(start, images, diffusion, dropout, accumulation_steps):
+def test_gradient_checkpointing_changes_nothing_but_the_memory(images, diffusion, dropout, accumulation_steps):
     plain = dataclasses.replace(CONFIG, accumulation_steps=accumulation_steps)
     checkpointing = dataclasses.replace(plain, gradient_checkpointing=True)
     states, calls, events = [], [], []
@@ -141,7 +114,7 @@ def test_gradient_checkpointing_changes_nothing_but_the_memory(start, images, di
     assert_same_bits(snapshot(states[1]), snapshot(states[0]))
 
 
-def test_each_moving_average_is_that_of_a_run_with_its_decay_alone(start, images, diffusion):
+def test_each_moving_average_is_that_of_a_run_with_its_decay_alone(images, diffusion):
     decays = (0.9, 0.5, 0.99)
     together = dataclasses.replace(CONFIG, ema_decay=decays[0], extra_ema_decays=decays[1:], ema_warmup=False)
     state = start(together)
@@ -158,7 +131,7 @@ def test_each_moving_average_is_that_of_a_run_with_its_decay_alone(start, images
         assert_same_bits(ema.module.state_dict(), alone.ema.module.state_dict())
 
 
-def test_the_network_is_compiled_as_the_configuration_says(start, images, diffusion, monkeypatch):
+def test_the_network_is_compiled_as_the_configuration_says(images, diffusion, monkeypatch):
     settings, calls = [], []
 
     def compile_nothing(network, *given):
@@ -172,3 +145,27 @@ def test_the_network_is_compiled_as_the_configuration_says(start, images, diffus
     assert len(list(train(start(config), images, diffusion, config))) == NUM_STEPS
     assert settings == [("default", torch.device("cpu"))]
     assert len(calls) == 2 * NUM_STEPS
+
+
+WARMUP = [0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [1.0] * 10),
+        ({"warmup_steps": 4}, [*WARMUP, *[1.0] * 6]),
+        # Loshchilov & Hutter 2017, Eq. 5: half way down at half time.
+        ({"rate_schedule": "cosine"}, [0.5 + 0.5 * math.cos(math.pi * k / 10) for k in range(10)]),
+        (
+            {"rate_schedule": "cosine", "warmup_steps": 4},
+            [*WARMUP, *(0.5 + 0.5 * math.cos(math.pi * k / 6) for k in range(6))],
+        ),
+        ({"rate_schedule": "linear"}, [0.1 * k for k in range(10, 0, -1)]),
+        ({"rate_schedule": "linear", "warmup_steps": 4}, [*WARMUP, *(k / 6 for k in range(6, 0, -1))]),
+        ({"rate_schedule": "cosine", "warmup_steps": 10}, [0.1 * k for k in range(1, 11)]),
+    ],
+)
+def test_the_rate_warms_up_and_falls(changes, expected):
+    config = TrainingConfig(num_steps=10, learning_rate=1.0, **changes)
+    assert [learning_rate_at(step, config) for step in range(10)] == pytest.approx(expected)

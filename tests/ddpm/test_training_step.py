@@ -9,11 +9,11 @@ from torch import nn
 from ddpm import train
 from ddpm.training_step import HalfWeights
 from tests.ddpm.small_networks import awake
-from tests.ddpm.small_training import CONFIG
+from tests.ddpm.small_training import CONFIG, start
 
 
 @pytest.fixture
-def model(start):
+def model():
     """A network whose layers have all moved off the zeros that some start with."""
     return awake(start().model).train()
 
@@ -49,7 +49,7 @@ def test_gradients_of_half_weights_are_those_of_autocast_in_float32(model, parts
 
 
 @pytest.mark.parametrize("changes", [{}, {"accumulation_steps": 2}])
-def test_a_training_on_half_weights_learns_as_one_under_autocast(start, images, diffusion, monkeypatch, changes):
+def test_a_training_on_half_weights_learns_as_one_under_autocast(images, diffusion, monkeypatch, changes):
     config = dataclasses.replace(CONFIG, precision="bfloat16", **changes)
     losses, states = [], []
     for may_halve in (False, True):

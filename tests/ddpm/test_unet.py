@@ -6,19 +6,14 @@ import math
 import pytest
 import torch
 
-from ddpm.unet import TimeEmbedding, UNet, scaled_conv, scaled_linear
-from tests.ddpm.small_networks import awake, noise
+from ddpm.classes import NO_CLASS
+from ddpm.config import UNetConfig
+from ddpm.unet import ClassEmbedding, TimeEmbedding, UNet, scaled_conv, scaled_linear
+from tests.ddpm.small_networks import TINY, awake, noise
 
 
-def test_the_published_network_has_63_200_387_parameters():
-    # The count of the Keras example. On the meta device no memory is filled.
-    with torch.device("meta"):
-        unet = UNet()
-    assert sum(parameter.numel() for parameter in unet.parameters()) == 63_200_387
-
-
-def test_the_output_is_zero_at_the_start(tiny_config):
-    out = UNet(tiny_config)(noise(2, 3, 8, 8), torch.tensor([0, 999]))
+def test_the_output_is_zero_at_the_start():
+    out = UNet(TINY)(noise(2, 3, 8, 8), torch.tensor([0, 999]))
     assert out.shape == (2, 3, 8, 8)
     assert bool((out == 0).all())
 
@@ -48,19 +43,19 @@ def test_an_output_depends_on_its_time_step_and_not_on_the_batch(awake_unet):
 
 
 @pytest.mark.parametrize(("height", "width", "channels"), [(8, 8, 3), (2, 6, 3), (16, 4, 1)])
-def test_output_has_the_shape_of_the_input(tiny_config, height, width, channels):
-    unet = UNet(dataclasses.replace(tiny_config, image_channels=channels))
+def test_output_has_the_shape_of_the_input(height, width, channels):
+    unet = UNet(dataclasses.replace(TINY, image_channels=channels))
     assert unet(noise(2, channels, height, width), torch.tensor([0, 1])).shape == (2, channels, height, width)
 
 
 @pytest.mark.parametrize(("height", "width"), [(7, 8), (8, 7)])
-def test_an_image_that_does_not_halve_is_an_error(tiny_config, height, width):
+def test_an_image_that_does_not_halve_is_an_error(height, width):
     with pytest.raises(ValueError, match=f"image size must be a multiple of 2, got {height}x{width}"):
-        UNet(tiny_config)(noise(1, 3, height, width), torch.tensor([0]))
+        UNet(TINY)(noise(1, 3, height, width), torch.tensor([0]))
 
 
-def test_dropout_acts_in_training_alone(tiny_config):
-    unet = awake(UNet(dataclasses.replace(tiny_config, dropout=0.5)))
+def test_dropout_acts_in_training_alone():
+    unet = awake(UNet(dataclasses.replace(TINY, dropout=0.5)))
     x, t = noise(1, 3, 8, 8), torch.tensor([5])
     torch.testing.assert_close(unet(x, t), unet(x, t), rtol=0, atol=0)
     unet.train()
@@ -96,8 +91,70 @@ def test_initial_weights_are_uniform_with_the_scaled_variance(scale):
         assert bool((layer.bias == 0).all())
 
 
-def test_layers_that_end_a_residual_branch_start_at_zero(tiny_config):
-    unet = UNet(tiny_config)
+def test_layers_that_end_a_residual_branch_start_at_zero():
+    unet = UNet(TINY)
     zero = {name for name, parameter in unet.named_parameters() if name.endswith("weight") and not parameter.any()}
     ends = ("conv_2.weight", "project.weight", "last_conv.weight")
     assert zero == {name for name, _ in unet.named_parameters() if name.endswith(ends)}
+
+
+@pytest.fixture
+def conditional():
+    """A network that knows three classes."""
+    torch.manual_seed(0)
+    return awake(UNet(dataclasses.replace(TINY, num_classes=3)))
+
+
+def test_the_published_network_has_63_200_387_parameters_and_classes_a_vector_each():
+    # The count of the Keras example. On the meta device no memory is filled.
+    with torch.device("meta"):
+        plain, conditional = UNet(), UNet(UNetConfig(num_classes=102))
+    counts = [sum(parameter.numel() for parameter in unet.parameters()) for unet in (plain, conditional)]
+    assert counts == [63_200_387, 63_200_387 + 103 * 256]
+
+
+def test_all_other_weights_start_as_those_of_the_network_without_classes():
+    torch.manual_seed(0)
+    plain = UNet(TINY).state_dict()
+    torch.manual_seed(0)
+    conditional = UNet(dataclasses.replace(TINY, num_classes=3)).state_dict()
+    assert set(conditional) - set(plain) == {"class_embedding.vectors.weight"}
+    for name, tensor in plain.items():
+        torch.testing.assert_close(conditional[name], tensor, rtol=0, atol=0)
+
+
+def test_the_embedding_of_the_class_is_added_to_that_of_the_time_step(conditional):
+    t, labels = torch.tensor([3, 700, 20]), torch.tensor([2, NO_CLASS, 0])
+    seen = []
+    time = conditional.middle[0].residual.time
+    conditional.middle[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
+    conditional(noise(3, 3, 8, 8), t, labels)
+    vectors = conditional.class_embedding.vectors.weight
+    embedding = conditional.time_embedding(t) + torch.stack([vectors[3], vectors[0], vectors[1]])
+    torch.testing.assert_close(seen[0], time(torch.nn.functional.silu(embedding)), rtol=0, atol=1e-6)
+
+
+def test_left_out_labels_are_no_class(conditional):
+    x, t = noise(2, 3, 8, 8), torch.tensor([5, 6])
+    torch.testing.assert_close(conditional(x, t), conditional(x, t, torch.tensor([NO_CLASS, NO_CLASS])), rtol=0, atol=0)
+
+
+def test_every_class_and_none_receive_a_gradient(conditional):
+    labels = torch.tensor([0, 1, 2, NO_CLASS])
+    (conditional(noise(4, 3, 8, 8), torch.tensor([3, 700, 20, 1]), labels) - 1.0).square().mean().backward()
+    assert (conditional.class_embedding.vectors.weight.grad.abs().amax(dim=1) > 1e-6).all()
+
+
+def test_vectors_start_standard_normal():
+    torch.manual_seed(0)
+    vectors = ClassEmbedding(99, UNetConfig()).vectors.weight.detach()
+    # 25,600 numbers; five standard errors.
+    assert vectors.shape == (100, 256)
+    assert abs(float(vectors.mean())) < 0.032
+    assert float(vectors.var()) == pytest.approx(1.0, abs=0.045)
+
+
+@pytest.mark.parametrize("label", [3, -2])
+def test_a_label_out_of_range_is_an_error(conditional, label):
+    with pytest.raises(IndexError):
+        conditional(noise(1, 3, 8, 8), torch.tensor([5]), torch.tensor([label]))

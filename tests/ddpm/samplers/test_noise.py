@@ -6,21 +6,23 @@ import torch
 from ddpm import GaussianDiffusion, ImageNoise, linear_betas, sample
 from ddpm.samplers import InterpolatedNoise
 from ddpm.samplers.noise import choose_block_size, slerp
-from tests.ddpm.small_networks import SAMPLERS
+from tests.ddpm.small_networks import SAMPLERS, Operations, bent_model
 
 SHAPE = (3, 4, 5)
 
 
-def in_blocks(noise, block_size=4):
+def in_blocks(noise, block_size):
     """Let noise be drawn in blocks, as on a GPU."""
     noise.block_size = block_size
     return noise
 
 
-def test_noise_of_an_image_depends_on_the_seed_and_its_number_alone():
-    together, again = ImageNoise(7, [0, 1, 2, 30], SHAPE), ImageNoise(7, [0, 1, 2, 30], SHAPE)
-    alone, turned = ImageNoise(7, [2], SHAPE), ImageNoise(7, [30, 2], SHAPE)
-    for seed in range(3):
+@pytest.mark.parametrize("block_size", [1, 4])
+def test_noise_of_an_image_depends_on_seed_number_and_draw_alone(block_size):
+    together, again, alone, turned = (
+        in_blocks(ImageNoise(7, numbers, SHAPE), block_size) for numbers in ([0, 1, 2, 30], [0, 1, 2, 30], [2], [30, 2])
+    )
+    for seed in range(10):
         torch.manual_seed(seed)  # the global generator is neither used nor changed
         before = torch.get_rng_state()
         drawn = together.draw()
@@ -31,36 +33,25 @@ def test_noise_of_an_image_depends_on_the_seed_and_its_number_alone():
         assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_draws_images_and_seeds_differ():
-    noise = ImageNoise(0, range(10), SHAPE)
-    draws = [image for _ in range(3) for image in noise.draw()]
+@pytest.mark.parametrize("block_size", [1, 4])
+def test_draws_images_and_seeds_differ(block_size):
+    noise = in_blocks(ImageNoise(0, range(4), SHAPE), block_size)
+    draws = [image for _ in range(10) for image in noise.draw()]
+    # The first draw is that of any size of the block.
+    assert torch.equal(torch.stack(draws[:4]), ImageNoise(0, range(4), SHAPE).draw())
     # Image 1 of seed 0 is not image 0 of seed 1.
-    draws += list(ImageNoise(1, range(10), SHAPE).draw())
+    draws += list(ImageNoise(1, range(4), SHAPE).draw())
     for i, one in enumerate(draws):
         assert all((one - other).abs().max() > 0.1 for other in draws[:i])
-
-
-def test_noise_in_blocks_depends_on_image_and_draw_alone():
-    together = in_blocks(ImageNoise(7, [0, 1, 2, 30], SHAPE))
-    draws = [together.draw() for _ in range(10)]
-    for num_draws in (1, 2, 7, 10):
-        alone = in_blocks(ImageNoise(7, [2], SHAPE))
-        for drawn in draws[:num_draws]:
-            assert torch.equal(alone.draw()[0], drawn[2])
-    images = [image for drawn in draws for image in drawn]
-    for i, one in enumerate(images):
-        assert all((one - other).abs().max() > 0.1 for other in images[:i])
-    # The first draw is that of any size of the block.
-    assert torch.equal(draws[0], ImageNoise(7, [0, 1, 2, 30], SHAPE).draw())
 
 
 @pytest.mark.parametrize(
     ("block_size", "num_draws", "num_kernels"),
     [(16, 1, 1), (16, 2, 2), (16, 17, 2), (16, 18, 3), (16, 1000, 64), (1, 18, 18)],
 )
-def test_blocks_save_random_kernels(block_size, num_draws, num_kernels, operations):
+def test_blocks_save_random_kernels(block_size, num_draws, num_kernels):
     noise = in_blocks(ImageNoise(7, [0, 1, 2], SHAPE), block_size)
-    with operations:
+    with Operations() as operations:
         for _ in range(num_draws):
             noise.draw()
     assert operations.names.count("normal_") == 3 * num_kernels
@@ -89,22 +80,14 @@ def test_negative_seeds_and_numbers_are_an_error(seed, numbers):
         ImageNoise(seed, numbers, SHAPE)
 
 
-def test_slerp_equals_the_formula_by_hand():
-    # Two vectors at 60 degrees; half way lies at 30, with the same length.
-    first, last = torch.tensor([2.0, 0.0]), torch.tensor([1.0, 3.0**0.5])
-    first, last = (each.reshape(2, 1, 1) for each in (first, last))
-    half = slerp(first, last, torch.tensor([0.5]))
-    torch.testing.assert_close(half.flatten(), torch.tensor([3.0**0.5, 1.0]), rtol=0, atol=1e-6)
-
-
 def test_slerp_turns_evenly_and_keeps_the_length_on_the_way():
     first, last = ImageNoise(0, [0, 1], SHAPE).draw()
-    first, last = first / first.norm(), last / last.norm()
+    first, last = 2.0 * first / first.norm(), 2.0 * last / last.norm()
     on_the_way = slerp(first, last, torch.linspace(0.0, 1.0, 7))
     assert on_the_way.shape == (7, *SHAPE)
-    torch.testing.assert_close(on_the_way.flatten(1).norm(dim=1), torch.ones(7), rtol=0, atol=1e-5)
-    cosines = (on_the_way[1:] * on_the_way[:-1]).sum(dim=(1, 2, 3))
-    angle = float(torch.arccos((first * last).sum()))
+    torch.testing.assert_close(on_the_way.flatten(1).norm(dim=1), torch.full((7,), 2.0), rtol=0, atol=1e-5)
+    cosines = (on_the_way[1:] * on_the_way[:-1]).sum(dim=(1, 2, 3)) / 4.0
+    angle = float(torch.arccos((first * last).sum() / 4.0))
     torch.testing.assert_close(torch.arccos(cosines), torch.full((6,), angle / 6), rtol=0, atol=2e-3)
 
 
@@ -120,7 +103,7 @@ def test_interpolated_noise_has_its_ends_among_it_in_every_draw(block_size):
 
 
 @pytest.mark.parametrize(("name", "eta"), SAMPLERS)
-def test_the_ends_of_an_interpolation_are_the_two_images(name, eta, bent_model):
+def test_the_ends_of_an_interpolation_are_the_two_images(name, eta):
     diffusion = GaussianDiffusion(linear_betas(20, 1e-4, 0.3))
     images = sample(name, bent_model, diffusion, ImageNoise(3, [4, 9], SHAPE), 10, eta)
     between = InterpolatedNoise(3, (4, 9), torch.linspace(0.0, 1.0, 9), SHAPE)

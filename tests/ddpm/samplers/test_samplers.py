@@ -9,17 +9,15 @@ import torch
 from ddpm import GaussianDiffusion, ImageNoise, cosine_betas, linear_betas, sample, sampler_steps
 from ddpm.config import SamplerName
 from ddpm.samplers import ancestral, ddim, dpm_solver
-from tests.ddpm.small_networks import SAMPLERS, noise
+from tests.ddpm.small_networks import SAMPLERS, GivenNoise, Operations, bent_model, noise
 
 SHAPE = (3, 4, 4)
 
 
 @pytest.mark.parametrize(("name", "eta"), SAMPLERS)
 @pytest.mark.parametrize("num_sampling_steps", [1, 7, 20])
-def test_network_calls_and_noise_are_those_of_the_data_sheet(
-    name, eta, num_sampling_steps, diffusion, bent_model, given_noise
-):
-    calls, drawn = [], given_noise(noise(num_sampling_steps, 2, *SHAPE))
+def test_network_calls_and_noise_are_those_of_the_data_sheet(name, eta, num_sampling_steps, diffusion):
+    calls, drawn = [], GivenNoise(noise(num_sampling_steps, 2, *SHAPE))
 
     def model(x_t, t):
         calls.append(t.tolist())
@@ -33,7 +31,7 @@ def test_network_calls_and_noise_are_those_of_the_data_sheet(
 
 
 @pytest.mark.parametrize(("name", "eta"), SAMPLERS)
-def test_images_do_not_depend_on_the_batch_size(name, eta, diffusion, bent_model, awake_unet):
+def test_images_do_not_depend_on_the_batch_size(name, eta, diffusion, awake_unet):
     # Products of another size are added up in another order.
     for model, size, tolerance in ((bent_model, 4, 1e-6), (awake_unet, 8, 1e-3)):
         together = sample(name, model, diffusion, ImageNoise(3, range(4), (3, size, size)), 5, eta)
@@ -46,10 +44,10 @@ def test_images_do_not_depend_on_the_batch_size(name, eta, diffusion, bent_model
 @pytest.mark.parametrize("betas", [linear_betas(100, 1e-4, 0.1), cosine_betas(100)], ids=["linear", "cosine"])
 @pytest.mark.parametrize(("name", "eta"), SAMPLERS)
 @pytest.mark.parametrize("num_sampling_steps", [1, 7, 100])
-def test_a_perfect_model_of_one_image_draws_that_image(num_sampling_steps, name, eta, betas, given_noise):
+def test_a_perfect_model_of_one_image_draws_that_image(num_sampling_steps, name, eta, betas):
     diffusion = GaussianDiffusion(betas)
     x_0 = torch.rand((2, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2.0 - 1.0
-    drawn = given_noise(noise(100, 2, *SHAPE, dtype=torch.float64))
+    drawn = GivenNoise(noise(100, 2, *SHAPE, dtype=torch.float64))
 
     def model(x_t, t):
         return diffusion.predict_eps(x_t, t, x_0)
@@ -97,18 +95,18 @@ def test_sample_is_the_last_step_clipped(name, eta, diffusion):
     assert images.abs().max() <= 1.0
 
 
-def test_the_name_chooses_the_sampler_and_eta_is_passed_on(diffusion, bent_model, given_noise):
+def test_the_name_chooses_the_sampler_and_eta_is_passed_on(diffusion):
     noises = [torch.full((1, *SHAPE), 0.1 * i) for i in range(10)]
     direct = {
-        ("ddpm", 0.0): ancestral.sample_ancestral(bent_model, diffusion, given_noise(noises), 10),
-        ("ddim", 0.0): ddim.sample_ddim(bent_model, diffusion, given_noise(noises), 10),
-        ("ddim", 0.5): ddim.sample_ddim(bent_model, diffusion, given_noise(noises), 10, 0.5),
-        ("dpm_solver++", 0.0): dpm_solver.sample_dpm_solver(bent_model, diffusion, given_noise(noises), 10),
-        ("dpm_solver++", 0.5): dpm_solver.sample_dpm_solver(bent_model, diffusion, given_noise(noises), 10, 0.5),
+        ("ddpm", 0.0): ancestral.sample_ancestral(bent_model, diffusion, GivenNoise(noises), 10),
+        ("ddim", 0.0): ddim.sample_ddim(bent_model, diffusion, GivenNoise(noises), 10),
+        ("ddim", 0.5): ddim.sample_ddim(bent_model, diffusion, GivenNoise(noises), 10, 0.5),
+        ("dpm_solver++", 0.0): dpm_solver.sample_dpm_solver(bent_model, diffusion, GivenNoise(noises), 10),
+        ("dpm_solver++", 0.5): dpm_solver.sample_dpm_solver(bent_model, diffusion, GivenNoise(noises), 10, 0.5),
     }
     results = []
     for (name, eta), steps in direct.items():
-        named = sampler_steps(name, bent_model, diffusion, given_noise(noises), 10, eta)
+        named = sampler_steps(name, bent_model, diffusion, GivenNoise(noises), 10, eta)
         for one, other in zip(named, steps, strict=True):
             torch.testing.assert_close(one.x_t, other.x_t, rtol=0, atol=0)
         results.append(one.x_t)
@@ -120,7 +118,7 @@ def test_the_name_chooses_the_sampler_and_eta_is_passed_on(diffusion, bent_model
     "betas", [linear_betas(10_000, 1e-4, 0.1), linear_betas(26, 1e-16, 1.0 - 1e-12), cosine_betas(10_000)]
 )
 @pytest.mark.parametrize("name", get_args(SamplerName))
-def test_schedules_at_the_ends_of_what_is_allowed_can_be_sampled_with(betas, name, bent_model):
+def test_schedules_at_the_ends_of_what_is_allowed_can_be_sampled_with(betas, name):
     # With the first, nearly all of an image is lost from one of twenty steps to the next.
     drawn = sample(name, bent_model, GaussianDiffusion(betas), ImageNoise(0, [0], SHAPE), 20)
     assert drawn.isfinite().all()
@@ -128,13 +126,13 @@ def test_schedules_at_the_ends_of_what_is_allowed_can_be_sampled_with(betas, nam
 
 @pytest.mark.parametrize(("name", "eta"), SAMPLERS)
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
-def test_a_step_computes_whole_images_alone(name, eta, prediction, given_noise, operations):
+def test_a_step_computes_whole_images_alone(name, eta, prediction):
     # On a GPU each number gathered from a table would be a kernel of its own.
-    drawn = given_noise([torch.full((2, *SHAPE), 0.1 * i) for i in range(10)])
+    drawn = GivenNoise([torch.full((2, *SHAPE), 0.1 * i) for i in range(10)])
     diffusion = GaussianDiffusion(linear_betas(20, 1e-4, 0.3), prediction)
     steps = sampler_steps(name, lambda x_t, _: x_t, diffusion, drawn, 10, eta)
     next(steps)
-    with operations:
+    with Operations() as operations:
         assert len(list(steps)) == 9
     # Apart from t for the network, and from what a CPU does for a GPU: the root of one number.
     done = zip(operations.names, operations.shapes, strict=True)
@@ -162,6 +160,6 @@ def test_steps_carry_no_gradients_and_keep_the_callers_mode(name, eta, enabled, 
         *((name, 10, eta, "eta must lie in") for name in ("ddim", "dpm_solver++") for eta in (-0.1, 1.1, float("nan"))),
     ],
 )
-def test_arguments_out_of_range_are_an_error(name, num_sampling_steps, eta, message, diffusion, bent_model):
+def test_arguments_out_of_range_are_an_error(name, num_sampling_steps, eta, message, diffusion):
     with pytest.raises(ValueError, match=message):
         sample(name, bent_model, diffusion, ImageNoise(0, [0], SHAPE), num_sampling_steps, eta)
