@@ -210,16 +210,9 @@ def dataset():
         target.mkdir(parents=True)
         images = np.random.default_rng(0).integers(0, 256, (len(splits), size, size, 3), dtype=np.uint8)
         np.save(target / "images.npy", images)
-        rows = [
-            {
-                "number": 1 + i,
-                "class_number": CLASSES[i % 3 - 1].number,
-                "class_name": CLASSES[i % 3 - 1].name,
-                "split": split,
-            }
-            for i, split in enumerate(splits)
-        ]
-        pd.DataFrame(rows).to_csv(target / "index.csv", index=False)
+        rows = [(1 + i, CLASSES[i % 3 - 1].number, CLASSES[i % 3 - 1].name, split) for i, split in enumerate(splits)]
+        columns = ["number", "class_number", "class_name", "split"]
+        pd.DataFrame(rows, columns=columns).to_csv(target / "index.csv", index=False)
         (target / "dataset.json").write_text(json.dumps({"image_size": size, "images_md5": "0" * 32}))
         return images
 

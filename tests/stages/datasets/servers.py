@@ -3,11 +3,10 @@
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
 
 
 class Mirror(ThreadingHTTPServer):
-    """Serves a folder, also as a proxy for any host; `faults` holds what happens to the next requests of a name."""
+    """Serves a folder; `faults` holds what happens to the next requests of a name."""
 
     daemon_threads = True
 
@@ -38,7 +37,7 @@ class MirrorHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        folder, _, name = urlsplit(self.path).path.rpartition("/")
+        folder, _, name = self.path.rpartition("/")
         self.server.requests.append((self.path, self.headers))
         faults = self.server.faults.get(name, [])
         fault = faults.pop(0) if faults else None

@@ -94,11 +94,6 @@ def test_another_archive_is_taken_by_its_stated_digest(flowers, source, fetch_fr
         fetch_from(source, archive_md5=digest)
 
 
-def test_they_come_over_a_bad_connection(mirror, fetch_from):
-    mirror.faults = {LABELS: [503, 503], SPLITS: ["hung up"], ARCHIVE: ["cut off", 429, "cut off", "other range"]}
-    assert fetch_from(mirror.address) == read_files(mirror.root)
-
-
 def test_a_lasting_fault_is_an_error_that_may_pass(mirror, fetch_from):
     mirror.faults[ARCHIVE] = ["hung up"] * 100
     with pytest.raises(StageError, match=rf"{mirror.address}/{ARCHIVE} .*set download\.source") as caught:

@@ -64,12 +64,6 @@ def signal_and_wait(number):
     return stage
 
 
-def test_a_stage_gets_the_parameters_in_force():
-    got = []
-    run_stage("train", got.append)
-    assert got == [read_params()]
-
-
 @pytest.mark.parametrize(
     ("rank", "error", "printed", "event"),
     [

@@ -23,9 +23,3 @@ def test_the_images_are_those_that_are_drawn(fetch):
     assert [image.class_name for image in images] == [f"{count} petals" for count in petals]
     assert [(image.number, image.name) for image in images] == [(i, f"image {i}") for i in range(1, 601)]
     assert all(image.split is None for image in images)
-
-
-def test_the_seed_decides_the_bytes(fetch):
-    changes = [{"download.synthetic.seed": seed} for seed in (0, 0, 1)]
-    first, again, other = (read_files(fetch("synthetic_flowers", each)) for each in changes)
-    assert again == first and other != first
