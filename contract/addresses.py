@@ -45,4 +45,5 @@ def require_free_port(host: str, port: int, advice: str) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except (OSError, OverflowError) as error:
-        raise FlowersError(f"cannot listen on {host} port {port}: {error}; {advice}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise FlowersError(f"cannot listen on {host} port {port}: {reason}; {advice}") from None
