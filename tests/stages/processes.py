@@ -4,9 +4,8 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-PROJECT = Path(__file__).parents[2]
+from tests.small_experiment import PROJECT
 
 
 class StageProcess(subprocess.Popen):

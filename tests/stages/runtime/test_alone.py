@@ -3,13 +3,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from stages.runtime.alone import work_alone_in
-
-PROJECT = Path(__file__).parents[3]
+from tests.small_experiment import PROJECT
 
 WORK = """
 import os

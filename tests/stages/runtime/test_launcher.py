@@ -3,13 +3,11 @@
 import contextlib
 import shutil
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
@@ -36,14 +34,14 @@ TOGETHER = {"train.num_processes": 2, "sample.num_processes": 2}
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory, dataset, document):
+def prepared(tmp_path_factory, dataset, write_params):
     """Makes a folder with the dataset and the parameters of two processes."""
 
     def make(name):
         folder = tmp_path_factory.mktemp(name)
         with contextlib.chdir(folder):
             dataset()
-            YAML(typ="safe").dump(document(EXPERIMENT | TOGETHER), Path("params.yaml"))
+            write_params(EXPERIMENT | TOGETHER)
         return folder
 
     return make

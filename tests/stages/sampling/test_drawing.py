@@ -9,10 +9,9 @@ from ddpm.images import to_pixels
 from ddpm.published import load_model
 from stages.sampling import drawing
 from stages.sampling.drawing import choose_batch_size, choose_steps, draw_interpolation, draw_samples
+from tests.small_experiment import CONDITIONAL, differ_by_rounding
 
 CPU = torch.device("cpu")
-# A dataset whose classes are not known beforehand.
-CONDITIONAL = {"train.class_conditional": True, "download.dataset": "folder", "download.source": "flowers"}
 FEW = {"evaluate.enabled": False}
 """Allows fewer images than an evaluation needs."""
 
@@ -36,12 +35,6 @@ def draw(published, published_conditional, make_params):
 def images(draw):
     """The images and frames of the small experiment."""
     return draw()
-
-
-def differ_by_rounding(one, other):
-    # Networks compute other numbers of images by other sums.
-    distance = (one.int() - other.int()).abs()
-    return bool(distance.max() <= 1 and (distance > 0).float().mean() < 0.01)
 
 
 def assert_alike(drawn, others):

@@ -46,17 +46,15 @@ def test_it_changes_nothing_that_is_learnt(train, evaluate, mean_colours):
     assert after.pop("best.safetensors") and after == before
 
 
-def test_a_row_at_each_evaluated_step_and_the_last(evaluate, notes, recording_run, monkeypatch):
-    curve = {}
-    monkeypatch.setattr(
-        notes, "record_metrics", lambda values, step: curve.update({step: curve.get(step, {}) | values})
-    )
+def test_a_row_at_each_evaluated_step_and_the_last(evaluate, notes, recording_run):
     _, table = evaluate({"train.evaluate_every": 4})
     assert table["step"].tolist() == [4, 6] and list(table.columns) == ["step", *FIGURES, "split", "num_images"]
     assert (table[FIGURES[1]] < table[FIGURES[0]]).all() and (table[FIGURES[0]] < table[FIGURES[2]]).all()
     for _, row in table.iterrows():
-        assert [curve[row["step"]][f"training_{name}"] for name in FIGURES] == pytest.approx(row[FIGURES].tolist())
-    assert f"training_{FIGURES[0]}" not in curve[2]
+        assert [notes.metrics[row["step"]][f"training_{name}"] for name in FIGURES] == pytest.approx(
+            row[FIGURES].tolist()
+        )
+    assert f"training_{FIGURES[0]}" not in notes.metrics[2]
 
 
 @pytest.mark.parametrize(("wished", "num_images"), [(13, 13), (50, 20)])

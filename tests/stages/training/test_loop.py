@@ -5,7 +5,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 
 from ddpm.checkpoint import save_file
 from ddpm.metrics import KernelDistance
@@ -67,21 +66,13 @@ def test_a_loss_that_is_not_finite_ends_a_training(train, uninterrupted, spoil, 
 
 
 def test_the_last_good_checkpoint_is_named_while_it_is_written(spoil, slow_disk):
-    assert "last good checkpoint is" in (line := spoil(3, {"train.log_every": 1})) and "/step_000000002." in line
+    assert "/step_000000002." in spoil(3, {"train.log_every": 1}).split("last good checkpoint is")[1]
 
 
-@torch.no_grad()
-def run_away(network):
-    for parameter in network.parameters():
-        parameter.mul_(1e30)
-
-
-@pytest.mark.parametrize(("step", "kept"), [(1, []), (5, [2, 4])])
-def test_weights_that_run_away_end_the_training(spoil, steps_kept, step, kept):
-    line = spoil(step, action=run_away)
-    last = "last good checkpoint is build/checkpoints/" if kept else "no checkpoint was written before it"
-    assert f"of step {step} is not finite, at a learning rate of 0.001; " in line and last in line
-    assert ("/step_000000004." in line) is bool(kept) and steps_kept() == kept and not MODEL.exists()
+def test_without_a_good_checkpoint_the_error_says_so(spoil, steps_kept):
+    line = spoil(1)
+    assert "of step 1 is not finite" in line and "no checkpoint was written before it" in line
+    assert steps_kept() == [] and not MODEL.exists()
 
 
 def test_an_interruption_keeps_no_step_that_is_not_finite(spoil, steps_kept):
