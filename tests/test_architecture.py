@@ -35,11 +35,6 @@ def outputs(stage):
 ALL_OUTPUTS = set().union(*map(outputs, STAGES))
 
 
-def test_the_flow_runs_the_stages_of_dvc_in_their_order():
-    names_in_order_of_use = flows.pipeline.pipeline.fn.__code__.co_names
-    assert [name for name in names_in_order_of_use if name in STAGES] == STAGES
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_each_stage_has_a_task_a_program_and_parameters_of_its_name(stage):
     assert getattr(flows.pipeline, stage).name == stage

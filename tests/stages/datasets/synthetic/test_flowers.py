@@ -1,12 +1,16 @@
-"""Drawn flowers: the same bytes everywhere, and images that show their class."""
+"""Drawn flowers: the same bytes everywhere, images that show their class, and a dataset of them."""
 
 import hashlib
 
 import numpy as np
 import pytest
 
+from stages.datasets import DATASETS
 from stages.datasets.synthetic.draws import PETAL_COUNTS, Draws
 from stages.datasets.synthetic.flowers import draw_pose, generate
+from tests.stages.datasets.files import read_files
+
+FLOWERS = DATASETS["synthetic_flowers"]
 
 
 @pytest.mark.parametrize(
@@ -93,3 +97,19 @@ def test_the_flower_fills_the_image_and_stays_inside():
     assert pose.radius.min() > 0.30 and pose.radius.max() < 0.46
     for centre in (pose.centre_x, pose.centre_y):
         assert (centre - 1.04 * pose.radius).min() > -0.05 and (centre + 1.04 * pose.radius).max() < 1.05
+
+
+def test_the_images_are_those_that_are_drawn(fetch):
+    # More than are drawn at once.
+    drawing = {"num_images": 600, "image_size": 16, "seed": 5, "variety": 0.5}
+    changes = {f"download.synthetic.{name}": value for name, value in drawing.items()}
+    folder = fetch("synthetic_flowers", changes)
+    assert sorted(read_files(folder)) == ["images.npy", "petals.npy"]
+    pixels, petals = generate(**drawing)
+    images = list(FLOWERS.images(folder))
+    assert FLOWERS.count(folder) == len(images) == 600
+    np.testing.assert_array_equal([image.content for image in images], pixels)
+    assert [image.class_number for image in images] == petals.tolist()
+    assert [image.class_name for image in images] == [f"{count} petals" for count in petals]
+    assert [(image.number, image.name) for image in images] == [(i, f"image {i}") for i in range(1, 601)]
+    assert all(image.split is None for image in images)
