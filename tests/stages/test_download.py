@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_the_receipt_names_every_file(pin_by_hand, make_params):
 
 def test_dvc_pins_the_data_by_the_digest_of_the_receipt(folder, make_params, capsys):
     subprocess.run(["git", "init", "--quiet"], check=True)
-    subprocess.run(["dvc", "init", "--quiet"], check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True)
     # Names whose order differs between strings and paths, and beyond ASCII.
     names = ["a/z.png", "a-b/y.png", "a.png", "é/ü.png", "Ω.png", "Z.png", "a b/x.png"]
     write_files(Path("photographs"), {name: name.encode() for name in names})
