@@ -25,7 +25,8 @@ pytestmark = [
 
 
 def by_hand(checkout, tmp_path):
-    words = [word for name, value in flatten(CHANGES).items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in flatten(CHANGES).items()}
+    words = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
     output = checkout.run(*command("run", *words), timeout=LONG_SECONDS)
     assert stages_run(output) == STAGES
     return checkout
