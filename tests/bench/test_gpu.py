@@ -28,7 +28,10 @@ from ddpm import UNetConfig, train
 PROJECT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
-pytestmark = pytest.mark.timeout(3600)  # the rehearsal is part of its first test
+pytestmark = [
+    pytest.mark.xdist_group("rehearsal"),  # one worker, which rehearses once
+    pytest.mark.timeout(3600),  # the rehearsal is part of its first test
+]
 
 FILES = {
     "report.json", "losses.csv", "log.txt", "kernels.txt", "grids.png", "samples_ddpm.npz", "samples_dpm_solver.npz",

@@ -13,7 +13,10 @@ import pytest
 from tests.seams.checkout import wait_until
 from tests.seams.servers import Service, free_port, running, wait_for_server, wait_until_up, web
 
-pytestmark = [pytest.mark.xdist_group("up"), pytest.mark.usefixtures("interruptible")]
+pytestmark = [
+    pytest.mark.xdist_group("checkouts"),  # one worker, which makes the experiment once
+    pytest.mark.usefixtures("interruptible"),
+]
 
 
 @dataclass
