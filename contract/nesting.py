@@ -7,10 +7,10 @@ from contract.errors import ParamsError
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return {"train": {"seed": 0}} as {"train.seed": 0}; lists stay values."""
+    """Return {"train": {"seed": 0}} as {"train.seed": 0}; lists and empty mappings stay values."""
     leaves: dict[str, Any] = {}
     for name, value in nested.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             leaves |= flatten(value, f"{prefix}{name}.")
         else:
             leaves[f"{prefix}{name}"] = value
@@ -31,9 +31,11 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
         for section in sections:
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
-                raise ParamsError(f"{name} is part of a section that is set as a whole")
+                raise ParamsError(f"{name} is part of a section that is set as a whole, to {place!r}: give one of them")
         if last in place:
-            raise ParamsError(f"{name} is set twice, as a whole or in part")
+            raise ParamsError(
+                f"{name} is set twice, as a whole or in part, got {place[last]!r} and {value!r}: give one"
+            )
         place[last] = value
     return result
 

@@ -64,7 +64,7 @@ class PublishedModel:
 
         Args:
             n: number of images, at least 1, to draw the first ones; or the numbers of the images, such as the share of
-                one of several processes, which may be empty.
+                one of several processes; of an empty range nothing is drawn or checked.
             seed: at least 0.
             sampler: "ddpm", "ddim" or "dpm_solver++"; see `ddpm.samplers`.
             steps: network calls per image, in 1 … T.
@@ -81,9 +81,9 @@ class PublishedModel:
         Raises:
             ValueError: an argument lies outside its range.
         """
-        if isinstance(n, int) and n < 1:
+        if not isinstance(n, range) and n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        numbers = range(n) if isinstance(n, int) else n
+        numbers = n if isinstance(n, range) else range(n)
         batches = [torch.empty(0, *self.image_shape, dtype=torch.uint8)]
         with drawing(self.unet, precision, self.device):
             for start in range(0, len(numbers), batch_size):

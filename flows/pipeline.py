@@ -51,14 +51,14 @@ def run_by_hand(profile: str | None, assignments: Sequence[str], isolated: bool)
         FlowersError: the parameters cannot be used, or the flow failed.
     """
     overrides = parse_overrides(list(assignments))
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {"profile": profile, "params": Overrides(**overrides)}
     # Bad parameters are refused before a server is started.
     if isolated:
         with enter_last_commit():
             params = compose(profile, overrides)
-        arguments = {"profile": profile, "params": Overrides(**overrides), "workspace": "isolated"}
+        arguments["workspace"] = "isolated"
     else:
-        params = activate(profile, overrides)  # the flow then takes params.yaml as it is
+        params = activate(profile, overrides)
         status = [sys.executable, "-m", "dvc", "status", "--quiet", *STAGES]
         if subprocess.run(status, check=False).returncode == 0:
             print(f"Everything is up to date with params.yaml (profile {params.profile}).")

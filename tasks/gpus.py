@@ -40,7 +40,7 @@ def hold_slots(num_processes: int, has_work: Callable[[], bool] = lambda: True) 
 
     Args:
         num_processes: number of processes of the stage.
-        has_work: asked when the stage would have to wait; if it has nothing to compute, no slot is held.
+        has_work: asked once, after NOTICE_SECONDS of waiting; if the stage has nothing to compute, no slot is held.
 
     Returns:
         Variables for the environment of the stage, which name its GPUs.
@@ -129,20 +129,23 @@ def _wait_for_slots(
 def _lock_slots(slots: Sequence[str], number: int, locks: contextlib.ExitStack) -> Generator[list[str], None, None]:
     """Try to lock this number of slots, and yield the names of the locked ones after each try, without end.
 
-    Runs take turns, and the one whose turn it is keeps each slot that it gets. So a run on several GPUs does not starve
-    behind runs on one, and two runs do not wait for each other's GPUs.
+    A run that needs several slots reserves all that it may take, so that runs on one do not overtake it, and keeps each
+    that becomes free. Reservations are made in one order, so that no two runs wait for each other.
     """
-    folder = make_folder()
+    folder, names = make_folder(), list[str]()
     files = {name: locks.enter_context((folder / name).open("w")) for name in slots}
-    with (folder / "turn").open("w") as turn:
-        while not try_lock(turn):
-            yield []
-        names: list[str] = []
+    with contextlib.ExitStack() as reservations:
+        for name in sorted(slots) if number > 1 else ():
+            reservation = reservations.enter_context((folder / f"reserved-{name}").open("w"))
+            while not try_lock(reservation):
+                yield names
         while True:
             for name in slots:
-                if len(names) < number and name not in names and try_lock(files[name]):
-                    os.set_inheritable(files[name].fileno(), True)
-                    names.append(name)
+                with (folder / f"reserved-{name}").open("w") as reservation:
+                    may_take = number > 1 or try_lock(reservation)
+                    if may_take and len(names) < number and name not in names and try_lock(files[name]):
+                        os.set_inheritable(files[name].fileno(), True)
+                        names.append(name)
             yield names
 
 

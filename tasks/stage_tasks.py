@@ -104,6 +104,6 @@ def show_samples() -> None:
 
 
 def show_metrics() -> None:
-    """Show the figures as a table, one row per metric."""
+    """Show the metrics as a table, a row each."""
     rows = [{"metric": name, "value": value} for name, value in json.loads(METRICS.read_text()).items()]
     create_table_artifact(rows, key="metrics", description="Distances to real images")

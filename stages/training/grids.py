@@ -29,6 +29,7 @@ def draw_samples(experiment: Experiment, count: int) -> Tensor:
     pixels = model.draw(
         range(count)[share(count)],
         seed=params.seed,
+        sampler="ddim",
         steps=params.grid_sampling_steps,
         batch_size=max(params.batch_size, params.num_grid_images),
         precision=params.precision,

@@ -139,6 +139,7 @@ def test_the_file_is_replaced_whole(params_file, monkeypatch):
         (["train.unet.widths=[8, 16]", "train.seed=1"], {"train": {"unet": {"widths": [8, 16]}, "seed": 1}}),
         (["train.gradient_clip=null"], {"train": {"gradient_clip": None}}),
         (["register.enabled=false"], {"register": {"enabled": False}}),
+        (["train.seed={}"], {"train": {"seed": {}}}),  # refused later: it is no seed
         (["train.seed=1", "train.seed=2"], {"train": {"seed": 2}}),
         (
             ["train.unet={dropout: 0.2}", "train.unet.norm_groups=4"],

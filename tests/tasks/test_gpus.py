@@ -89,6 +89,15 @@ def test_runs_on_one_gpu_do_not_overtake_one_that_waits_for_two(two_gpus, must_w
         assert must_wait(2) and must_wait(1)
 
 
+def test_a_run_that_waits_keeps_no_other_from_gpus_that_it_may_not_use(two_gpus, must_wait, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with hold_slots(1):
+        assert must_wait()
+        for visible in ("1", "0,1"):
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+            assert not must_wait(seconds=10.0)
+
+
 def test_two_runs_on_two_gpus_each_get_them_in_turn(two_gpus, must_wait):
     with hold_slots(1):
         waiting = [must_wait(2), must_wait(2)]
