@@ -25,7 +25,10 @@ Precision = Literal["auto", "float32", "tensorfloat32", "bfloat16"]
 Compilation = Literal["auto", "off", "default", "reduce-overhead", "max-autotune"]
 
 MAX_SEED = 2**63 - 1
+"""Maximum of every seed: 63 bits."""
+
 MAX_GUIDANCE_SCALE = 100
+"""Maximum weight of the class."""
 
 Positive = Annotated[int, Ge(1)]
 Seed = Annotated[int, Interval(ge=0, le=MAX_SEED)]

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from prefect import flow
 
@@ -51,12 +50,10 @@ def run_by_hand(profile: str | None, assignments: Sequence[str], isolated: bool)
         FlowersError: the parameters cannot be used, or the flow failed.
     """
     overrides = parse_overrides(list(assignments))
-    arguments: dict[str, Any] = {"profile": profile, "params": Overrides(**overrides)}
     # Bad parameters are refused before a server is started.
     if isolated:
         with enter_last_commit():
             params = compose(profile, overrides)
-        arguments["workspace"] = "isolated"
     else:
         params = activate(profile, overrides)
         status = [sys.executable, "-m", "dvc", "status", "--quiet", *STAGES]
@@ -65,6 +62,7 @@ def run_by_hand(profile: str | None, assignments: Sequence[str], isolated: bool)
             print(summarise_results())
             return
     print(f"Running the pipeline on profile {params.profile}.", flush=True)
-    run_to_completion("flowers run", lambda: pipeline(**arguments, return_state=True))
+    workspace: WorkspaceKind = "isolated" if isolated else "checkout"
+    run_to_completion("flowers run", lambda: pipeline(profile, Overrides(**overrides), workspace, return_state=True))
     if not isolated:
         print(summarise_results())

@@ -48,8 +48,8 @@ def main(params: Params) -> None:
             files.append(paths.SAMPLES_CLASSES)
         if sample.num_interpolation_images:
             row = draw_interpolation(model, sample, device)[None]
-            its_name = [names[sample.interpolation_ends[0] % len(names)]] if names else []
-            write_rows(row, its_name, paths.INTERPOLATION)
+            row_names = [names[sample.interpolation_ends[0] % len(names)]] if names else []
+            write_rows(row, row_names, paths.INTERPOLATION)
             files.append(paths.INTERPOLATION)
         write_record(sample, tracker.run_id)
         tracker.record_image("final_samples", grid)

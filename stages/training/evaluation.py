@@ -32,6 +32,7 @@ EXTRACTOR: ExtractorName = "efficientnet_lite0"
 """Extractor of all trainings: it needs no download, and the curve is compared only with itself."""
 
 METRIC = f"kid_{EXTRACTOR}"
+"""Name of the kernel distance, by which the best weights are chosen."""
 
 BEST = "best.safetensors"
 

@@ -33,6 +33,7 @@ def generate(
 
     Image i depends only on (seed, i, image_size, variety): any range can be drawn alone, in batches or in parallel.
     Another image_size shows the same flower. Each block of five images from a multiple of five has each class once.
+    The ranges are those of `SyntheticParams`, which checks them; they are not checked again here.
 
     Args:
         num_images: N, at least 0.
