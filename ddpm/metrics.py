@@ -1,22 +1,18 @@
-"""Distances between two sets of images, computed from their features by torchmetrics and torch-fidelity.
+"""Distances between two sets of images, computed from their features by torch-fidelity.
 
 Nothing here is called FID or KID: a distance earns those names only with Inception features (see `ddpm.features`).
 """
 
 import math
-import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
+from torch import Tensor
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from ddpm.shapes import Float
-
-_ALONE: dict[str, Any] = {"sync_on_compute": False}
-"""Every process has all features; disable torchmetrics' synchronisation."""
 
 NEIGHBOURHOOD = 3
 """Number k of the nearest neighbour that bounds the ball around an image; the published one."""
@@ -53,17 +49,6 @@ class PrecisionRecall:
     recall: float
 
 
-class _GivenFeatures(nn.Module):
-    """The identity, so that torchmetrics takes features that were extracted once for all metrics."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
-
-
 def frechet_distance(real: Float[Tensor, "real features"], fake: Float[Tensor, "fake features"]) -> float:
     """Return the Fréchet distance of the Gaussians fitted to two sets of features.
 
@@ -74,10 +59,8 @@ def frechet_distance(real: Float[Tensor, "real features"], fake: Float[Tensor, "
         ValueError: a set holds fewer than two images.
     """
     _require_images(real, fake, least=2)
-    metric = FrechetInceptionDistance(feature=_GivenFeatures(real.shape[1]), **_ALONE)
-    metric.update(real, real=True)
-    metric.update(fake, real=False)
-    return float(metric.compute())
+    statistics = (fid_features_to_statistics(features.double().cpu()) for features in (real, fake))
+    return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
 
 
 def kernel_distance(
@@ -106,20 +89,12 @@ def kernel_distance(
     """
     _require_images(real, fake, least=3)
     size = min(subset_size, len(real), len(fake))
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
-        # Not torch.manual_seed, which also seeds every accelerator: fork_rng does not restore those.
-        torch.default_generator.manual_seed(seed)
-        metric = KernelInceptionDistance(
-            feature=_GivenFeatures(real.shape[1]), subsets=num_subsets, subset_size=size, **_ALONE
-        )
-        metric.update(real, real=True)
-        metric.update(fake, real=False)
-        mean, std = metric.compute()
-    error = math.sqrt(kernel_distance_error(real, fake) ** 2 + float(std) ** 2 / num_subsets)
-    return KernelDistance(
-        float(mean), float(std), float(mean) - _NORMAL_QUANTILE * error, float(mean) + _NORMAL_QUANTILE * error
+    found = kid_features_to_metric(
+        real.double(), fake.double(), kid_subsets=num_subsets, kid_subset_size=size, rng_seed=seed, verbose=False
     )
+    mean, std = found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD]
+    error = math.sqrt(kernel_distance_error(real, fake) ** 2 + std**2 / num_subsets)
+    return KernelDistance(mean, std, mean - _NORMAL_QUANTILE * error, mean + _NORMAL_QUANTILE * error)
 
 
 def kernel_distance_error(real: Float[Tensor, "real features"], fake: Float[Tensor, "fake features"]) -> float:
@@ -178,8 +153,6 @@ def precision_recall(
     Raises:
         ValueError: a set holds no more than `neighbourhood` images.
     """
-    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
-
     _require_images(real, fake, least=neighbourhood + 1)
     found = prc_features_to_metric(
         fake.double(), real.double(), prc_neighborhood=neighbourhood, save_cpu_ram=True, verbose=False

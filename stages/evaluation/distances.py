@@ -59,7 +59,7 @@ def measure_distances(sets: dict[str, Tensor], params: EvaluateParams, suffix: s
         "kernel_subsets": params.kernel_subsets,
         "kernel_interval": "95 %: jackknife over images, and the subsets' standard error",
         "precision_recall_neighbourhood": NEIGHBOURHOOD,
-        "library": ", ".join(f"{name} {version(name)}" for name in ("torchmetrics", "torch-fidelity")),
+        "library": f"torch-fidelity {version('torch-fidelity')}",
     }
 
 

@@ -13,7 +13,7 @@ from ddpm import UNet
 from tests.ddpm.small_networks import TINY
 
 # What the library needs beyond torch and numpy, each for one of its rooms only.
-OPTIONAL = ["PIL", "jaxtyping", "safetensors", "scipy", "torch_fidelity", "torchmetrics", "torchvision"]
+OPTIONAL = ["PIL", "jaxtyping", "safetensors", "scipy", "torch_fidelity", "torchvision"]
 USES_ALL = "from ddpm import *; from ddpm.images import grid; grid(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))"
 
 

@@ -70,7 +70,7 @@ def test_every_figure_and_what_it_needs_to_be_had_again(evaluated, mean_colours)
         **{f"kernel_subset_size{ending}": 8 for ending in ENDINGS},
         "kernel_interval": "95 %: jackknife over images, and the subsets' standard error",
         "precision_recall_neighbourhood": 3,
-        "library": f"torchmetrics {version('torchmetrics')}, torch-fidelity {version('torch-fidelity')}",
+        "library": f"torch-fidelity {version('torch-fidelity')}",
         "memorised_share_expected": 0.05,
         "train_splits": "train",
         "num_training_images_compared": 16,
