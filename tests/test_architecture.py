@@ -107,7 +107,9 @@ def test_no_tool_reports_home():
     assert dvc["core"]["analytics"] == "false" and dvc["core"]["check_update"] == "false"
 
 
-@pytest.mark.parametrize("module", ["contract.params", "contract.events", "flows.pipeline"])
+@pytest.mark.parametrize(
+    "module", ["contract.params", "contract.events", "flows.pipeline", "stages.download", "stages.preprocess"]
+)
 def test_what_starts_often_does_not_import_torch(module):
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=False).returncode == 0

@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from ddpm.files import atomic_path
+
+if TYPE_CHECKING:  # half a second, which a stage without tables need not wait for
+    import pandas as pd
 
 
 def write_json(path: Path, content: object) -> None:
@@ -14,7 +16,7 @@ def write_json(path: Path, content: object) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
+def write_table(path: Path, table: "pd.DataFrame") -> None:
     """Write a table as CSV with the same line ends on every system, without its index."""
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")

@@ -5,13 +5,9 @@ import traceback
 import warnings
 from collections.abc import Callable
 
-import torch
-
 from contract.errors import FlowersError, StageError
 from contract.events import has_reader
 from contract.params import Params, read_params
-from ddpm import distributed
-from ddpm.checkpoint import CheckpointError
 from stages.runtime.interruption import EXIT_INTERRUPTED, Interrupted, ignore_signals, interrupt_on_signals
 from stages.runtime.reporting import fail, warn
 
@@ -23,10 +19,8 @@ _SECTION_OF_BATCH_SIZE = {"evaluate": "reference"}
 _MORE_MEMORY = {"train": ", raise train.accumulation_steps or set train.gradient_checkpointing"}
 
 
-def run_stage(
-    name: str, stage: Callable[[Params], None], num_processes: Callable[[Params], int] = lambda _params: 1
-) -> None:
-    """Run one stage with the parameters in force, in as many processes as they ask for.
+def run_stage(name: str, stage: Callable[[Params], None], num_processes: Callable[[Params], int] | None = None) -> None:
+    """Run one stage with the parameters in force, in as many processes as they ask for; without the last, alone.
 
     DVC reads params.yaml again when the stage has ended, and would record parameters that the stage never saw; so a
     change of those that it reads is an error.
@@ -39,13 +33,10 @@ def run_stage(
     try:
         interrupt_on_signals()
         params = read_params()
-        if num_processes(params) > 1 and not distributed.is_started_by_torchrun():
-            from stages.runtime.launcher import launch
-
-            launch(name, num_processes(params))
+        if num_processes is None:
+            stage(params)
         else:
-            with distributed.process_group():
-                stage(params)
+            run_in_processes(name, lambda: stage(params), num_processes(params))
         if read_params().read_by(name) != params.read_by(name):
             raise StageError(f"params.yaml changed while {name} ran, so nothing is recorded: run it again")
     except Interrupted as interruption:
@@ -62,13 +53,33 @@ def run_stage(
         raise
 
 
+def run_in_processes(name: str, work: Callable[[], None], num_processes: int) -> None:
+    """Start the processes of a stage, or do the work of this one among them."""
+    from ddpm import distributed  # with torch, whose seconds a stage that works alone need not wait for
+
+    if num_processes > 1 and not distributed.is_started_by_torchrun():
+        from stages.runtime.launcher import launch
+
+        launch(name, num_processes)
+    else:
+        with distributed.process_group():
+            work()
+
+
 def explain_error(stage: str, error: Exception) -> str | None:
     """Return an error that people can mend in words; None for a fault of the program, which needs its traceback."""
-    if isinstance(error, FlowersError | CheckpointError):
+    if isinstance(error, FlowersError):
+        return str(error)
+    import torch  # as above
+
+    from ddpm.checkpoint import CheckpointError
+    from ddpm.distributed import is_lost_peer
+
+    if isinstance(error, CheckpointError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         section, more = _SECTION_OF_BATCH_SIZE.get(stage, stage), _MORE_MEMORY.get(stage, "")
         return f"{error}\nThe GPU's memory is full: lower {section}.batch_size{more}"
-    if isinstance(error, RuntimeError) and distributed.is_lost_peer(error):
+    if isinstance(error, RuntimeError) and is_lost_peer(error):
         return f"the connection to another process is lost: {str(error).splitlines()[0]}"
     return None

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import ddpm
 from bench.gpu import record
+from bench.gpu.__main__ import main
 from bench.gpu.kernels import part_of
 from bench.gpu.phases import Phase, run_phases
 from bench.gpu.prediction import count_work, predict_step
@@ -168,10 +169,12 @@ def test_the_published_weights_need_two_calls():
     (("--device", "cpu", "--images", "nowhere.npz"), "nowhere.npz holds no images"),
     (("parts", "0", "--keep", "nowhere", "--output", "nowhere"), "no training has left its weights in nowhere"),
 ])  # fmt: skip
-def test_an_impossible_call_fails_with_one_line(words, message):
-    done = call(*words)
-    assert done.returncode == 1 and done.stderr.startswith("bench.gpu: ") and done.stderr.count("\n") == 1
-    assert message in done.stderr
+def test_an_impossible_call_fails_with_one_line(words, message, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert str(ended.value).startswith("bench.gpu: ") and "\n" not in str(ended.value)
+    assert message in str(ended.value) and capfd.readouterr() == ("", "")
 
 
 @pytest.fixture

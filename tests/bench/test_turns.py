@@ -62,7 +62,7 @@ def test_each_variant_keeps_its_process_and_missing_packages_are_left_out(tmp_pa
     assert timings.left_out == {"keras": "No module named 'no_such_keras'"}
     printed = capsys.readouterr().out
     assert "left out: keras (No module named 'no_such_keras')" in printed
-    assert "building 3 of 3: other" in printed and "round 2 of 2: other, 0.00 s" in printed
+    assert "building 3 of 3: other" in printed and "round 2 of 2: other, " in printed
 
 
 def test_with_too_little_memory_each_turn_has_a_new_process(tmp_path, monkeypatch, capsys):

@@ -17,6 +17,8 @@ from ruamel.yaml import YAML
 STAGES = ["download", "preprocess", "reference", "train", "sample", "evaluate", "register"]
 ENDLESS = dict.fromkeys(("num_steps", "sample_every", "checkpoint_every"), 10_000_000) | {"log_every": 20}
 """Training that would take days; only an interruption makes it save."""
+RUNAWAY = {"train.learning_rate": 1.0, "train.unet.num_res_blocks": 8, "train.num_steps": 12}
+"""Allowed, but after five steps weights so large that no number holds what so many blocks make of an image."""
 BEHIND_A_DEAD_PROXY = {"http_proxy": "http://127.0.0.1:9", "NO_PROXY": "", "no_proxy": ""}
 """Variables of a proxy at which nobody listens."""
 _OURS = ("PREFECT_", "MLFLOW_", "DDPM_", "DVC_", "GIT_")

@@ -1,6 +1,7 @@
 """A small experiment in a copy of the project, run by the real DVC, Prefect and MLflow."""
 
 import fcntl
+import json
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import pytest
 
 from contract.assignments import parse_overrides
 from contract.params import activate
-from tests.seams.checkout import BEHIND_A_DEAD_PROXY, Checkout, clean_environment, command
+from tests.seams.checkout import BEHIND_A_DEAD_PROXY, RUNAWAY, Checkout, clean_environment, command
 from tests.seams.servers import Service, free_port, running, wait_until_up
 
 PROJECT = Path(__file__).parents[2]
@@ -135,6 +136,24 @@ def deployed_run(service):
     run = service.ended(service.start("quickstart", params={"train": {"learning_rate": 0.001}}), seconds=280)
     assert run["state"]["type"] == "COMPLETED", service.log_of(run)
     return run
+
+
+@pytest.fixture(scope="session")
+def owls(service):
+    """Run a sweep of two by its deployment, one of which fails; return its flow run, and its trials by name."""
+    before = (service.checkout.folder / "params.yaml").read_text()
+    output = service.checkout.run(
+        "prefect", "deployment", "run", "sweep/quickstart", "--watch",
+        "--param", f"overrides={json.dumps([{'train.learning_rate': 0.0015}, RUNAWAY])}",
+        "--param", 'params={"register": {"enabled": false}}',
+        "--param", 'name="owls"',
+        timeout=550,
+    )  # fmt: skip
+    print(output)
+    (sweep,) = service.flow_runs(deployment_id={"any_": [service.deployment("quickstart", "sweep")["id"]]})
+    trials = {run["name"]: run for run in service.flow_runs(tags={"all_": ["sweep:owls"]})}
+    assert (service.checkout.folder / "params.yaml").read_text() == before
+    return sweep, trials
 
 
 @pytest.fixture(scope="session")

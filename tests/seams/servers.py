@@ -1,6 +1,7 @@
 """Real servers on free ports: started, waited for, asked, and ended with their children."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -117,6 +118,10 @@ class Service:
 
     def mlflow_run(self, run_id):
         return self.tracking("GET", "/runs/get", run_id=run_id)["run"]
+
+    def mlflow_run_of(self, run):
+        """Return the id of the MLflow run that the page of a flow run links to."""
+        return re.search(r"/runs/([0-9a-f]{32})", self.artifacts(run)["mlflow-run"]["data"])[1]
 
     def tagged_runs(self, tag, value):
         """Return the MLflow runs with this tag."""

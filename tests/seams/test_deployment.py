@@ -12,11 +12,6 @@ from tests.seams.servers import web
 pytestmark = pytest.mark.xdist_group("service")  # one worker, which makes the servers once
 
 
-def mlflow_run_of(service, run):
-    """Return the id of the MLflow run that the run page links to."""
-    return re.search(r"/runs/([0-9a-f]{32})", service.artifacts(run)["mlflow-run"]["data"])[1]
-
-
 def num_flow_runs(service):
     return service.api("POST", "/flow_runs/count")
 
@@ -45,16 +40,21 @@ def test_the_run_page_links_to_the_mlflow_run_which_names_the_flow_run(service, 
     link = re.search(r"\((http[^)]+)\)", service.artifacts(deployed_run)["mlflow-run"]["data"])[1]
     assert link.startswith(f"{service.mlflow}/#/experiments/")
     assert web.get(link, timeout=30).status_code == 200
-    run = service.mlflow_run(mlflow_run_of(service, deployed_run))
+    run = service.mlflow_run(service.mlflow_run_of(deployed_run))
     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
     assert tags["prefect_flow_run"] == deployed_run["name"]
     assert tags["prefect_flow_run_id"] == deployed_run["id"]
     assert run["info"]["status"] == "FINISHED"
 
 
+def test_a_run_by_hand_uses_the_servers_that_the_environment_names(applied, tmp_path):
+    output = applied.copy(tmp_path / "flowers").pipeline("--set", "evaluate.kernel_subsets=3")
+    assert stages_run(output) == ["evaluate", "register"] and "temporary server" not in output
+
+
 def test_the_model_version_of_the_server_can_be_loaded_from_its_artifacts(service, deployed_run):
     (version,) = service.tracking("GET", "/model-versions/search", filter="name='flowers-ddpm'")["model_versions"]
-    assert version["run_id"] == mlflow_run_of(service, deployed_run)
+    assert version["run_id"] == service.mlflow_run_of(deployed_run)
     listed = service.tracking("GET", "/artifacts/list", run_id=version["run_id"], path="samples")
     assert {file["path"] for file in listed["files"]} == {
         f"samples/{name}" for name in ("grid.png", "reverse_process.png", "reverse_process.webp")

@@ -43,7 +43,9 @@ def test_its_mlflow_run_names_the_training(service, evaluated, applied):
 
 
 def test_a_revision_without_a_model_is_refused_before_a_stage(service, deployed_run):
-    for revision, reason in (("no-such-owl", "neither a git revision nor a DVC"), ("HEAD", "has no dvc.lock")):
-        run = service.ended(service.start("evaluate-only", revision=revision))
+    reasons = {"no-such-owl": "neither a git revision nor a DVC", "HEAD": "has no dvc.lock"}
+    started = {revision: service.start("evaluate-only", revision=revision) for revision in reasons}
+    for revision, reason in reasons.items():
+        run = service.ended(started[revision])
         assert run["state"]["type"] == "FAILED" and reason in run["state"]["message"]
         assert service.task_runs(run) == []

@@ -1,6 +1,5 @@
 """Run pages of MLflow and Prefect, in a real browser."""
 
-import json
 import time
 from urllib.parse import quote
 
@@ -8,7 +7,7 @@ import pytest
 
 from flows.forms import Overrides
 from tests.seams.browser import CHROMIUM, opened_browser
-from tests.seams.checkout import STAGES, command, stages_run
+from tests.seams.checkout import STAGES, command
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
@@ -33,19 +32,13 @@ def browser(tmp_path_factory, project):
 
 
 @pytest.fixture(scope="module")
-def second_run(applied, tmp_path_factory):
-    """Run another experiment by hand on the same servers; return both MLflow runs."""
-    checkout = applied.copy(tmp_path_factory.mktemp("second") / "flowers")
-    run_file = checkout.folder / "build/model/run.json"
-    runs = [json.loads(run_file.read_text())["mlflow_run_id"]]
-    output = checkout.pipeline("--set", "train.learning_rate=0.0005")
-    assert stages_run(output) == ["train", "sample", "evaluate", "register"]
-    assert "temporary server" not in output
-    return [*runs, json.loads(run_file.read_text())["mlflow_run_id"]]
+def two_runs(service, deployed_run, owls):
+    """Return the ids of two MLflow runs, in order."""
+    return sorted(service.mlflow_run_of(run) for run in (deployed_run, owls[1]["owls-1"]))
 
 
-def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, second_run, browser):
-    numbers = sorted(second_run)
+def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, two_runs, browser):
+    numbers = two_runs
     found = [service.mlflow_run(number)["info"] for number in numbers]
     names = {run["run_name"] for run in found}
     assert len(names) == len(numbers) == 2
@@ -71,10 +64,10 @@ def test_the_mlflow_page_compares_losses_and_image_grids_of_two_runs(service, se
     assert browser.evaluate(RUNS_WITH_GRIDS) == numbers
 
 
-def test_the_address_that_compare_prints_is_the_page_of_these_runs(service, second_run, browser):
-    output = service.checkout.run(*command("compare", *second_run))
+def test_the_address_that_compare_prints_is_the_page_of_these_runs(service, two_runs, browser):
+    output = service.checkout.run(*command("compare", *two_runs))
     browser.open(output.rpartition("MLflow: ")[2].strip())
-    names = [service.mlflow_run(number)["info"]["run_name"] for number in second_run]
+    names = [service.mlflow_run(number)["info"]["run_name"] for number in two_runs]
     browser.wait_for(f"{names}.every(name => document.body.innerText.includes(name))")
     assert "learning_rate" in browser.text()
 

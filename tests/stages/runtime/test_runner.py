@@ -36,6 +36,14 @@ def ended(capfd):
     return run
 
 
+def test_a_stage_that_works_alone_asks_no_other_process(monkeypatch):
+    monkeypatch.setenv("RANK", "0")  # as a batch system sets them; there is no process to meet
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ran = []
+    run_stage("download", ran.append)
+    assert ran == [read_params()]
+
+
 @pytest.fixture
 def events(place, monkeypatch):
     """The events that a task would read."""
