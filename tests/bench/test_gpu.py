@@ -285,13 +285,11 @@ def test_results_are_read_from_a_run_that_was_cut_short():
 
 
 @pytest.mark.parametrize(("kernel", "part"), [
-    ("cudnn::engines_precompiled::nhwcToNchwKernel", "convolutions"),
     ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32", "convolutions"),
     ("flash_fwd_kernel", "attention"),
     ("nvjet_hsh_128x128", "dense layers"),
     ("void at::native::multi_tensor_apply_kernel<FusedAdam>", "optimizer, averages, casts of weights"),
     ("triton_poi_fused_convolution_silu_5", "norms, activations, sums"),
-    ("triton_poi_fused_add_addmm_4", "norms, activations, sums"),
     ("triton_per_fused__softmax_2", "attention"),
     ("Memcpy DtoD", "copies"),
     ("void at::native::vectorized_elementwise_kernel", "norms, activations, sums"),

@@ -83,14 +83,6 @@ def test_one_checkpoint_is_written_at_a_time(tmp_path, writer, slow_disk):
     assert [thread.name for thread in threading.enumerate() if "checkpoint" in thread.name] == []
 
 
-def test_the_newest_and_milestones_are_kept(tmp_path):
-    state = start(SHORT)
-    with CheckpointWriter(tmp_path, EXPERIMENT, keep=2, keep_every=4) as writer:
-        for step in range(1, 12):
-            save_at(writer, state, step)
-    assert steps_kept(tmp_path) == [4, 8, 10, 11]
-
-
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])
 def test_the_end_waits_for_the_checkpoint_under_way(tmp_path, writer, slow_disk, error):
     with pytest.raises(error) if error else nullcontext(), writer:

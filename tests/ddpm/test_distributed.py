@@ -227,19 +227,5 @@ def test_torchrun_is_known_by_its_environment(monkeypatch, names, started):
             assert not dist.is_initialized()
 
 
-@pytest.mark.parametrize("outcome", ["end", "error"])
-def test_a_group_of_one_that_torchrun_started_is_joined_and_left(monkeypatch, outcome):
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
-        monkeypatch.setenv(name, value)
-    try:
-        with process_group():
-            assert dist.is_initialized() and world_size() == 1
-            if outcome == "error":
-                raise KeyError
-    except KeyError:
-        assert outcome == "error"
-    assert not dist.is_initialized()
-
-
 if __name__ == "__main__":  # in each of the two processes
     work_together(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Models exported to diffusers: the same network outputs, and the same images of the same noise."""
+"""Models exported to diffusers: the same images of the same noise."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from ddpm.diffusion import build_diffusion
 from ddpm.export import ExportError, to_diffusers
 from ddpm.published import PublishedModel
 from ddpm.seeds import stream_seed
-from tests.ddpm.small_networks import awake, noise
+from tests.ddpm.small_networks import awake
 
 # Sizes that tell apart what could be confused: more sinusoids than channels, fewer, as many; one block a level, two.
 NETWORKS = {
@@ -57,23 +57,13 @@ def exported(tmp_path, monkeypatch):
     return export
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_the_network_gives_the_same_outputs(network, exported):
-    model = model_of(network)
-    pipeline = exported(model)
-    x_t = noise(4, 3, 8, 8)
-    for t in (0, 1, 500, 999):
-        with torch.no_grad():
-            ours, theirs = model.unet(x_t, torch.full((4,), t)), pipeline.unet(x_t, t).sample
-        assert float(ours.std()) > 0.1
-        # Float32 in another order of operations; the sinusoids themselves are the same bits.
-        torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("prediction", "num_steps"), [("eps", 100), ("v", 200), ("v", 40), ("x_0", 50), ("x_0", 10)])
+@pytest.mark.parametrize(
+    ("network", "prediction", "num_steps"),
+    [("tiny", "eps", 100), ("deep", "v", 40), ("flat", "x_0", 50), ("tiny", "x_0", 10)],
+)
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
-def test_diffusers_draws_the_same_images_from_the_same_noise(prediction, num_steps, sampler, exported):
-    model = model_of(prediction=prediction)
+def test_diffusers_draws_the_same_images_from_the_same_noise(network, prediction, num_steps, sampler, exported):
+    model = model_of(network, prediction)
     pipeline, options = exported(model), {}
     if sampler == "ddim":
         pipeline = DDIMPipeline(pipeline.unet, DDIMScheduler.from_config(pipeline.scheduler.config))

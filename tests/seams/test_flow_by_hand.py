@@ -74,14 +74,6 @@ def test_an_isolated_run_uses_the_cache_and_leaves_the_checkout_alone(checkout):
     assert "train.num_step is not a parameter; did you mean train.num_steps" in refusal.splitlines()[-1]
 
 
-def test_a_parameter_that_cannot_be_used_is_one_clear_error(checkout):
-    before = (checkout.folder / "params.yaml").read_text()
-    output = checkout.pipeline("--set", "train.num_step=7", status=1)
-    (line,) = output.splitlines()
-    assert line.startswith("flowers run: train.num_step is not a parameter; did you mean train.num_steps")
-    assert (checkout.folder / "params.yaml").read_text() == before
-
-
 def end_by_control_c(process):
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does: the temporary server gets it too
 

@@ -56,11 +56,3 @@ def test_each_stage_reads_declared_parameters_only(make_params, project, monkeyp
     # Each stage did its work, and read what it needed for it.
     assert paths.RECEIPT.is_file() and paths.DATASET.is_dir() and paths.REFERENCE.is_dir()
     assert paths.MODEL.is_dir() and paths.GRID.is_file() and json.loads(paths.METRICS.read_text())
-
-
-def test_reading_another_parameter_is_found(make_params):
-    params = make_params()
-    reading = Declared(params, ("train.unet", "sample.seed"))
-    assert (reading.train.unet, reading.sample.seed) == (params.train.unet, params.sample.seed)
-    with pytest.raises(UndeclaredError, match=r"^sample\.sampler is read"):
-        reading.sample.sampler  # noqa: B018 (reading is the point)

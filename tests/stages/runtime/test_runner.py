@@ -36,14 +36,6 @@ def ended(capfd):
     return run
 
 
-def test_a_stage_that_works_alone_asks_no_other_process(monkeypatch):
-    monkeypatch.setenv("RANK", "0")  # as a batch system sets them; there is no process to meet
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    ran = []
-    run_stage("download", ran.append)
-    assert ran == [read_params()]
-
-
 @pytest.fixture
 def events(place, monkeypatch):
     """The events that a task would read."""
@@ -87,6 +79,14 @@ def test_an_error_is_status_1_and_a_line_or_an_event(ended, request, monkeypatch
     events = request.getfixturevalue("events")
     assert ended(raising(error)) == (1, "")
     assert events() == [event]
+
+
+def test_a_stage_that_works_alone_asks_no_other_process(monkeypatch):
+    monkeypatch.setenv("RANK", "0")  # as a batch system sets them; there is no process to meet
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ran = []
+    run_stage("download", ran.append)
+    assert ran == [read_params()]
 
 
 def test_an_error_of_the_program_keeps_its_traceback(events):

@@ -37,15 +37,6 @@ def move(network):
         parameter.add_(0.2 * torch.randn_like(parameter))
 
 
-def test_averaged_weights_could_be_trained_only_while_they_draw(prepare):
-    experiment, flags = prepare({"train.precision": "bfloat16"}), []
-    averaged = experiment.state.ema.module
-    averaged.register_forward_pre_hook(lambda unet, _: flags.append([p.requires_grad for p in unet.parameters()]))
-    grids.draw_grid(experiment)
-    assert flags and all(map(all, flags)), "autocast caches the casts of trainable weights only"
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in averaged.parameters())
-
-
 def test_a_grid_shows_the_averaged_weights_by_the_same_noise(prepare):
     experiment = prepare()
     first = grids.draw_grid(experiment)

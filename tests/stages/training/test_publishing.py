@@ -51,11 +51,3 @@ def test_each_image_has_the_label_of_its_class(place, make_params):
     for step in range(4):
         labels = [CLASSES[label].number for label in images.batch_labels(step).tolist()]
         assert labels == numbers[images.indices(step)].tolist()
-
-
-def test_classes_change_neither_batches_nor_initial_weights(place, make_params):
-    conditional, plain = (prepare_experiment(make_params(changes).train) for changes in (CONDITIONAL, {}))
-    assert torch.equal(conditional.images.batch(3), plain.images.batch(3))
-    weights = conditional.state.model.state_dict()
-    assert all(torch.equal(weights[name], tensor) for name, tensor in plain.state.model.state_dict().items())
-    assert plain.images.labels is None and plain.identity["labels_md5"] == ""
