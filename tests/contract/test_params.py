@@ -52,7 +52,6 @@ LINEAR = {"train.diffusion.schedule": "linear"}
     [
         # unknown
         ({"train.number_of_steps": 5}, "train.number_of_steps", ["not a parameter", "did you mean train.num_steps"]),
-        ({"train.unet.width": 5}, "train.unet.width", ["not a parameter"]),
         ({"colour": "red"}, "colour", ["not a parameter"]),
         # of another type
         ({"train.num_steps": 6.0}, "train.num_steps", ["valid integer", "got 6.0"]),
@@ -65,12 +64,9 @@ LINEAR = {"train.diffusion.schedule": "linear"}
         # out of bounds
         ({"train.learning_rate": 0.0}, "train.learning_rate", ["greater than 0", "got 0.0"]),
         ({"reference.num_processes": 1025}, "reference.num_processes", ["less than or equal to 1024"]),
-        ({"train.min_snr_gamma": 0.0}, "train.min_snr_gamma", ["greater than 0"]),
         ({"train.extra_ema_decays": [0.9, 1.0]}, "train.extra_ema_decays.1", ["less than 1", "got 1.0"]),
-        ({"train.keep_checkpoints_every": 0}, "train.keep_checkpoints_every", ["greater than or equal to 1"]),
         ({"train.seed": -1}, "train.seed", ["greater than or equal to 0", "got -1"]),
         ({"train.seed": 2**63}, "train.seed", [f"less than or equal to {2**63 - 1}"]),
-        ({"preprocess.valid_fraction": 0.5}, "preprocess.valid_fraction", ["less than 0.5"]),
         ({"train.unet.widths": [8, 0]}, "train.unet.widths.1", ["greater than or equal to 1", "got 0"]),
         # none of the allowed values
         ({"download.dataset": "roses"}, "download.dataset", ["'flowers102'", "got 'roses'"]),

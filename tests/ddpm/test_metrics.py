@@ -116,7 +116,7 @@ def repeated(count, mean, std, dim=4, size=200, **options):
     ]
 
 
-@pytest.mark.parametrize(("mean", "std"), [(0.5, 1.0), (0.0, 1.5), (0.3, 0.7)])
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 1.0), (0.3, 0.7)])
 def test_kernel_distance_of_known_gaussians_lies_in_its_interval(mean, std):
     expected = known_kernel_distance(mean, std, dim=4)
     found = repeated(500, mean, std, num_subsets=10, subset_size=100)

@@ -50,9 +50,8 @@ def start(tmp_path):
         process.communicate()
 
 
-@pytest.mark.parametrize("is_killed", [False, True])
-@pytest.mark.parametrize(("command", "numbers"), [(PYTHON, [0]), (TOGETHER, [0, 1])])
-def test_the_next_run_waits_for_the_end_of_the_first_however_it_comes(start, is_killed, command, numbers):
+@pytest.mark.parametrize(("command", "numbers", "is_killed"), [(PYTHON, [0], False), (TOGETHER, [0, 1], True)])
+def test_the_next_run_waits_for_the_end_of_the_first_however_it_comes(start, command, numbers, is_killed):
     # Processes that work as one would go on from different checkpoints, if one read them while another run writes.
     first = start(PYTHON)
     assert first.stdout.readline() == "process 0 begins\n"

@@ -112,6 +112,7 @@ def test_two_processes_learn_what_one_does(alone, together):
     assert_same(together, alone)
 
 
+@pytest.mark.slow  # the shares of several processes are put together in tests/stages/sampling
 def test_two_processes_draw_the_images_that_one_does(alone, start, tmp_path):
     folder = shutil.copytree(alone, tmp_path / "copy")
     job, _ = start("sample", folder)
