@@ -20,7 +20,7 @@ _MORE_MEMORY = {"train": ", raise train.accumulation_steps or set train.gradient
 
 
 def run_stage(name: str, stage: Callable[[Params], None], num_processes: Callable[[Params], int] | None = None) -> None:
-    """Run one stage with the parameters in force, in as many processes as they ask for; without the last, alone.
+    """Run one stage with the parameters in force: in this process, or in as many as `num_processes` reads from them.
 
     DVC reads params.yaml again when the stage has ended, and would record parameters that the stage never saw; so a
     change of those that it reads is an error.
