@@ -17,7 +17,7 @@ from ddpm.training_state import TrainingState
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one training in a thread, one after the other.
+    """A thread that writes the checkpoints of one training, one after the other.
 
     The end of its context waits for the checkpoint under way. If the block has raised an error, that error is passed
     on, and a failure to write becomes a warning. The arguments are those of `ddpm.checkpoint.save_checkpoint`.

@@ -82,7 +82,7 @@ def kernel_distance(
         fake: features of generated images.
         num_subsets: number of random subsets that the mean is taken over.
         subset_size: images of each set in a subset, reduced to the size of the smaller set.
-        seed: seed of the subsets.
+        seed: seed of the subsets, at least 0; those that differ by a multiple of 2^32 choose the same.
 
     Raises:
         ValueError: a set holds fewer than three images.
@@ -90,7 +90,12 @@ def kernel_distance(
     _require_images(real, fake, least=3)
     size = min(subset_size, len(real), len(fake))
     found = kid_features_to_metric(
-        real.double(), fake.double(), kid_subsets=num_subsets, kid_subset_size=size, rng_seed=seed, verbose=False
+        real.double(),
+        fake.double(),
+        kid_subsets=num_subsets,
+        kid_subset_size=size,
+        rng_seed=seed % 2**32,  # NumPy's generator takes no larger ones
+        verbose=False,
     )
     mean, std = found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD]
     error = math.sqrt(kernel_distance_error(real, fake) ** 2 + std**2 / num_subsets)

@@ -122,7 +122,7 @@ def run_by_hand(
         trials = plan_trials("sweep", profile, shared, parsed_grid, parsed_list)
     print(f"A sweep of {len(trials)} trials.", flush=True)
     state = run_to_completion(
-        "sweep",
+        "flowers sweep",
         lambda: sweep(profile, parsed_grid, parsed_list, Overrides(**shared), name, max_concurrent, return_state=True),
     )
     print(state.message)

@@ -42,7 +42,7 @@ def hold_slots(num_processes: int, has_work: Callable[[], bool] = lambda: True) 
         num_processes: number of processes of the stage.
         has_work: asked once, after NOTICE_SECONDS of waiting; if the stage has nothing to compute, no slot is held.
 
-    Returns:
+    Yields:
         Variables for the environment of the stage, which name its GPUs.
 
     Raises:

@@ -61,7 +61,7 @@ class StagePage:
 
 
 class Publisher:
-    """Runs actions in a thread of its own, at a limited rate, and of each kind only the latest."""
+    """A thread that runs actions at a limited rate, and of each kind only the latest."""
 
     def __init__(self, logger: Log) -> None:
         self._logger = logger

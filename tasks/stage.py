@@ -153,7 +153,7 @@ class Tail:
 
 
 class StageReport:
-    """Takes what a running stage says to the log of its task and to the run page, and keeps why it fails."""
+    """Report of a running stage, to the log of its task and to the run page; it keeps why the stage fails."""
 
     def __init__(self, logger: Log, page: StagePage) -> None:
         self._logger, self._page = logger, page

@@ -39,7 +39,7 @@ _REQUEST_PARAMS = 100
 
 
 class Tracker:
-    """Records nothing: used where tracking is off, and in all processes of a stage but the first."""
+    """A tracker that records nothing: where tracking is off, and in all processes of a stage but the first."""
 
     run_id = ""
     experiment_id = ""
@@ -61,7 +61,7 @@ class Tracker:
 
 
 class MlflowTracker(Tracker):
-    """Records in one MLflow run."""
+    """A tracker that records in one MLflow run."""
 
     def __init__(self, client: "MlflowClient", run_id: str, experiment_id: str) -> None:
         self._client = client

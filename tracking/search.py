@@ -18,7 +18,7 @@ SWEEPS = f"tags.{SWEEP_TAG}"
 FLOW_RUN_ID = "tags.prefect_flow_run_id"
 
 MIN_PREFIX = 4
-"""Characters of an id that name a run, if no other id begins with them."""
+"""Minimum characters of an id that name a run, if no other id begins with them."""
 
 
 def search_runs() -> pd.DataFrame:

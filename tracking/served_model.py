@@ -99,7 +99,7 @@ class Deadline:
 
 
 class FlowerSampler(PythonModel):
-    """Draws images on request."""
+    """The served model, which draws images on request."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the published weights, onto the GPU where there is one."""

@@ -44,8 +44,8 @@ def run_stage(name: str, stage: Callable[[Params], None], num_processes: Callabl
         warn(name, str(interruption))
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
+        ignore_signals()  # such as the launcher's, which ends the other processes when one has failed
         if reason := explain_error(name, error):
-            ignore_signals()  # such as the launcher's, which ends the other processes when one has failed
             fail(name, reason, is_transient=getattr(error, "is_transient", False))
             sys.exit(EXIT_ERROR)
         if has_reader():  # otherwise the traceback that Python prints is enough
@@ -70,7 +70,7 @@ def explain_error(stage: str, error: Exception) -> str | None:
     """Return an error that people can mend in words; None for a fault of the program, which needs its traceback."""
     if isinstance(error, FlowersError):
         return str(error)
-    import torch  # as above
+    import torch  # seconds, which the errors above need not wait for
 
     from ddpm.checkpoint import CheckpointError
     from ddpm.distributed import is_lost_peer

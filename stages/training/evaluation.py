@@ -40,7 +40,7 @@ _BATCH_SIZE = 64
 
 
 class TrainingEvaluation:
-    """Evaluates the averaged weights of an experiment, and keeps the best.
+    """Evaluation of an experiment's averaged weights, which keeps the best.
 
     Its rows are those of the experiment's recording, which checkpoints contain. Rows from an evaluation on other images
     are dropped, since their metrics cannot be compared.

@@ -18,7 +18,7 @@ _QUARTILES = [f"loss_t_quartile_{number}" for number in range(1, NUM_QUARTILES +
 
 
 class LossLog:
-    """Sums the losses on the device, and reads the sums at intervals only, since reading waits for the device."""
+    """Sums of the losses on the device, read at intervals only, since reading waits for the device."""
 
     def __init__(self, experiment: Experiment, tracker: Tracker, bar: "tqdm[Any]") -> None:
         self._experiment, self._tracker, self._bar = experiment, tracker, bar

@@ -290,7 +290,6 @@ def test_results_are_read_from_a_run_that_was_cut_short():
     ("nvjet_hsh_128x128", "dense layers"),
     ("void at::native::multi_tensor_apply_kernel<FusedAdam>", "optimizer, averages, casts of weights"),
     ("triton_poi_fused_convolution_silu_5", "norms, activations, sums"),
-    ("triton_per_fused__softmax_2", "attention"),
     ("Memcpy DtoD", "copies"),
     ("void at::native::vectorized_elementwise_kernel", "norms, activations, sums"),
 ])  # fmt: skip

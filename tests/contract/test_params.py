@@ -67,6 +67,7 @@ LINEAR = {"train.diffusion.schedule": "linear"}
         ({"train.extra_ema_decays": [0.9, 1.0]}, "train.extra_ema_decays.1", ["less than 1", "got 1.0"]),
         ({"train.seed": -1}, "train.seed", ["greater than or equal to 0", "got -1"]),
         ({"train.seed": 2**63}, "train.seed", [f"less than or equal to {2**63 - 1}"]),
+        ({"preprocess.valid_fraction": 0.5}, "preprocess.valid_fraction", ["less than 0.5"]),
         ({"train.unet.widths": [8, 0]}, "train.unet.widths.1", ["greater than or equal to 1", "got 0"]),
         # none of the allowed values
         ({"download.dataset": "roses"}, "download.dataset", ["'flowers102'", "got 'roses'"]),
@@ -117,7 +118,6 @@ LINEAR = {"train.diffusion.schedule": "linear"}
         ({"sample.num_images": 9}, "sample.num_images=9", ["at least 10, since evaluate.enabled"]),
         ({"preprocess.image_size": 17}, "preprocess.image_size=17", ["multiple of 2", "2 levels"]),
         ({"sample.num_sampling_steps": 21}, "sample.num_sampling_steps=21", ["train.diffusion.num_timesteps=20"]),
-        ({"sample.weights": "averaged_0.5"}, "sample.weights", ["one of averaged, raw, since", "got 'averaged_0.5'"]),
         ({"sample.weights": "best"}, "sample.weights", ["one of averaged, raw, since", "evaluate_every is null"]),
         (
             {"sample.weights": "averaged_0.5", "train.extra_ema_decays": [0.99, 0.9999]},

@@ -227,5 +227,13 @@ def test_torchrun_is_known_by_its_environment(monkeypatch, names, started):
             assert not dist.is_initialized()
 
 
+def test_a_group_is_left_after_an_error(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(KeyError), process_group():
+        raise KeyError
+    assert not dist.is_initialized()
+
+
 if __name__ == "__main__":  # in each of the two processes
     work_together(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Distances, precision and recall: against closed forms and the formulas written out."""
+"""Distances, precision and recall: against closed forms, scipy and the formulas written out."""
 
 import math
 
@@ -84,6 +84,7 @@ def test_the_seed_alone_decides_the_subsets():
         distances.append(kernel_distance(real, fake, num_subsets=5, subset_size=20, seed=seed))
         assert torch.equal(torch.get_rng_state(), before)
     assert distances[0] == distances[1] != distances[2]
+    assert distances[0] == kernel_distance(real, fake, num_subsets=5, subset_size=20, seed=2**62 + 1)
 
 
 def known_kernel_distance(mean, std, dim):

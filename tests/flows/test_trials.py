@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from contract.errors import FlowersError, ParamsError
+from contract.errors import FlowersError
 from contract.nesting import nest
 from flows import sweep
 from flows.trials import MAX_TRIALS, parse_overrides_list, plan_trials
@@ -31,13 +31,6 @@ def test_a_grid_is_every_combination_in_order(spelt):
 def test_dotted_and_nested_forms_are_one():
     given = {"train.seed": 1, "train": {"unet.dropout": 0.1, "unet": {"widths": [8, 16]}}}
     assert nest(given) == {"train": {"seed": 1, "unet": {"dropout": 0.1, "widths": [8, 16]}}} and nest({}) == {}
-
-
-def test_contradictions_are_refused():
-    with pytest.raises(ParamsError, match=r"train\.seed is part of a section that is set as a whole"):
-        nest({"train": 3, "train.seed": 1})
-    with pytest.raises(ParamsError, match=r"train\.seed is set twice"):
-        nest({"train.seed": 1, "train": {"seed": 2}})
 
 
 def test_trials_are_named_numbered_and_complete(spelt):

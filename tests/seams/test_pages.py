@@ -12,6 +12,7 @@ from tests.seams.checkout import STAGES, command
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
     pytest.mark.xdist_group("service"),  # one worker, which makes the servers once
+    pytest.mark.timeout(600),  # the first test may wait for a whole sweep, on a machine that runs others, too
 ]
 
 SLIDER = "document.querySelector('[role=slider]:not([data-disabled])')"

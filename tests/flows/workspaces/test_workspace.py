@@ -77,6 +77,12 @@ def test_an_isolated_run_starts_from_the_parameters_of_the_last_commit(checkout)
     assert Path.cwd() == checkout.folder and params.read_text() == "train:\n  learning_rate: 0.7\n"
 
 
+def test_without_a_commit_there_is_nothing_to_start_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FlowersError, match=r"last commit, and .*fatal"), enter_last_commit():
+        pass
+
+
 def test_images_that_only_the_checkout_finds_are_refused(checkout, in_flow_run, monkeypatch):
     (checkout.folder / "pictures").mkdir()
     params = SimpleNamespace(download=SimpleNamespace(source="pictures"), section=lambda _: {})

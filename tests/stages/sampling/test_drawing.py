@@ -8,7 +8,7 @@ from ddpm import ImageNoise, guided, sample
 from ddpm.images import to_pixels
 from ddpm.published import load_model
 from stages.sampling import drawing
-from stages.sampling.drawing import choose_batch_size, choose_steps, draw_samples
+from stages.sampling.drawing import choose_batch_size, choose_steps, draw_interpolation, draw_samples
 from tests.small_experiment import CONDITIONAL, differ_by_rounding
 
 CPU = torch.device("cpu")
@@ -172,6 +172,19 @@ def test_images_have_the_given_classes_in_turn(draw, published_conditional, clas
     # Class and scale both matter.
     others = [{"sample.guidance_scale": 3.0}, {"sample.classes": [5], "sample.guidance_scale": 1.0}]
     assert not any(differ_by_rounding(draw(CONDITIONAL | changes)[0], pixels) for changes in others)
+
+
+def test_images_are_drawn_in_the_given_precision_with_weights_cast_once(published, make_params):
+    def note(unet, _):
+        seen.add((torch.is_autocast_enabled("cpu"), all(parameter.requires_grad for parameter in unet.parameters())))
+
+    params = make_params({"sample.precision": "bfloat16", "sample.num_interpolation_images": 3}).sample
+    for draw in (draw_samples, draw_interpolation):
+        model, seen = load_model(published), set()
+        model.unet.register_forward_pre_hook(note)
+        draw(model, params, CPU)
+        assert seen == {(True, True)}, "autocast caches the casts of trainable weights only"
+        assert not any(parameter.requires_grad for parameter in model.unet.parameters())
 
 
 def test_images_differ_and_more_images_begin_with_the_same(draw, images):
