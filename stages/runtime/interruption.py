@@ -28,7 +28,9 @@ def interrupt_on_signals() -> None:
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
     if watched := os.environ.get(WATCH_PID):
-        threading.Thread(target=_watch, args=(int(watched),), name="watch-parent", daemon=True).start()
+        threading.Thread(
+            target=_watch, args=(int(watched), threading.get_ident()), name="watch-parent", daemon=True
+        ).start()
 
 
 def ignore_signals() -> None:
@@ -56,9 +58,10 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
     raise Interrupted(f"interrupted by {signal.Signals(number).name}; run it again to go on")
 
 
-def _watch(pid: int) -> None:
+def _watch(pid: int, main_thread: int) -> None:
     with suppress(ProcessLookupError):  # it has ended already
         end = select.poll()
         end.register(os.pidfd_open(pid), select.POLLIN)  # unlike its id, no later process gets it
         end.poll()
-    os.kill(os.getpid(), signal.SIGTERM)
+    # Sent to the process, it might reach another thread, and the main one would not wake for it.
+    signal.pthread_kill(main_thread, signal.SIGTERM)
