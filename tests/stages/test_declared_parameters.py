@@ -24,10 +24,6 @@ RECORDED = ("profile", "train.num_steps")
 """Parameters that stages only record in MLflow, as `Params.section` does."""
 
 
-class UndeclaredError(Exception):
-    """A parameter was read that dvc.yaml does not declare for the stage."""
-
-
 class Declared:
     """Parameters of which only the declared ones can be read."""
 
@@ -39,7 +35,7 @@ class Declared:
         if place in self._declared or callable(value):
             return value
         if not is_section(type(value)):
-            raise UndeclaredError(f"{place} is read, and dvc.yaml does not declare it")
+            raise AssertionError(f"{place} is read, and dvc.yaml does not declare it")
         return Declared(value, self._declared, f"{place}.")
 
 
@@ -56,3 +52,8 @@ def test_each_stage_reads_declared_parameters_only(make_params, project, monkeyp
     # Each stage did its work, and read what it needed for it.
     assert paths.RECEIPT.is_file() and paths.DATASET.is_dir() and paths.REFERENCE.is_dir()
     assert paths.MODEL.is_dir() and paths.GRID.is_file() and json.loads(paths.METRICS.read_text())
+
+
+def test_reading_another_parameter_is_found(make_params):
+    with pytest.raises(AssertionError, match=r"^sample\.sampler is read"):
+        Declared(make_params(), ("train.unet", "sample.seed")).sample.sampler  # noqa: B018 (reading is the point)
