@@ -218,7 +218,8 @@ class SamplingConfig:
     precision: Precision = "auto"
     """number format of matrix products and convolutions; auto takes bfloat16 where the hardware has it"""
     classes: Annotated[tuple[str | int, ...], Len(1)] | None = None
-    """classes to draw, by name or number, in turn over the images; null takes all that the model knows"""
+    """classes to draw, by name or number, in turn over the images; a class whose name is a number is meant by that
+    name alone; null takes all that the model knows"""
     guidance_scale: Annotated[float, Interval(ge=0.0, le=MAX_GUIDANCE_SCALE)] = 1.0
     """weight of the class (Ho & Salimans 2022: 1 + w): 1 as trained, more exaggerates the class, 0 ignores it"""
 

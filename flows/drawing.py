@@ -14,7 +14,6 @@ from ddpm.checkpoint import CheckpointError
 from ddpm.classes import labels_of
 from ddpm.export import ExportError, to_diffusers
 from ddpm.images import class_grid, enlarge, enlargement, grid, save_png
-from ddpm.published import PublishedModel
 
 GRID = "grid.png"
 RECORD = "drawn.json"
@@ -42,7 +41,7 @@ def draw_images(
         raise FlowersError(f"{folder} exists and is not an empty folder: name another one by --output")
     with explain_errors(source), Progress(transient=True) as progress:
         model = ddpm.load(source, weights)
-        classes = choose_classes(model, class_words)
+        classes = class_words or None
         bar = progress.add_task("drawing", total=settings["steps"] * -(-n // BATCH_SIZE))
         pixels = model.draw(
             n, classes=classes, batch_size=BATCH_SIZE, on_step=lambda _: progress.advance(bar), **settings
@@ -53,7 +52,7 @@ def draw_images(
     names = [model.classes[label].name for label in labels_of(classes, model.classes)]
     shown, scale = pixels[:MAX_GRID_IMAGES], enlargement(model.image_size)
     save_png(class_grid(shown, names, scale) if names else enlarge(grid(shown), scale), folder / GRID)
-    record = {"model": source, "weights": weights, "n": n, **settings, "classes": classes}
+    record = {"model": source, "weights": weights, "n": n, **settings, "classes": names if classes else None}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     print(f"{n} images and {GRID} in {folder}")
 
@@ -82,9 +81,3 @@ def explain_errors(source: str) -> Iterator[None]:
         raise FlowersError(str(error)) from None
     except ValueError as error:
         raise FlowersError(f"{source}: {error}") from None
-
-
-def choose_classes(model: PublishedModel, words: Sequence[str]) -> list[str | int] | None:
-    """Return the classes that words mean, each a name or a number of the model; None for all."""
-    names = {each.name for each in model.classes}
-    return [int(word) if word.isdecimal() and word not in names else word for word in words] or None

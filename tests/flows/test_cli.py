@@ -227,7 +227,7 @@ def test_images_are_drawn_into_files_and_a_grid(flowers, folder, model):
 def test_classes_can_be_asked_for(flowers, folder, conditional_model):
     flowers("draw", "2", "--model", "build/model", "--steps", "2", "--class", "8", "--class", "01")
     flowers("draw", "2", "--model", "build/model", "--steps", "2", "--output", "all")
-    assert json.loads(Path("drawn/drawn.json").read_text())["classes"] == [8, "01"]
+    assert json.loads(Path("drawn/drawn.json").read_text())["classes"] == ["rose", "01"]
     assert not np.array_equal(np.asarray(Image.open("drawn/0.png")), np.asarray(Image.open("all/0.png")))
 
 

@@ -64,8 +64,8 @@ def refusal(model, *rows):
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_model_that_knows_classes_draws_those_asked_for(loaded, published_conditional, guidance):
-    # By name, by number, by number as text, and left out: then all in turn.
-    classes = {"rose": [2, 2], 5: [1, 1], "3": [0, 0], None: [0, 1]}
+    # By name, by number, by number as text, by a name that is a number, and left out: then all in turn.
+    classes = {"rose": [2, 2], 5: [1, 1], "8": [2, 2], 1: [0, 0], None: [0, 1]}
     model = loaded(published_conditional)
     rows = [{"n": 2, "steps": 3, "class": name, "guidance": guidance} for name in classes]
     for answer, labels in zip(model.predict(rows), classes.values(), strict=True):
@@ -136,7 +136,7 @@ def test_what_is_missing_or_unknown_is_refused(loaded, published, rows, reason):
 def test_what_a_model_with_classes_does_not_know_is_refused(loaded, published_conditional):
     model = loaded(published_conditional)
     assert "unknown class 'ross'; did you mean rose (8)?" in refusal(model, {"n": 1, "class": "ross"})
-    assert "unknown class 7; the model knows 01 (3)" in refusal(model, {"n": 1, "class": 7})
+    assert "unknown class 7; the model knows 01, nan (5), rose (8)" in refusal(model, {"n": 1, "class": 7})
 
 
 def test_a_request_is_bounded_as_a_whole(loaded, published, published_conditional):
