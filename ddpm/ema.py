@@ -9,6 +9,9 @@ from torch import nn
 class ExponentialMovingAverage:
     """A copy of a network, `module`, whose weights are the moving average of those of the network.
 
+    Buffers, such as the running statistics of a batch normalisation, are copied as they are: most are averages already,
+    or counts. torch.optim.swa_utils.AveragedModel does the same.
+
     Ho et al. 2020, section 4: average <- decay * average + (1 - decay) * weights after each step. With `warmup` the
     decay of update n is min(decay, (1 + n) / (10 + n)), so that a short run is not dominated by the initial weights
     (the rule of TensorFlow's ExponentialMovingAverage with `num_updates`).
@@ -43,7 +46,12 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def move(self, model: nn.Module) -> None:
-        """Move the average by the current decay; all work is on the device, so that a CUDA graph can hold it."""
+        """Move the average by the current decay, and copy the buffers.
+
+        All work is on the device, so that a CUDA graph can hold it.
+        """
         averages: list[torch.Tensor] = list(self.module.parameters())
         weights = [parameter.detach() for parameter in model.parameters()]
         torch._foreach_lerp_(averages, weights, 1.0 - self.current_decay())
+        for kept, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            kept.copy_(buffer)

@@ -144,7 +144,8 @@ class HalfWeights:
 
     Autocast casts each weight by a kernel of its own, and each gradient back by another: 270 launches a step of the
     published network. Products get the same numbers as under autocast. Upsampling gets slightly different ones, because
-    autocast casts its weights after they are summed. Norms and embeddings stay in float32, shared with the network.
+    autocast casts its weights after they are summed. Norms and embeddings stay in float32, shared with the network, and
+    so do buffers, whatever their type.
 
     Attributes:
         network: the twin; `hand_over_gradients` adds its gradients to those of the network.
@@ -158,6 +159,8 @@ class HalfWeights:
                 if isinstance(layer, nn.Conv2d | nn.Linear) and weight not in halves:
                     halves[weight] = nn.Parameter(weight.detach().to(torch.bfloat16), weight.requires_grad)
                 setattr(twin, name, halves.get(weight, weight))
+            for name, buffer in layer.named_buffers(recurse=False):
+                setattr(twin, name, buffer)
         self._pairs = list(halves.items())
 
     @torch.no_grad()
@@ -194,7 +197,7 @@ def _exchange_gradients(network: nn.Module, device: torch.device) -> nn.Module:
         return DistributedDataParallel(
             network,
             device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # they are constants
+            broadcast_buffers=False,  # constants, or running statistics, of which the first process saves its own
             # The buckets' views take the weights' own order of memory, which the fused optimizer relies on.
             gradient_as_bucket_view=True,
         )

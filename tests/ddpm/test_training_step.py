@@ -1,15 +1,17 @@
-"""Half-precision twins of the weights, which a GPU trains with, against autocast."""
+"""Half-precision twins of the weights, which a GPU trains with, against autocast; buffers of networks."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 from torch import nn
 
-from ddpm import train
+from ddpm import TrainingState, train
+from ddpm.checkpoint import load_checkpoint, save_checkpoint
 from ddpm.training_step import HalfWeights
 from tests.ddpm.small_networks import awake
-from tests.ddpm.small_training import CONFIG, start
+from tests.ddpm.small_training import CONFIG, assert_same_bits, snapshot, start
 
 
 @pytest.fixture
@@ -60,6 +62,41 @@ def test_a_training_on_half_weights_learns_as_one_under_autocast(images, diffusi
     before = dict(start(config).model.named_parameters())
     for name, weight in states[1].model.named_parameters():
         assert not torch.equal(weight, before[name]), name  # each has learnt something
+
+
+class Normalised(nn.Module):
+    """A network with running statistics and a count, as batch normalisation keeps them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1))
+
+    def forward(self, x_t, _t):
+        return self.layers(x_t)
+
+
+@pytest.mark.parametrize("may_halve", [False, True])
+@pytest.mark.parametrize("ema_warmup", [False, True])
+def test_averages_have_the_buffers_of_the_network_also_when_resumed(
+    images, diffusion, tmp_path, monkeypatch, may_halve, ema_warmup
+):
+    monkeypatch.setattr("ddpm.training_step.may_halve", lambda *_: may_halve)
+    changes = {"precision": "bfloat16" if may_halve else "float32", "ema_warmup": ema_warmup}
+    config = dataclasses.replace(CONFIG, num_steps=4, extra_ema_decays=(0.5,), **changes)
+    torch.manual_seed(0)
+    first = Normalised()
+    state, resumed = (TrainingState.start(copy.deepcopy(first), config) for _ in range(2))
+    for event in train(state, images, diffusion, config):
+        if event.step == 2:
+            path = save_checkpoint(tmp_path, state, {}, {}, keep=1)
+    load_checkpoint(path, resumed, {})
+    assert [event.step for event in train(resumed, images, diffusion, config)] == [3, 4]
+    assert_same_bits(snapshot(resumed), snapshot(state))
+    buffers = dict(state.model.named_buffers())
+    assert int(buffers["layers.1.num_batches_tracked"]) == 4
+    assert not torch.equal(buffers["layers.1.running_mean"], first.layers[1].running_mean)
+    for ema in state.emas:
+        assert_same_bits(dict(ema.module.named_buffers()), buffers)
 
 
 def test_a_shared_weight_has_one_half_and_a_frozen_one_stays_frozen():
