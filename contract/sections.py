@@ -29,6 +29,9 @@ from ddpm.config import (
 MIN_COMPARED_IMAGES = 10
 """Minimum images per set for a meaningful distance."""
 
+MAX_ANIMATION_SIDE = 16_383
+"""Largest width and height of a picture in WebP, the format of the animation, in pixels."""
+
 NumProcesses = Annotated[int, Interval(ge=1, le=1024)]
 NumGridImages = Annotated[int, Interval(ge=1, le=1024)]
 BatchSize = Annotated[int, Interval(ge=1, le=65_536)]
@@ -246,6 +249,12 @@ class Params:
         _check_at_most(
             "sample.num_sampling_steps", self.sample.num_sampling_steps, "train.diffusion.num_timesteps", num_timesteps
         )
+        columns = (MAX_ANIMATION_SIDE - 2) // (size + 2)  # two pixels apart; only small images are enlarged
+        if self.sample.num_grid_images > columns**2:
+            raise ValueError(
+                f"sample.num_grid_images={self.sample.num_grid_images} must not exceed {columns**2}, since the "
+                f"animation would not fit into WebP, with preprocess.image_size={size}"
+            )
         if self.evaluate.enabled and self.sample.num_images < MIN_COMPARED_IMAGES:
             raise ValueError(
                 f"sample.num_images={self.sample.num_images} must be at least {MIN_COMPARED_IMAGES}, since "
