@@ -10,6 +10,7 @@ from contract.sections import ReferenceParams
 from ddpm.devices import prepare_best_device
 from ddpm.distributed import is_first
 from stages.datasets.prepared import all_images, dataset_digest, image_index, positions_of
+from stages.datasets.suitability import checked
 from stages.evaluation.extraction import choose_at_random, describe_extractor, extract_together, load_extractor
 from stages.evaluation.real_features import RECORD, RealFeatures, write_real_features
 from stages.runtime.outputs import write_json
@@ -57,4 +58,4 @@ def tabulate_images(chosen: dict[str, Tensor]) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run_stage("reference", main, lambda params: params.reference.num_processes)
+    run_stage("reference", checked(main), lambda params: params.reference.num_processes)

@@ -4,6 +4,7 @@ from contract.params import Params
 from contract.paths import LOSSES, MODEL, MODEL_RUN, TRAINED_ON
 from ddpm.distributed import is_first
 from ddpm.published import publish_model
+from stages.datasets.suitability import checked
 from stages.runtime.alone import work_alone_in
 from stages.runtime.outputs import write_json
 from stages.runtime.reporting import say
@@ -45,4 +46,4 @@ def publish(experiment: Experiment) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("train", main, lambda params: params.train.num_processes)
+    run_stage("train", checked(main), lambda params: params.train.num_processes)

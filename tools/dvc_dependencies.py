@@ -21,6 +21,7 @@ PACKAGES = ("ddpm", "contract", "tracking", "stages", "tasks", "flows")
 SHAPE_NO_RESULT = {
     "contract": "DVC compares parameters and paths itself; errors, events and variables are no results",
     "tracking": "it repeats in MLflow what DVC records without it",
+    "stages.datasets.suitability": "it refuses early what a later stage would refuse",
     "stages.runtime": "it starts, reports and ends a stage",
     "stages.training.previews": "pictures to look at while a training goes on",
     "ddpm.files": "it writes files whole or not at all, and computes digests",

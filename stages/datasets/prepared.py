@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,18 +35,20 @@ def image_index() -> pd.DataFrame:
     return pd.read_csv(DATASET / "index.csv", keep_default_na=False, dtype={"class_name": str})
 
 
+def count_images() -> dict[str, int]:
+    """Return the number of images of each split that has any."""
+    return dict(Counter(image_index()["split"]))
+
+
 def positions_of(splits: Sequence[str]) -> Tensor:
     """Return the positions of the images of `splits` in the prepared array, int64, in the order of the index.
 
     Raises:
         StageError: there are no such images.
     """
-    index = image_index()
-    positions = np.flatnonzero(index["split"].isin(list(splits)).to_numpy())
+    positions = np.flatnonzero(image_index()["split"].isin(list(splits)).to_numpy())
     if len(positions) == 0:
-        raise StageError(
-            f"no image in split {' or '.join(splits)}; images by split: {index['split'].value_counts().to_dict()}"
-        )
+        raise StageError(f"no image in split {' or '.join(splits)}; images by split: {count_images()}")
     return torch.from_numpy(positions)
 
 

@@ -6,8 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from contract.errors import StageError
+from contract.paths import SAMPLES
 from contract.sections import MIN_COMPARED_IMAGES, EvaluateParams
 from ddpm.metrics import NEIGHBOURHOOD, frechet_distance, kernel_distance, precision_recall
+from stages.datasets.suitability import check_reference
 from stages.evaluation.real_features import RealFeatures
 from stages.runtime.reporting import say
 
@@ -20,14 +22,13 @@ def choose_sets(real: RealFeatures, samples: Tensor, params: EvaluateParams) -> 
     Raises:
         StageError: the reference or the samples are too few.
     """
-    sets = {"reference": real.features.get(params.reference_split, samples[:0]), "samples": samples}
-    for name, features in sets.items():
-        if len(features) < MIN_COMPARED_IMAGES:
-            of_split = f" (split {params.reference_split})" if name == "reference" else ""
-            raise StageError(
-                f"{name}{of_split} holds {len(features)} images, and a distance needs {MIN_COMPARED_IMAGES}: "
-                "sample more, prepare more, or set evaluate.enabled to false"
-            )
+    check_reference({split: len(features) for split, features in real.features.items()}, params.reference_split)
+    if len(samples) < MIN_COMPARED_IMAGES:
+        raise StageError(
+            f"{SAMPLES} holds {len(samples)} images, and a distance needs {MIN_COMPARED_IMAGES}: raise "
+            "sample.num_images, or set evaluate.enabled to false"
+        )
+    sets = {"reference": real.features[params.reference_split], "samples": samples}
     for split, features in real.features.items():
         if split == params.reference_split:
             continue
