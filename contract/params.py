@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from contract.documents import read_mapping
 from contract.errors import ParamsError
 from contract.nesting import merge
 from contract.paths import PARAMS_FILE, PROFILES_FOLDER, list_profiles
@@ -36,7 +36,7 @@ def read_params(path: Path = PARAMS_FILE) -> Params:
     Raises:
         ParamsError: the file is missing, is not YAML, or holds parameters that cannot be used.
     """
-    return validate_params(_read_yaml(path), str(path))
+    return validate_params(read_mapping(path, _yaml()), str(path))
 
 
 def activate(profile: str | None, overrides: Mapping[str, Any], path: Path = PARAMS_FILE) -> Params:
@@ -54,13 +54,13 @@ def activate(profile: str | None, overrides: Mapping[str, Any], path: Path = PAR
         ParamsError: the profile is unknown, or the result cannot be used. The file is then as it was.
     """
     document, params = _compose(profile, overrides, path)
-    if profile is None and document == _read_yaml(path):
+    if profile is None and document == read_mapping(path, _yaml()):
         return params  # the layout of a file that was written by hand stays until a value changes
     buffer = io.StringIO()
     _yaml().dump(document, buffer)
-    if not path.is_file() or path.read_text() != buffer.getvalue():
+    if not path.is_file() or path.read_text("utf-8") != buffer.getvalue():
         with atomic_path(path) as temporary:
-            temporary.write_text(buffer.getvalue())
+            temporary.write_text(buffer.getvalue(), "utf-8")
     return params
 
 
@@ -87,7 +87,11 @@ def validate_params(document: Mapping[str, Any], source: str) -> Params:
     try:
         # Through JSON, where strictness knows that a list is the only way to write a tuple. It has no dates: a source
         # named 2024-01-01 is a name.
-        params = _adapter().validate_json(json.dumps(document, default=str), strict=True, extra="forbid")
+        text = json.dumps(document, default=str)
+    except (TypeError, ValueError, RecursionError) as error:  # a list as a name, a list within itself
+        raise ParamsError(f"{source} cannot be used: {error}") from None
+    try:
+        params = _adapter().validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
         # While parameters are missing, defaults of the library stand in for them: combinations are not judged.
         skipped = {"missing", "value_error"} if problems else {"missing"}
@@ -99,7 +103,7 @@ def validate_params(document: Mapping[str, Any], source: str) -> Params:
 
 def _compose(profile: str | None, overrides: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], Params]:
     source = path if profile is None else path.parent / PROFILES_FOLDER / f"{profile}.yaml"
-    document = _read_yaml(path) if profile is None else _read_profile(source)
+    document = read_mapping(path, _yaml()) if profile is None else _read_profile(source)
     merge(document, overrides)
     return document, validate_params(document, f"{source} with what was set" if overrides else str(source))
 
@@ -109,10 +113,10 @@ def _read_profile(path: Path) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(list_profiles(path.parent)) or "none"
         raise ParamsError(f"unknown profile {path.stem!r}; choose one of: {known}")
-    profile = _read_yaml(path)
+    profile = read_mapping(path, _yaml())
     if not any(find_missing(profile)):
         return profile
-    document = _read_yaml(path.with_name(f"{BASE_PROFILE}.yaml"))
+    document = read_mapping(path.with_name(f"{BASE_PROFILE}.yaml"), _yaml())
     merge(document, {"profile": path.stem} | profile)
     document.ca.comment = profile.ca.comment  # type: ignore[attr-defined]
     return document
@@ -130,18 +134,6 @@ def _describe(problem: ErrorDetails) -> str:
     if problem["type"] == "unexpected_keyword_argument":
         return f"{place} is not a parameter{suggest(place)}"
     return f"{place}: {problem['msg']}, got {problem['input']!r}"
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        document = _yaml().load(path.read_text())
-    except FileNotFoundError:
-        raise ParamsError(f"{path} is missing; `git checkout {path}` brings it back") from None
-    except YAMLError as error:
-        raise ParamsError(f"{path} is not YAML: {error}") from None
-    if not isinstance(document, dict):
-        raise ParamsError(f"{path} must hold sections of parameters, got {type(document).__name__}")
-    return document
 
 
 def _yaml() -> YAML:

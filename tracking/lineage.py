@@ -5,9 +5,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from contract import paths
+from contract.documents import read_mapping
 from contract.environment import PREFECT_RUN, PREFECT_RUN_ID
 
 
@@ -37,7 +36,7 @@ def _output_digest(lock: dict[str, Any], stage: str, path: Path) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    return YAML(typ="safe").load(path) if path.is_file() else {}
+    return read_mapping(path) if path.is_file() else {}
 
 
 def _git(*arguments: str) -> str:

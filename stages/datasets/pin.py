@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 from ruamel.yaml import YAML
 
+from contract.documents import read_mapping
 from contract.errors import StageError
 from contract.paths import DATA, DATA_PIN, RECEIPT
 from contract.sections import DownloadParams, as_plain
@@ -120,5 +121,4 @@ def read_receipt() -> Receipt:
 
 
 def _read_pin() -> dict[str, Any]:
-    pin: dict[str, Any] = YAML(typ="safe").load(DATA_PIN) if DATA_PIN.is_file() else {}
-    return pin
+    return read_mapping(DATA_PIN) if DATA_PIN.is_file() else {}

@@ -194,18 +194,47 @@ def test_what_yaml_takes_for_a_date_is_a_name_here(written):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("train: [1", "is not YAML"),
-        ("profile: a\nprofile: b", 'duplicate key "profile"'),
-        ("- a\n- b", "must hold sections"),
-        ("", "must hold sections"),
-        (None, r"is missing; `git checkout params\.yaml`"),
+        (b"train: [1", "is not YAML: line 1, column 10: "),
+        (b"profile: a\nprofile: b", 'is not YAML: line 2, column 1: found duplicate key "profile"'),
+        (b"train:\n\tseed: 1", r"is not YAML: line 2, column 1: found character '\\t'"),
+        (b"profile: a\n---\nprofile: b", "is not YAML: line 2, column 1: but found another document"),
+        (b"profile: a\0", "is not YAML: unacceptable character #x0000"),
+        (b"profile: 2024-13-45", "is not YAML: month must be in"),
+        (b"profile: " + 5_000 * b"1", "is not YAML: .*5000 digits"),
+        (b"profile: " + 3_000 * b"[", "is not YAML: maximum recursion"),
+        (b"profile: a\n# caf\xe9", "is not UTF-8: line 2 holds the byte 0xe9; save it as UTF-8"),
+        ("profile: a".encode("utf-16"), "is not UTF-8: line 1 holds the byte 0xff"),
+        (b"{[1]: 2}", "cannot be used: keys must be str"),
+        (b"- a\n- b", "must hold sections by name, got "),
+        (b"", "must hold sections by name, got an empty file; `git checkout"),
+        (None, "is missing; `git checkout"),
+        (Path(), "cannot be read: Is a directory"),
     ],
+    ids=str,
 )
-def test_a_file_without_sections_is_refused(folder, content, message):
-    if content is not None:
-        Path("params.yaml").write_text(content)
-    with pytest.raises(ParamsError, match=message):
+def test_a_file_that_holds_no_parameters_is_one_line(folder, content, message):
+    path = Path("params.yaml")
+    if content == Path():
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ParamsError, match=f"params.yaml {message}") as caught:
         read_params()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_profile_that_cannot_be_read_is_one_line(folder):
+    Path("profiles").mkdir()
+    Path("profiles/mine.yaml").write_bytes(b"train:\n  # caf\xe9")
+    with pytest.raises(ParamsError, match=r"^profiles/mine.yaml is not UTF-8: line 2 holds the byte 0xe9"):
+        compose("mine", {})
+
+
+@pytest.mark.parametrize("change", [lambda text: b"\xef\xbb\xbf" + text, lambda text: text.replace(b"\n", b"\r\n")])
+def test_what_editors_of_other_systems_write_is_read(written, document, change):
+    path = written({})
+    path.write_bytes(change(path.read_bytes()))
+    assert as_plain(read_params(path)) == document()
 
 
 def test_what_dvc_records_of_a_stage_is_what_it_reads(make_params):
