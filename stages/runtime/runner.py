@@ -5,9 +5,11 @@ import traceback
 import warnings
 from collections.abc import Callable
 
+from contract.environment import is_first_process
 from contract.errors import FlowersError, StageError
 from contract.events import has_reader
 from contract.params import Params, read_params
+from stages.runtime.dependencies import Dependencies
 from stages.runtime.interruption import EXIT_INTERRUPTED, Interrupted, ignore_signals, interrupt_on_signals
 from stages.runtime.reporting import fail, warn
 
@@ -22,8 +24,8 @@ _MORE_MEMORY = {"train": ", raise train.accumulation_steps or set train.gradient
 def run_stage(name: str, stage: Callable[[Params], None], num_processes: Callable[[Params], int] | None = None) -> None:
     """Run one stage with the parameters in force: in this process, or in as many as `num_processes` reads from them.
 
-    DVC reads params.yaml again when the stage has ended, and would record parameters that the stage never saw; so a
-    change of those that it reads is an error.
+    DVC reads params.yaml and the dependencies again when the stage has ended, and would record parameters, code and
+    data that the stage never saw; so a change of those that it uses is an error.
 
     Raises:
         SystemExit: the stage has failed (status 1) or was interrupted (status 75), and has reported why.
@@ -32,13 +34,15 @@ def run_stage(name: str, stage: Callable[[Params], None], num_processes: Callabl
         warnings.showwarning = lambda message, *_: warn(name, str(message))
     try:
         interrupt_on_signals()
-        params = read_params()
+        params, dependencies = read_params(), Dependencies(name) if is_first_process() else None
         if num_processes is None:
             stage(params)
         else:
             run_in_processes(name, lambda: stage(params), num_processes(params))
         if read_params().read_by(name) != params.read_by(name):
             raise StageError(f"params.yaml changed while {name} ran, so nothing is recorded: run it again")
+        if dependencies:
+            dependencies.check()
     except Interrupted as interruption:
         ignore_signals()
         warn(name, str(interruption))

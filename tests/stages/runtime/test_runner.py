@@ -1,11 +1,14 @@
 """Start and end of a stage: parameters kept, one clear error, and the exit status."""
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -143,6 +146,86 @@ def test_any_other_change_is_none(write_params, events, changes):
 def test_a_file_spoilt_meanwhile_is_an_error(ended):
     status, words = ended(lambda _params: Path("params.yaml").write_text("train: ["))
     assert status == 1 and words.startswith("train: error: params.yaml is not YAML")
+
+
+DEPENDENCIES = """
+stages:
+  train:
+    deps: [stages/train.py, ddpm, build/dataset: {hash: md5}, build/gone]
+"""
+
+
+@pytest.fixture
+def dependencies(place):
+    """The files of a stage in a folder with dvc.yaml."""
+    for name in ("stages/train.py", "ddpm/ema.py", "ddpm/samplers/step.py", "build/dataset/images.npy", "README.md"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("one")
+    Path("dvc.yaml").write_text(DEPENDENCIES)
+    Path(".dvcignore").write_text("*.log\n")
+
+
+def write(name, content="two"):
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text(content)
+
+
+def edit_unnoticed():
+    before = Path("ddpm/ema.py").stat()
+    write("ddpm/ema.py")
+    os.utime("ddpm/ema.py", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("edit", "names"),
+    [
+        (lambda: write("stages/train.py"), "stages/train.py"),
+        (lambda: write("ddpm/samplers/step.py"), "ddpm/samplers/step.py"),
+        (lambda: write("build/dataset/images.npy"), "build/dataset/images.npy"),
+        (edit_unnoticed, "ddpm/ema.py"),  # of the same size, with the same time
+        (lambda: write("ddpm/new.py"), "ddpm/new.py"),
+        (lambda: write("build/gone"), "build/gone"),
+        (lambda: Path("ddpm/ema.py").unlink(), "ddpm/ema.py"),
+        (lambda: shutil.rmtree("ddpm"), "ddpm/ema.py, ddpm/samplers/step.py"),
+        (lambda: [write(f"ddpm/{number}.py") for number in range(7)], ", ".join(f"ddpm/{i}.py" for i in range(5))),
+    ],
+)
+def test_a_dependency_edited_meanwhile_is_an_error(ended, dependencies, edit, names):
+    # DVC hashes it when the stage has ended, and would record what the stage never saw.
+    status, words = ended(lambda _params: edit())
+    more = " and 2 more" if names.count(",") == 4 else ""
+    assert (status, words) == (
+        1,
+        f"train: error: {names}{more} changed while train ran, so nothing is recorded: run it again; with the files as "
+        "they were, it takes up its finished checkpoint and trains nothing again\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda: Path("ddpm/ema.py").touch(),
+        lambda: write("ddpm/ema.py", "one"),
+        lambda: shutil.move(shutil.copy("ddpm/ema.py", "copy"), "ddpm/ema.py"),
+        lambda: write("ddpm/__pycache__/ema.pyc"),
+        lambda: write("ddpm/train.log"),
+        lambda: write("README.md"),
+        lambda: Path("dvc.yaml").unlink(),
+    ],
+    ids=["touched", "saved", "replaced", "compiled", "ignored by DVC", "no dependency", "no dvc.yaml"],
+)
+def test_dependencies_with_the_same_bytes_are_no_error(dependencies, events, edit):
+    run_stage("train", lambda _params: edit())
+    assert events() == []
+
+
+def test_code_edited_while_it_was_imported_is_an_error(ended, dependencies, monkeypatch):
+    module = ModuleType("ddpm.ema")
+    module.__file__ = str(Path("ddpm/ema.py").absolute())  # younger than this process
+    monkeypatch.setitem(sys.modules, "an edited module", module)
+    status, words = ended(lambda _params: pytest.fail("the stage ran"))
+    assert status == 1
+    assert words == "train: error: ddpm/ema.py changed while train started, so nothing is recorded: run it again\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
