@@ -125,6 +125,20 @@ def load_checkpoint(path: Path, state: TrainingState, experiment: Mapping[str, A
     return notes
 
 
+def read_experiment(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of its experiment, without reading its tensors.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            experiment: dict[str, Any] = json.loads(file.metadata()["experiment"])
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    return experiment
+
+
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Return the path of the checkpoint of a step."""
     return folder / f"step_{step:09d}.safetensors"

@@ -1,5 +1,8 @@
 """Train the network, going on from the newest checkpoint of the same experiment, and publish its weights."""
 
+from collections.abc import Callable
+from functools import partial
+
 from contract.params import Params
 from contract.paths import LOSSES, MODEL, MODEL_RUN, TRAINED_ON
 from ddpm.distributed import is_first
@@ -13,12 +16,17 @@ from stages.training.evaluation import publish_best
 from stages.training.experiment import Experiment, describe_experiment, prepare_experiment
 from stages.training.loop import learn
 from stages.training.losses import write_losses
+from stages.training.others import mark_as_finished
 from stages.training.resume import resume
 from tracking.runs import open_run
 
 
-def main(params: Params) -> None:
-    """Train on build/dataset; write build/model and build/losses.csv."""
+def main(params: Params) -> Callable[[], None] | None:
+    """Train on build/dataset; write build/model and build/losses.csv.
+
+    Returns:
+        What the first process has to do once the result stands.
+    """
     experiment = prepare_experiment(params.train)
     with work_alone_in(experiment.folder, "train"):
         resume(experiment)
@@ -31,6 +39,7 @@ def main(params: Params) -> None:
                 publish(experiment)
                 write_losses(recording, LOSSES)
                 tracker.record_file(LOSSES, "training")
+        return partial(mark_as_finished, experiment) if is_first() else None
 
 
 def publish(experiment: Experiment) -> None:

@@ -13,6 +13,8 @@ from stages.runtime.reporting import say
 
 POLL_SECONDS = 1.0
 
+_LOCK = "lock"
+
 
 @contextmanager
 def work_alone_in(folder: Path, stage: str) -> Iterator[None]:
@@ -23,13 +25,25 @@ def work_alone_in(folder: Path, stage: str) -> Iterator[None]:
     """
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock", timeout=0)
+    lock = FileLock(folder / _LOCK, timeout=0)
     try:
         if not _first_has(lock):
             say(stage, f"another run of the same experiment works in {folder}; waiting for its end")
             while not _first_has(lock):
                 time.sleep(POLL_SECONDS)
         yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def hold_if_free(folder: Path) -> Iterator[bool]:
+    """Keep other runs out of a folder during the block, unless one works there; yield whether it was free."""
+    lock = FileLock(folder / _LOCK, timeout=0)
+    try:
+        with suppress(Timeout):
+            lock.acquire()
+        yield lock.is_locked
     finally:
         lock.release()
 

@@ -4,6 +4,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from typing import TypeAlias
 
 from contract.environment import is_first_process
 from contract.errors import FlowersError, StageError
@@ -21,7 +22,13 @@ _SECTION_OF_BATCH_SIZE = {"evaluate": "reference"}
 _MORE_MEMORY = {"train": ", raise train.accumulation_steps or set train.gradient_checkpointing"}
 
 
-def run_stage(name: str, stage: Callable[[Params], None], num_processes: Callable[[Params], int] | None = None) -> None:
+Afterwards: TypeAlias = Callable[[], None] | None
+"""What is left to do once a stage's result stands."""
+
+
+def run_stage(
+    name: str, stage: Callable[[Params], Afterwards], num_processes: Callable[[Params], int] | None = None
+) -> None:
     """Run one stage with the parameters in force: in this process, or in as many as `num_processes` reads from them.
 
     DVC reads params.yaml and the dependencies again when the stage has ended, and would record parameters, code and
@@ -36,13 +43,15 @@ def run_stage(name: str, stage: Callable[[Params], None], num_processes: Callabl
         interrupt_on_signals()
         params, dependencies = read_params(), Dependencies(name) if is_first_process() else None
         if num_processes is None:
-            stage(params)
+            finish = stage(params)
         else:
-            run_in_processes(name, lambda: stage(params), num_processes(params))
+            finish = run_in_processes(name, lambda: stage(params), num_processes(params))
         if read_params().read_by(name) != params.read_by(name):
             raise StageError(f"params.yaml changed while {name} ran, so nothing is recorded: run it again")
         if dependencies:
             dependencies.check()
+        if finish:
+            finish()
     except Interrupted as interruption:
         ignore_signals()
         warn(name, str(interruption))
@@ -57,7 +66,7 @@ def run_stage(name: str, stage: Callable[[Params], None], num_processes: Callabl
         raise
 
 
-def run_in_processes(name: str, work: Callable[[], None], num_processes: int) -> None:
+def run_in_processes(name: str, work: Callable[[], Afterwards], num_processes: int) -> Afterwards:
     """Start the processes of a stage, or do the work of this one among them."""
     from ddpm import distributed  # with torch, whose seconds a stage that works alone need not wait for
 
@@ -65,9 +74,9 @@ def run_in_processes(name: str, work: Callable[[], None], num_processes: int) ->
         from stages.runtime.launcher import launch
 
         launch(name, num_processes)
-    else:
-        with distributed.process_group():
-            work()
+        return None
+    with distributed.process_group():
+        return work()
 
 
 def explain_error(stage: str, error: Exception) -> str | None:

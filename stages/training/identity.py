@@ -1,6 +1,8 @@
 """The identity of an experiment: the parameters, data and code that shape what is learnt."""
 
+import ast
 import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contract.errors import StageError
 from contract.sections import TrainParams, as_plain
 
 _WATCHING = frozenset({
@@ -17,8 +20,8 @@ _WATCHING = frozenset({
 })  # fmt: skip
 """Parameters that change how a training is watched, not what it learns."""
 
-_WATCHING_MODULES = frozenset({"ddpm.features", "ddpm.metrics"})
-"""Modules that evaluate what is learnt."""
+_WATCHING_MODULES = frozenset({"ddpm.features", "ddpm.files", "ddpm.metrics", "ddpm.shapes"})
+"""Modules that evaluate what is learnt, or shape no result."""
 
 _LEARNING_MODULES = (
     "stages.datasets.prepared", "stages.training.experiment", "stages.training.loop", "stages.training.losses",
@@ -49,12 +52,39 @@ def digest_images(images: Tensor, positions: Tensor) -> str:
     return digest.hexdigest()
 
 
-def digest_code() -> str:
-    """Return the digest of the code that shapes what is learnt: all imported modules of ddpm, and some of the stage."""
-    digest = hashlib.sha256()
+def digest_code() -> dict[str, str]:
+    """Return the digest of each module that shapes what is learnt: all imported ones of ddpm, and some of the stage.
+
+    Raises:
+        StageError: a file is no Python by now, as while it is edited.
+    """
+    digests = {}
     for name, module in sorted(sys.modules.items()):
         file = getattr(module, "__file__", None)
         is_library = name.partition(".")[0] == "ddpm" and name not in _WATCHING_MODULES
         if file and (is_library or name in _LEARNING_MODULES):
-            digest.update(name.encode() + b"\0" + Path(file).read_bytes())
-    return digest.hexdigest()
+            digests[name] = _digest_module(Path(file))
+    return digests
+
+
+def _digest_module(file: Path) -> str:
+    """Return the digest of what a module does: comments, docstrings and layout do not count."""
+    try:
+        meaning = _describe(ast.parse(file.read_bytes()))
+    except (SyntaxError, ValueError) as error:
+        raise StageError(f"{file} has changed since it was imported, and is no Python now: {error}") from None
+    return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:16]
+
+
+def _describe(node: Any) -> Any:
+    """Return a syntax tree as lists, the same in all versions of Python: ast.dump shows other empty fields in each."""
+    if isinstance(node, list):
+        return [_describe(each) for each in node if not _is_text(each)]
+    if isinstance(node, ast.AST):
+        fields = [(name, value) for name, value in ast.iter_fields(node) if name != "kind" and value not in (None, [])]
+        return [type(node).__name__, *((name, _describe(value)) for name, value in fields)]
+    return repr(node)
+
+
+def _is_text(node: Any) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -7,6 +7,7 @@ from ddpm.checkpoint import CheckpointError, fingerprint_of, list_checkpoints, l
 from ddpm.distributed import collect, is_first
 from stages.runtime.reporting import say
 from stages.training.experiment import Experiment, Recording
+from stages.training.others import warn_of_near_one
 
 
 def resume(experiment: Experiment) -> None:
@@ -31,6 +32,8 @@ def resume(experiment: Experiment) -> None:
         finished = f"{path} holds this very training, finished; nothing is left to train"
         say("train", finished if experiment.state.step == num_steps else f"going on from {path}")
         break
+    if is_first() and experiment.state.step == 0:
+        warn_of_near_one(experiment)
     _check_agreement(experiment)
 
 

@@ -1,10 +1,12 @@
 """The identity of a training: another experiment's checkpoints are not to be confused with this one's."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from contract.errors import StageError
 from contract.nesting import flatten
 from ddpm.checkpoint import fingerprint_of
 from stages.training.identity import digest_code, identify
@@ -65,17 +67,62 @@ def test_the_number_of_steps_counts_only_if_the_rate_depends_on_it(fingerprint):
     assert fingerprint({"rate_schedule": "constant"}) == fingerprint({"rate_schedule": "constant", "num_steps": 7})
 
 
-def test_the_digest_of_the_code_changes_with_modules_that_are_learnt_by(fingerprint, tmp_path, monkeypatch):
-    def pretend_import(name, line):
+@pytest.fixture
+def pretend_import(fingerprint, tmp_path, monkeypatch):
+    """Gives the digests of the code and the fingerprint with a module of that name and text."""
+
+    def make(name, text):
         module = ModuleType(name)
-        module.__file__ = str(tmp_path / "module.py")
-        (tmp_path / "module.py").write_text(line)
+        module.__file__ = str(tmp_path / f"{name}.py")
+        Path(module.__file__).write_text(text)
         monkeypatch.setitem(sys.modules, name, module)
         return digest_code(), fingerprint()
 
+    return make
+
+
+def test_the_digest_of_the_code_changes_with_modules_that_are_learnt_by(fingerprint, pretend_import):
     before = digest_code(), fingerprint()
-    for name in ("another.module", "ddpmlike", "ddpm.metrics", "stages.training.previews"):
+    for name in ("another.module", "ddpmlike", "ddpm.metrics", "ddpm.files", "stages.training.previews"):
         assert pretend_import(name, "a = 1") == before
     for name in ("ddpm.invented", "stages.training.loop"):
-        versions = {before, pretend_import(name, "a = 1"), pretend_import(name, "a = 2")}
-        assert len(versions) == len({identity for _, identity in versions}) == 3
+        versions = [before, pretend_import(name, "a = 1"), pretend_import(name, "a = 2")]
+        assert len({identity for _, identity in versions}) == 3
+        assert {one for one, digest in versions[2][0].items() if versions[1][0][one] != digest} == {name}
+
+
+CODE = '''"""Module."""
+class A:
+    """Class."""
+    size: int = 3
+    """Attribute."""
+
+def f(x: int) -> str:
+    """Function."""
+    return f"{x}, {x + 1}" if x else "none"
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_same"),
+    [
+        ("return", "# why\n    return", True),
+        ("Function.", "What it does.", True),
+        ('"""Attribute."""', "", True),
+        ('"none"', "'none'", True),
+        ("def f(x: int) -> str:", "def f(\n    x: int,\n) -> str:", True),
+        ("size: int = 3", "size: int = 3  # three", True),
+        ("= 3", "= 3.0", False),
+        ('"none"', "None", False),
+        ("x + 1", "x - 1", False),
+        ('return f"', 'return "', False),
+    ],
+)
+def test_comments_docstrings_and_layout_are_no_change_of_code(pretend_import, old, new, is_same):
+    digests = [pretend_import("ddpm.invented", text) for text in (CODE, CODE.replace(old, new))]
+    assert (digests[0] == digests[1]) is is_same
+
+
+def test_code_that_is_no_python_by_now_is_one_line(pretend_import):
+    with pytest.raises(StageError, match=r"invented.py has changed since it was imported, and is no Python"):
+        pretend_import("ddpm.invented", "a = (")

@@ -9,6 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tests.stages.training.conftest import read_results
 
 CHECKPOINTS, MODEL, LOSSES = Path("build/checkpoints"), Path("build/model"), Path("build/losses.csv")
 CONSTANT = {"train.rate_schedule": "constant"}
@@ -150,3 +155,94 @@ def test_another_training_is_not_resumed(interrupt, train, capsys, change, befor
     change()
     train(after)
     assert "going on from" not in capsys.readouterr().out and len(list(CHECKPOINTS.iterdir())) == 2
+
+
+def test_a_finished_training_is_taken_up_when_its_edited_code_is_restored(disturb, uninterrupted):
+    Path("dvc.yaml").write_text("stages: {train: {deps: [code.py]}}")
+    Path("code.py").write_text("a = 1")
+    status, line = disturb(6, lambda _: Path("code.py").write_text("a = 2") and None)
+    assert status == 1 and line.startswith("train: error: code.py changed while train ran, so nothing is recorded")
+    Path("code.py").write_text("a = 1")
+    shutil.rmtree(MODEL)
+    assert disturb(7, lambda _: pytest.fail("it is trained again")) == (0, "")
+    assert read_results() == uninterrupted
+
+
+def tamper(change):
+    """Change what the newest checkpoint says of its experiment, as if an older version of the code had written it."""
+    path = max(CHECKPOINTS.glob("*/step_*.safetensors"))
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    experiment = json.loads(metadata["experiment"])
+    change(experiment)
+    save_file(tensors, path, metadata | {"experiment": json.dumps(experiment)})
+    path.parent.rename(path.parent.with_name("0" * 16))
+
+
+@pytest.mark.parametrize(
+    ("change", "changes", "sweep", "differences"),
+    [
+        (None, {"train.batch_size": 5}, "", "train.batch_size was 4 and is 5"),
+        (
+            None,
+            {"train.batch_size": 5, "train.gradient_clip": None, "train.unet.dropout": 0.0},
+            "",
+            "train.batch_size was 4 and is 5; train.gradient_clip was 1.0 and is null; "
+            "train.unet.dropout was 0.1 and is 0.0",
+        ),
+        (lambda one: one["code"].update({"ddpm.ema": "0"}), {}, "", "the code of ddpm.ema"),
+        (lambda one: one["code"].update({"ddpm.ema": "0"}), {}, "owls", "the code of ddpm.ema"),
+        (lambda one: one.update(code="0" * 64), {}, "", "the code"),  # of a version that kept one digest
+        (lambda one: one.update(images_md5="0"), {"train.seed": 4}, "", "train.seed was 3 and is 4; the images"),
+        (lambda one: one.pop("loss"), {}, "", 'train.loss was absent and is "mse"'),
+        # far ones, and what is meant to differ
+        (None, {"train.batch_size": 5, "train.seed": 4, "train.unet.dropout": 0.0, "train.ema_decay": 0.8}, "", None),
+        (None, {"train.batch_size": 5}, "owls", None),
+    ],
+)
+def test_a_training_that_starts_anew_names_the_near_one_and_what_differs(
+    interrupt, monkeypatch, change, changes, sweep, differences
+):
+    interrupt(3)
+    if change:
+        tamper(change)
+    (path,) = CHECKPOINTS.glob("*/step_000000003.safetensors")
+    monkeypatch.setenv("DDPM_SWEEP", sweep)
+    said = (
+        f"train: warning: starts at step 0; {path} holds step 3 of an interrupted training, which goes on if this is "
+        f"as it was: {differences}"
+    )
+    line = interrupt(4, changes)  # its first step
+    assert line.startswith(said + "train: warning: SIGTERM") if differences else "starts at step 0" not in line
+
+
+def test_the_nearest_interrupted_training_is_named_and_no_finished_one(interrupt, disturb):
+    interrupt(3, {"train.seed": 6, "train.batch_size": 5})
+    interrupt(6, {"train.batch_size": 5})  # its third step
+    finish(disturb, {"train.seed": 5})
+    assert "as it was: train.batch_size was 5 and is 4" in disturb(0, None)[1]
+
+
+def finish(disturb, changes):
+    assert disturb(0, None, changes)[0] == 0
+
+
+def test_checkpoints_of_finished_trainings_go_except_the_last_two(interrupt, disturb, capsys):
+    interrupt(3, {"train.seed": 10})
+    (interrupted,) = CHECKPOINTS.iterdir()
+    finish(disturb, {"train.seed": 11, "train.keep_checkpoints_every": 4})
+    (first,) = (folder for folder in CHECKPOINTS.iterdir() if folder != interrupted)
+    (first / "notes.txt").touch()
+    (CHECKPOINTS / "a person's").mkdir()
+    finish(disturb, {"train.seed": 12})
+    assert (first / "step_000000006.safetensors").is_file()
+    (second,) = (folder for folder in CHECKPOINTS.glob("?" * 16) if folder not in (interrupted, first))
+    lock = FileLock(second / "lock")
+    with lock:  # in use by another process
+        finish(disturb, {"train.seed": 13})
+        finish(disturb, {"train.seed": 14})
+    assert {path.name for path in first.glob("*.*")} == {"finished.json", "notes.txt", "step_000000004.safetensors"}
+    assert len(list(interrupted.glob("step_*"))) == len(list(second.glob("step_*"))) == 2
+    finish(disturb, {"train.seed": 15})
+    assert len(list(second.glob("step_*"))) == 0 and len(list(interrupted.glob("step_*"))) == 2
+    assert (CHECKPOINTS / "a person's").is_dir()
