@@ -1,6 +1,7 @@
 """Environment variables of the project, each named once."""
 
 import os
+from collections.abc import Mapping
 
 EVENTS = "DDPM_EVENTS"
 """File to which a stage appends its events for the task that started it; unset, a stage prints for people."""
@@ -35,6 +36,25 @@ VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 SLOTS_FOLDER = "DDPM_SLOTS_FOLDER"
 """Folder of the lock files of GPU slots, the same for all runs of this machine; unset, one in the user's home."""
+
+_REPOSITORY = frozenset({
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_ATTR_SOURCE", "GIT_COMMON_DIR", "GIT_DIR", "GIT_GLOB_PATHSPECS",
+    "GIT_GRAFT_FILE", "GIT_ICASE_PATHSPECS", "GIT_IMPLICIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_INTERNAL_SUPER_PREFIX",
+    "GIT_LITERAL_PATHSPECS", "GIT_NAMESPACE", "GIT_NOGLOB_PATHSPECS", "GIT_NO_REPLACE_OBJECTS", "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX", "GIT_QUARANTINE_PATH", "GIT_REPLACE_REF_BASE", "GIT_SHALLOW_FILE", "GIT_WORK_TREE",
+})  # fmt: skip
+"""Variables by which git tells its hooks where a repository and its index lie, and how to read paths in it."""
+
+
+def leave_repository() -> None:
+    """Forget the repository that a git hook names: this process and its children look in their own folder."""
+    for name in _REPOSITORY & os.environ.keys():
+        del os.environ[name]
+
+
+def without_repository(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without the repository that a git hook names; identity and configuration stay."""
+    return {name: value for name, value in environment.items() if name not in _REPOSITORY}
 
 
 def process_number() -> int:

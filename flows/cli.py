@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
+from contract.environment import leave_repository
 from contract.errors import FlowersError
 from contract.paths import list_profiles
 from ddpm.config import MAX_GUIDANCE_SCALE, MAX_SEED, SamplerName, SamplingConfig
@@ -39,6 +40,7 @@ app.register_install_completion_command(help="Install completion of commands and
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the command line names; an error meant for people ends it with one message."""
     words = sys.argv[1:] if arguments is None else list(arguments)
+    leave_repository()
     prefer_code_of_this_folder(words)
     command = " ".join(["flowers", *app.parse_commands(words)[0]])
     try:

@@ -1,35 +1,14 @@
-"""The git commands that flows need."""
+"""Questions to git that flows ask."""
 
-import os
-import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 from contract.errors import FlowersError
+from contract.git import GitError, git
 
+__all__ = ["GitError", "find_last_commit", "git", "read_file_at", "resolve_commit", "try_git"]
 
-class GitError(FlowersError):
-    """A git command failed; the message holds the command and git's own message."""
-
-
-def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """Run a git command in `folder`, without the user's hooks, and return what it prints.
-
-    Raises:
-        GitError: it failed.
-    """
-    result = subprocess.run(
-        ["git", "-c", f"core.hooksPath={os.devnull}", *arguments],
-        cwd=folder,
-        env=os.environ | (environment or {}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode != 0:
-        raise GitError(f"`git {' '.join(arguments)}` failed: {result.stderr.strip() or result.stdout.strip()}")
-    return result.stdout.rstrip("\n")
+PROJECT_FILE = "dvc.yaml"
+"""File that every commit of the project holds."""
 
 
 def try_git(folder: Path, *arguments: str) -> str | None:
@@ -46,6 +25,32 @@ def resolve_commit(folder: Path, name: str) -> str | None:
 
 
 def read_file_at(folder: Path, commit: str, name: str) -> str | None:
-    """Return the text of a file in a commit; None if the commit does not hold it."""
-    text = try_git(folder, "show", f"{commit}:{name}")
-    return None if text is None else f"{text}\n"
+    """Return the text of a file of `folder` in a commit; None if the commit does not hold it.
+
+    Raises:
+        GitError: git cannot read the commit.
+    """
+    try:
+        return git(folder, "show", f"{commit}:./{name}") + "\n"
+    except GitError:
+        if git(folder, "ls-tree", commit, "--", name):  # it is there, but cannot be read
+            raise
+        return None
+
+
+def find_last_commit(checkout: Path) -> str:
+    """Return the commit from which isolated runs start.
+
+    Raises:
+        FlowersError: there is no repository, no commit, or the commit does not hold the project in this folder.
+    """
+    try:
+        place = git(checkout, "rev-parse", "--show-prefix")
+        commit = resolve_commit(checkout, "HEAD")
+        if commit is None:
+            raise GitError("this repository has none yet: commit the project first")
+        if not git(checkout, "ls-tree", commit, "--", PROJECT_FILE):
+            raise GitError(f"it does not hold {place}{PROJECT_FILE}: commit the project in this folder first")
+        return commit
+    except GitError as error:
+        raise FlowersError(f"an isolated run starts from the last commit, and {error}") from None

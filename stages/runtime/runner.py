@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import TypeAlias
 
-from contract.environment import is_first_process
+from contract.environment import is_first_process, leave_repository
 from contract.errors import FlowersError, StageError
 from contract.events import has_reader
 from contract.params import Params, read_params
@@ -37,6 +37,7 @@ def run_stage(
     Raises:
         SystemExit: the stage has failed (status 1) or was interrupted (status 75), and has reported why.
     """
+    leave_repository()
     if has_reader():
         warnings.showwarning = lambda message, *_: warn(name, str(message))
     try:

@@ -1,5 +1,8 @@
 """Runs are saved as DVC experiments: DVC lists and applies them, and they are found by name."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from contract.errors import FlowersError
@@ -11,6 +14,9 @@ from flows.workspaces.experiments import (
     save_experiment,
 )
 from flows.workspaces.worktrees import make_worktree
+from tests.seams.checkout import Checkout
+
+PROJECT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -36,6 +42,32 @@ def test_dvc_lists_applies_and_removes_what_was_saved(checkout, save):
     assert checkout.read_yaml("params.yaml") == {"train": {"learning_rate": 0.2}}
     checkout.dvc("exp", "remove", "wise-owl")
     assert list_experiments(checkout.folder) == {}
+
+
+SAVES = f"""#!{sys.executable}
+import sys
+sys.path.insert(0, {str(PROJECT)!r})
+from pathlib import Path
+from flows.workspaces.experiments import save_experiment
+from flows.workspaces.worktrees import make_worktree
+with make_worktree(Path.cwd(), "workspace") as folder:
+    (folder / "params.yaml").write_text("train: {{learning_rate: 0.2}}")
+    save_experiment(folder, "wise-owl")
+"""
+
+
+def test_a_git_hook_of_a_linked_worktree_saves_and_leaves_the_users_index_alone(checkout):
+    linked = Checkout(checkout.folder.parent / "linked", checkout.environment)
+    checkout.git("worktree", "add", "--quiet", "--detach", str(linked.folder))
+    hook = checkout.folder / ".git/hooks/pre-commit"  # git names it the repository and the index
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(SAVES)
+    hook.chmod(0o755)
+    (linked.folder / "params.yaml").write_text("train: {learning_rate: 0.7}")
+    linked.commit("Mine")
+    assert linked.git("show", "HEAD:params.yaml") == "train: {learning_rate: 0.7}"
+    assert linked.git("status", "--porcelain") == checkout.git("status", "--porcelain") == ""
+    assert linked.git("show", f"{find_commit(linked.folder, 'wise-owl')}:params.yaml") == "train: {learning_rate: 0.2}"
 
 
 def test_other_stages_are_removed_from_a_lock(tmp_path):
