@@ -13,12 +13,12 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from contract.environment import TRACKING_URI
+from contract.environment import TRACKING_URI, leave_repository
 from contract.errors import FlowersError
 from contract.params import activate
 from contract.paths import DATA_PIN, DVC_LOCK, PARAMS_FILE, PROFILES_FOLDER, list_profiles
 from flows.workspaces.experiments import make_experiment_name, save_experiment
-from flows.workspaces.git import GitError, git, read_file_at, try_git
+from flows.workspaces.git import find_last_commit, git, read_file_at
 from flows.workspaces.shared_cache import bring_raw_data
 from flows.workspaces.worktrees import make_worktree
 
@@ -65,16 +65,18 @@ def open_workspace(kind: WorkspaceKind) -> Iterator[Workspace]:
     Raises:
         FlowersError: git cannot make a worktree.
     """
+    leave_repository()  # at every door: a worker, too, may have been started by a git hook
     checkout = Path.cwd()
     if kind == "checkout":
         yield Workspace(checkout, checkout)
         return
     logger, name = get_run_logger(), make_experiment_name(flow_run.name or "")
-    # Results may differ; without a repository, making the worktree says so.
-    if changed := try_git(checkout, "diff", "--name-only", "HEAD", "--", ".", f":!{DVC_LOCK}", f":!{DATA_PIN}"):
+    results = (f":!{DVC_LOCK}", f":!{DATA_PIN}")  # which may differ
+    commit = find_last_commit(checkout)
+    if changed := git(checkout, "diff", "--name-only", "--relative", commit, "--", ".", *results):
         changes = ", ".join(changed.splitlines())
         logger.warning("This isolated run does not see the uncommitted changes of the checkout: %s", changes)
-    with make_worktree(checkout, name) as folder, _work_in(folder, checkout):
+    with make_worktree(checkout, name, logger) as folder, _work_in(folder, checkout):
         logger.info("Working in %s", folder.relative_to(checkout))
         yield Workspace(folder, checkout)
         saved = save_experiment(folder, name)
@@ -86,13 +88,12 @@ def enter_last_commit() -> Iterator[None]:
     """Make params.yaml and profiles/ those of the last commit, from which an isolated run starts."""
     checkout = Path.cwd()
     with tempfile.TemporaryDirectory() as temporary:
-        try:
-            places = (str(PARAMS_FILE), str(PROFILES_FOLDER))
-            for name in git(checkout, "ls-tree", "-r", "--name-only", "HEAD", "--", *places).splitlines():
-                (Path(temporary) / name).parent.mkdir(exist_ok=True)
-                (Path(temporary) / name).write_text(read_file_at(checkout, "HEAD", name) or "")
-        except GitError as error:
-            raise FlowersError(f"an isolated run starts from the last commit, and {error}") from None
+        commit, places = find_last_commit(checkout), (str(PARAMS_FILE), str(PROFILES_FOLDER))
+        for name in git(checkout, "ls-tree", "-r", "-z", "--name-only", commit, "--", *places).split("\0"):
+            if name:
+                path = Path(temporary, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(read_file_at(checkout, commit, name) or "", errors="surrogateescape")
         with contextlib.chdir(temporary):
             yield
 

@@ -1,7 +1,10 @@
 """A flow run works in the checkout, or in a worktree from which its results are saved."""
 
+import contextlib
 import logging
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +40,14 @@ def test_an_isolated_run_works_in_its_worktree_and_is_saved_under_its_name(check
     assert checkout.dvc("exp", "list", "--name-only").split() == ["wise-owl-7"]
     assert checkout.git("status", "--porcelain") == ""
     assert "`dvc exp apply wise-owl-7`" in in_flow_run.messages[-1]
+
+
+def test_programs_that_a_run_starts_see_its_worktree_not_a_hooks_repository(checkout, in_flow_run, monkeypatch):
+    for name, value in {"DIR": ".git", "WORK_TREE": "/", "INDEX_FILE": "/none", "LITERAL_PATHSPECS": "1"}.items():
+        monkeypatch.setenv(f"GIT_{name}", value)
+    with open_workspace("isolated") as place:
+        found = subprocess.run(["git", "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True)
+        assert found.stdout == f"{place.folder}\n"
 
 
 def test_a_run_that_fails_is_not_saved(checkout, in_flow_run):
@@ -75,6 +86,46 @@ def test_an_isolated_run_starts_from_the_parameters_of_the_last_commit(checkout)
         assert Path("params.yaml").read_text() == "train:\n  learning_rate: 0.1\n"
         assert Path("profiles/owl.yaml").read_text() == "profile: owl\n"
     assert Path.cwd() == checkout.folder and params.read_text() == "train:\n  learning_rate: 0.7\n"
+
+
+def test_a_project_may_be_a_part_of_its_repository(checkout, in_flow_run, monkeypatch):
+    shutil.move(checkout.folder / ".git", checkout.folder.parent)
+    checkout.git("add", "--all", "..")
+    checkout.git("commit", "--quiet", "--message", "A part")
+    (checkout.folder / "params.yaml").write_text("train: {learning_rate: 0.7}")
+    with enter_last_commit():
+        assert Path("params.yaml").read_text() == "train:\n  learning_rate: 0.1\n"
+    with open_workspace("isolated") as place:
+        assert Path.cwd() == place.folder == checkout.folder / "workspaces/wise-owl-7/flowers"
+        Path("params.yaml").write_text("train:\n  learning_rate: 0.2\n")
+        Path("build/model").mkdir(parents=True)
+        Path("build/model/weights").touch()
+    assert "changes of the checkout: params.yaml" in in_flow_run.text
+    assert sorted(path.name for path in (checkout.folder / "workspaces").iterdir()) == [".changing"]
+    checkout.git("checkout", "--quiet", "params.yaml")
+    checkout.dvc("exp", "apply", "wise-owl-7")
+    assert checkout.read_yaml("params.yaml") == {"train": {"learning_rate": 0.2}}
+
+
+def test_a_project_that_the_commit_does_not_hold_is_named(checkout):
+    shutil.copytree(checkout.folder, checkout.folder / "copy", ignore=shutil.ignore_patterns(".git"))
+    message = r"does not hold copy/dvc.yaml: commit the project"
+    with contextlib.chdir("copy"), pytest.raises(FlowersError, match=message), enter_last_commit():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda checkout: checkout.git("update-ref", "-d", "HEAD"), "this repository has none yet: commit the project"),
+        (lambda checkout: os.environ.update(PATH=str(checkout.folder)), "cannot be run: .*'git'"),
+    ],
+)
+def test_why_there_is_no_last_commit_is_said(checkout, monkeypatch, change, reason):
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    change(checkout)
+    with pytest.raises(FlowersError, match=rf"starts from the last commit, and .*{reason}"), enter_last_commit():
+        pass
 
 
 def test_without_a_commit_there_is_nothing_to_start_from(tmp_path, monkeypatch):
