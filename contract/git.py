@@ -34,5 +34,6 @@ def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = N
     except OSError as error:
         raise GitError(f"`git {' '.join(arguments)}` cannot be run: {error}") from None
     if result.returncode != 0:
-        raise GitError(f"`git {' '.join(arguments)}` failed: {result.stderr.strip() or result.stdout.strip()}")
+        reason = " ".join((result.stderr.strip() or result.stdout).split())  # in one line
+        raise GitError(f"`git {' '.join(arguments)}` failed: {reason}")
     return result.stdout.rstrip("\n")

@@ -1,22 +1,22 @@
 """Tags that trace an MLflow run back to its code, its data and the Prefect run that started it."""
 
 import os
-import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from contract import paths
 from contract.documents import read_mapping
 from contract.environment import PREFECT_RUN, PREFECT_RUN_ID
+from contract.events import report
+from contract.git import GitError, git
 
 
 def read_lineage() -> dict[str, str]:
     """Return tags for the git commit, DVC's digests of data and dataset, and the Prefect run, as far as known."""
     lock = _read_yaml(paths.DVC_LOCK)
     pin = _read_yaml(paths.DATA_PIN)
-    tags = {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_has_local_changes": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
+    tags = _read_code() | {
         "dvc_data": pin.get("outs", [{}])[0].get("md5", ""),
         "dvc_dataset": _output_digest(lock, "preprocess", paths.DATASET),
         "prefect_flow_run": os.environ.get(PREFECT_RUN, ""),
@@ -39,9 +39,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return read_mapping(path) if path.is_file() else {}
 
 
-def _git(*arguments: str) -> str:
+def _read_code() -> dict[str, str]:
+    """Return the tags for the code of the current folder; none without a repository, or where git cannot tell."""
+    folder = Path.cwd()
+    if not any((each / ".git").exists() for each in (folder, *folder.parents)):  # a copy without history
+        return {}
     try:
-        result = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):  # no git, or a copy without history: the tag is left out
-        return ""
-    return result.stdout.strip()
+        commit = git(folder, "rev-parse", "--verify", "HEAD")
+        changes = git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    except GitError as error:
+        _warn_once(f"the MLflow run does not name the commit of the code: {error}")
+        return {}
+    return {"git_commit": commit, "git_has_local_changes": str(bool(changes)).lower()}
+
+
+@cache
+def _warn_once(text: str) -> None:
+    report("warning", f"tracking: warning: {text}")

@@ -1,5 +1,7 @@
 """Tags that trace an MLflow run back to code, data and flow."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,11 +52,44 @@ def test_what_dvc_does_not_know_yet_is_left_out(repository, stages):
     assert set(read_lineage()) == {"git_commit", "git_has_local_changes"} and read_model_digest() == ""
 
 
-def test_the_flow_run_is_named_also_without_git_or_history(folder, monkeypatch):
+def other_owner(repository, monkeypatch):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own switch to test that
+
+
+def damaged_index(repository, monkeypatch):
+    Path(".git/index").write_bytes(b"rose")
+
+
+def no_history(repository, monkeypatch):
+    shutil.rmtree(".git")
+
+
+def no_git(repository, monkeypatch):
+    monkeypatch.setenv("PATH", str(repository.folder))
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (other_owner, "dubious ownership"),
+        (damaged_index, "bad signature|index file"),
+        (no_git, "cannot be run"),
+        (no_history, None),
+    ],
+)
+def test_where_git_cannot_tell_no_tag_speaks_of_code_and_the_reason_is_given_once(
+    repository, monkeypatch, capsys, case, reason
+):
     monkeypatch.setenv("DDPM_PREFECT_FLOW_RUN", "wise-owl")
     monkeypatch.setenv("DDPM_PREFECT_FLOW_RUN_ID", "123")
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(folder.parent))
-    expected = {"git_has_local_changes": "false", "prefect_flow_run": "wise-owl", "prefect_flow_run_id": "123"}
-    assert read_lineage() == expected
-    monkeypatch.setenv("PATH", str(folder))
-    assert read_lineage() == expected
+    case(repository, monkeypatch)
+    for _ in range(2):
+        assert read_lineage() == {"prefect_flow_run": "wise-owl", "prefect_flow_run_id": "123"}
+    warnings = re.findall("tracking: warning: .*", capsys.readouterr().out)
+    assert len(warnings) == (reason is not None)
+    assert all(re.search(f"does not name the commit of the code: .*({reason})", each) for each in warnings)
+
+
+def test_the_repository_is_that_of_the_folder_whatever_a_hook_names(repository, monkeypatch):
+    monkeypatch.setenv("GIT_DIR", str(repository.folder / "none"))
+    assert read_lineage()["git_commit"] == repository.git("rev-parse", "HEAD").strip()
