@@ -87,8 +87,9 @@ def run_stage(folder: Path, margin: str) -> tuple[float, float]:
 
 def write_dataset(folder: Path, num_images: int, image_size: int) -> float:
     """Write params.yaml, data/ and the receipt like the download stage; return the archive's size in MB."""
-    from contract.paths import DATA
-    from stages.datasets.pin import list_files, write_receipt
+    from contract.paths import DATA, RECEIPT
+    from stages.datasets.pin import list_files, make_receipt
+    from stages.runtime.outputs import write_json
 
     profile = YAML(typ="safe").load(PROJECT / "profiles" / "flowers102.yaml")
     profile["preprocess"]["image_size"] = image_size
@@ -100,7 +101,7 @@ def write_dataset(folder: Path, num_images: int, image_size: int) -> float:
         savemat(DATA / LABELS, {"labels": numbers[None] % len(FLOWERS102_CLASSES) + 1})
         parts = {key: numbers[None, part::3] + 1 for part, key in enumerate(("trnid", "valid", "tstid"))}
         savemat(DATA / SPLITS, parts)
-        write_receipt("flowers102", list_files(DATA))
+        write_json(RECEIPT, make_receipt("flowers102", list_files(DATA)))
         return (DATA / ARCHIVE).stat().st_size / 1e6
 
 

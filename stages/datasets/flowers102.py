@@ -12,7 +12,7 @@ from contract.errors import StageError
 from contract.paths import DOWNLOADS
 from contract.sections import DownloadParams
 from ddpm.files import file_digest
-from stages.datasets.source import SourceImage, SplitName
+from stages.datasets.source import SourceImage, SplitName, find_source
 from stages.datasets.transfer import TransferError, WrongDigestError, fetch_verified
 
 OFFICIAL_ADDRESS = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
@@ -39,11 +39,11 @@ class Flowers102:
             if kept.is_file() and file_digest(kept) == md5:
                 shutil.copyfile(kept, folder / name)
                 del missing[name]
-        source = params.source or OFFICIAL_ADDRESS
-        if missing and source.startswith(("http://", "https://")):
-            _download(source, missing, folder)
+        source = find_source(params.source)
+        if missing and source:
+            _copy(source, missing, folder)
         elif missing:
-            _copy(Path(source).expanduser(), missing, folder)
+            _download(params.source or OFFICIAL_ADDRESS, missing, folder)
 
     def count(self, folder: Path) -> int:
         return len(_read_matrix(folder / LABELS, "labels"))

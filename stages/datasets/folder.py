@@ -6,7 +6,7 @@ from pathlib import Path
 
 from contract.errors import StageError
 from contract.sections import DownloadParams
-from stages.datasets.source import SourceImage, list_visible_files
+from stages.datasets.source import SourceImage, find_source, list_visible_files
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
@@ -17,10 +17,9 @@ class Folder:
     is_immutable = False
 
     def fetch(self, params: DownloadParams, folder: Path, previous: Path) -> None:  # noqa: ARG002 (always copied anew)
-        assert params.source is not None  # DownloadParams requires it
-        source = Path(params.source).expanduser()
-        if not source.is_dir():
-            raise StageError(f"download.source must be a folder of images, got {source.absolute()}")
+        source = find_source(params.source)
+        if source is None or not source.is_dir():
+            raise StageError(f"download.source must be a folder of images, got {source or params.source}")
         paths = list_images(source)
         if not paths:
             raise StageError(f"{source} holds no images: no file in or below it ends in {', '.join(sorted(SUFFIXES))}")

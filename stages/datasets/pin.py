@@ -12,14 +12,14 @@ from ruamel.yaml import YAML
 
 from contract.documents import read_mapping
 from contract.errors import StageError
-from contract.paths import DATA, DATA_PIN, RECEIPT
+from contract.paths import BUILD, DATA, DATA_PIN, RECEIPT
 from contract.sections import DownloadParams, as_plain
 from ddpm.files import atomic_path, file_digest
-from stages.datasets.source import list_visible_files
-from stages.runtime.outputs import write_json
+from stages.datasets.source import list_visible_files, name_few
 from stages.runtime.reporting import warn
 
-_NUM_NAMES_SHOWN = 3
+STAGED_RECEIPT = BUILD / ".download.json"
+"""Receipt of data that take the place of the former ones just now, and are not final yet."""
 
 
 class FileRecord(TypedDict):
@@ -65,7 +65,7 @@ def compare_with_pin(params: DownloadParams, files: Sequence[FileRecord], *, is_
     pin = _read_pin()
     if pin.get("meta", {}).get("download") != as_plain(params):
         return
-    pinned, found = pin["outs"][0]["md5"], digest_folder(files)
+    pinned, found = _pinned_out(pin).get("md5"), digest_folder(files)
     if pinned == found:
         return
     if is_immutable:
@@ -76,25 +76,51 @@ def compare_with_pin(params: DownloadParams, files: Sequence[FileRecord], *, is_
     warn("download", f"the source has changed since it was pinned; {DATA_PIN} now pins {found}")
 
 
-def write_pin(params: DownloadParams) -> None:
-    """Let DVC pin data/ in data.dvc, and note there the parameters of the download.
+def write_pin(params: DownloadParams, files: Sequence[FileRecord]) -> None:
+    """Let DVC keep data/, and pin it in data.dvc, with the parameters of the download.
 
     Raises:
         StageError: DVC failed.
     """
-    command = [sys.executable, "-m", "dvc", "add", str(DATA)]  # --quiet would hide its errors
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        raise StageError(f"`dvc add {DATA}` failed: {result.stderr.strip() or result.stdout.strip()}")
-    pin = _read_pin() | {"meta": {"download": as_plain(params)}}
-    with atomic_path(DATA_PIN) as temporary:
-        YAML().dump(pin, temporary)
+    former = _read_pin()
+    out = _pinned_out(former) | {
+        "md5": digest_folder(files),
+        "size": sum(file["size"] for file in files),
+        "nfiles": len(files),
+        "hash": "md5",
+        "path": str(DATA),
+    }
+    pin = former | {"outs": [out], "meta": {"download": as_plain(params)}}
+    _dump_pin(pin)
+    _run_dvc("commit", "--force", str(DATA_PIN))  # unlike `dvc add`, it takes a link to a folder on another disk
+    if _pinned_out(_read_pin())["md5"] != out["md5"]:
+        raise StageError(f"DVC leaves out files of {DATA}: see which patterns of .dvcignore match them")
+    _dump_pin(pin)  # in our own form, so that the same data give the same bytes
 
 
-def write_receipt(dataset: str, files: list[FileRecord]) -> None:
-    """Write the receipt, which is the same whenever the files are."""
-    receipt: Receipt = {"dataset": dataset, "digest": digest_folder(files), "files": files}
-    write_json(RECEIPT, receipt)
+def make_receipt(dataset: str, files: list[FileRecord]) -> Receipt:
+    """Return the receipt, which is the same whenever the files are."""
+    return {"dataset": dataset, "digest": digest_folder(files), "files": files}
+
+
+def list_received_files() -> set[tuple[str, str]]:
+    """Return path and md5 of each file that downloads here put into data/, by their receipts."""
+    receipts = [_read_receipt(path) for path in (RECEIPT, STAGED_RECEIPT) if path.is_file()]
+    return {(file["path"], file["md5"]) for receipt in receipts for file in receipt["files"]}
+
+
+def list_pinned_files() -> set[tuple[str, str]]:
+    """Return path and md5 of each file that data.dvc pins for a download, as `dvc checkout` puts them into data/.
+
+    They are none where DVC does not know them.
+    """
+    if "download" not in _read_pin().get("meta", {}):
+        return set()
+    try:
+        listing = _run_dvc("list", ".", str(DATA), "--recursive", "--dvc-only", "--show-hash", "--json")
+    except StageError:
+        return set()
+    return {(file["path"], file["md5"]) for file in json.loads(listing)}
 
 
 def read_receipt() -> Receipt:
@@ -103,22 +129,57 @@ def read_receipt() -> Receipt:
     Raises:
         StageError: a file of data/ is missing, has other bytes, or was not downloaded.
     """
-    receipt: Receipt = json.loads(RECEIPT.read_text())
+    receipt = _read_receipt(RECEIPT)
     known = {DATA / file["path"] for file in receipt["files"]}
     # No dataset reads hidden files, such as those of a desktop.
     if unknown := [path.relative_to(DATA).as_posix() for path in list_visible_files(DATA) if path not in known]:
-        more = f" and {len(unknown) - _NUM_NAMES_SHOWN} more" if len(unknown) > _NUM_NAMES_SHOWN else ""
         raise StageError(
-            f"{DATA} holds files that were not downloaded: {', '.join(unknown[:_NUM_NAMES_SHOWN])}{more}. Move them "
-            "away (into the folder of download.source, to use them), then run `dvc repro --force download`"
+            f"{DATA} holds files that were not downloaded: {name_few(unknown)}. Move them away (into the folder of "
+            "download.source, to use them), then run `dvc repro --force download`"
         )
     for file in receipt["files"]:
         path = DATA / file["path"]
-        if not path.is_file() or file_digest(path) != file["md5"]:
-            problem = "has other bytes than the downloaded file" if path.is_file() else "is missing"
-            raise StageError(f"{path} {problem}; run `dvc repro --force download` to restore it")
+        if not path.is_file():
+            raise StageError(f"{path} is missing; run `dvc repro --force download` to restore it")
+        if file_digest(path) != file["md5"]:
+            raise StageError(
+                f"{path} has other bytes than the downloaded file; move it away, then run `dvc repro --force download` "
+                "to restore that"
+            )
+    return receipt
+
+
+def _read_receipt(path: Path) -> Receipt:
+    try:
+        receipt: Receipt = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StageError(f"{path} cannot be read ({error}); run `dvc repro --force download`") from None
     return receipt
 
 
 def _read_pin() -> dict[str, Any]:
     return read_mapping(DATA_PIN) if DATA_PIN.is_file() else {}
+
+
+def _pinned_out(pin: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry of data/; empty without one."""
+    out: dict[str, Any] = next(iter(pin.get("outs", [])), {})
+    return out
+
+
+def _dump_pin(pin: dict[str, Any]) -> None:
+    with atomic_path(DATA_PIN) as temporary:
+        YAML().dump(pin, temporary)
+
+
+def _run_dvc(*arguments: str) -> str:
+    """Return what a DVC command prints.
+
+    Raises:
+        StageError: it failed.
+    """
+    command = [sys.executable, "-m", "dvc", *arguments]  # --quiet would hide its errors
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise StageError(f"`dvc {' '.join(arguments)}` failed: {result.stderr.strip() or result.stdout.strip()}")
+    return result.stdout

@@ -1,6 +1,6 @@
 """Interface between datasets and stages: fetching raw bytes and reading images from them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -8,9 +8,38 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.errors import StageError
 from contract.sections import DownloadParams
 
 SplitName = Literal["train", "valid", "test"]
+
+_NUM_NAMES_SHOWN = 3
+
+
+def find_source(source: str | None) -> Path | None:
+    """Return the folder that download.source names, without links; None if it is an address, or null.
+
+    Raises:
+        StageError: it cannot be a path.
+    """
+    if source is None or is_address(source):
+        return None
+    try:
+        return Path(source).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StageError(f"download.source cannot be a path: {error}, got {source!r}") from None
+
+
+def is_address(source: str) -> bool:
+    """Return whether download.source names a place on the web, and not a folder."""
+    return source.lower().startswith(("http://", "https://"))
+
+
+def name_few(names: Sequence[str]) -> str:
+    """Return the first names and the number of the others, for a message of one line."""
+    shown = [name if name.isprintable() else ascii(name) for name in names[:_NUM_NAMES_SHOWN]]
+    more = f" and {len(names) - _NUM_NAMES_SHOWN} more" if len(names) > _NUM_NAMES_SHOWN else ""
+    return f"{', '.join(shown)}{more}"
 
 
 def list_visible_files(folder: Path) -> list[Path]:

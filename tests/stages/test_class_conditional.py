@@ -22,7 +22,7 @@ def model(tmp_path_factory, project):
     params = compose("quickstart-classes", {}, project / "params.yaml")
     with contextlib.chdir(tmp_path_factory.mktemp("conditional")), pytest.MonkeyPatch.context() as patch:
         patch.setenv("DDPM_TRACKING", "off")
-        patch.setattr(download, "write_pin", lambda _: None)  # nothing is kept here
+        patch.setattr(download, "write_pin", lambda *_: None)  # nothing is kept here
         download.download(params)
         preprocess.preprocess(params)
         train.main(params)

@@ -45,7 +45,7 @@ class Declared:
 @pytest.mark.usefixtures("client", "mean_colours")
 def test_each_stage_reads_declared_parameters_only(make_params, project, monkeypatch, changes):
     Path("ddpm").symlink_to(project / "ddpm")  # a registered model takes a copy of it along
-    monkeypatch.setattr(download, "write_pin", lambda _: None)  # there is no repository to pin data in
+    monkeypatch.setattr(download, "write_pin", lambda *_: None)  # there is no repository to pin data in
     params = make_params(changes)
     for stage in STAGES:
         MAINS[stage](Declared(params, (stage, *READ_BESIDE.get(stage, ()), *RECORDED)))

@@ -1,6 +1,7 @@
 """The raw data: verified, replaced as a whole, pinned for DVC, and named by a receipt."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,8 @@ SYNTHETIC = DATASETS["synthetic_flowers"]
 def pin_by_hand(folder, monkeypatch):
     """Writes the pin as DVC would, without the second that DVC takes."""
 
-    def write(params):
+    def write(params, files):
+        assert files == list_files(DATA)
         pin = {"outs": [{"md5": digest_folder(list_files(DATA)), "hash": "md5", "path": "data"}]}
         YAML().dump(pin | {"meta": {"download": as_plain(params)}}, PIN)
 
@@ -63,6 +65,8 @@ def test_dvc_pins_the_data_by_the_digest_of_the_receipt(folder, make_params, cap
     # Names whose order differs between strings and paths, and beyond ASCII.
     names = ["a/z.png", "a-b/y.png", "a.png", "é/ü.png", "Ω.png", "Z.png", "a b/x.png"]
     write_files(Path("photographs"), {name: name.encode() for name in names})
+    Path("disk/flowers").mkdir(parents=True)
+    DATA.symlink_to("disk/flowers")  # such as a bigger disk
     params = make_params({"download.dataset": "folder", "download.source": "photographs"})
     download(params)
     pin = read_pin()
@@ -76,12 +80,22 @@ def test_dvc_pins_the_data_by_the_digest_of_the_receipt(folder, make_params, cap
     download(params)
     assert (PIN.read_bytes(), read_files(DATA), RECEIPT.read_bytes()) == before
     assert "warning" not in capsys.readouterr().out
+    assert DATA.readlink() == Path("disk/flowers") and [path.name for path in Path("disk").iterdir()] == ["flowers"]
+
+    # In a clone there is no receipt: what `dvc pull` puts there is known by the pin.
+    shutil.rmtree("build")
+    download(params)
+    assert (PIN.read_bytes(), read_files(DATA), RECEIPT.read_bytes()) == before
+    (DATA / "a.png").write_bytes(b"edited")
+    shutil.rmtree("build")
+    with pytest.raises(StageError, match=r"did not put there: a\.png \(changed since\)\. They"):
+        download(params)
 
 
 def test_a_failure_of_dvc_is_an_error_with_its_words(folder, make_params):
     DATA.mkdir()
-    with pytest.raises(StageError, match=r"`dvc add data` failed: .*not inside of a DVC repository"):
-        write_pin(make_params().download)
+    with pytest.raises(StageError, match=r"`dvc commit --force data.dvc` failed: .*not inside of a DVC repository"):
+        write_pin(make_params().download, [])
 
 
 def test_other_bytes_for_the_same_parameters_are_refused(pin_by_hand, make_params):
@@ -90,7 +104,6 @@ def test_other_bytes_for_the_same_parameters_are_refused(pin_by_hand, make_param
     pin, found = read_pin(), read_digest()
     pin["outs"][0]["md5"] = "0" * 32 + ".dir"
     YAML().dump(pin, PIN)
-    (DATA / "petals.npy").write_bytes(b"earlier content")
     before = read_all()
     with pytest.raises(StageError, match=f"got {found}, expected {'0' * 32}.dir.* delete data.dvc"):
         download(params)
@@ -101,14 +114,52 @@ def test_other_bytes_for_the_same_parameters_are_refused(pin_by_hand, make_param
     assert read_digest() == found
 
 
-def test_damaged_data_and_left_overs_are_replaced(pin_by_hand, make_params):
+def test_left_overs_of_a_killed_run_are_replaced(pin_by_hand, make_params):
     download(make_params())
     before = read_all()
-    (DATA / "petals.npy").write_bytes(b"damaged")
-    for name in ("data", ".data.incoming", ".data.outgoing"):
+    for name in (".data.incoming", ".data.outgoing"):
         write_files(Path(name), {"stray.txt": b"left by a killed run"})
     download(make_params())
     assert read_all() == before
+
+
+OWN = {
+    "beside": (
+        lambda: write_files(DATA, {"captions.txt": b"mine", "originals/a.cr3": b"raw"}),
+        "captions.txt, orig.*cr3",
+    ),
+    "hidden": (lambda: write_files(DATA, {".notes/todo": b"mine"}), r"\.notes/todo"),
+    "edited": (lambda: (DATA / "petals.npy").write_bytes(b"mine"), r"petals\.npy \(changed since\)"),
+    "linked folder": (lambda: (DATA / "more").symlink_to(Path.cwd()), "more"),
+    "many": (lambda: write_files(DATA, dict.fromkeys("fedcb", b"mine")), "b, c, d and 2 more"),
+    "no record": (RECEIPT.unlink, r"images\.npy, petals\.npy"),
+    "another's record": (lambda: RECEIPT.write_text('{"files": []}'), r"images\.npy, petals\.npy"),
+}
+
+
+@pytest.mark.parametrize(("add", "named"), OWN.values(), ids=OWN)
+def test_peoples_own_files_are_never_replaced(folder, make_params, monkeypatch, add, named):
+    monkeypatch.setattr(module, "write_pin", lambda *_: None)
+    download(make_params())
+    add()
+    before = read_all()
+    with pytest.raises(StageError, match=rf"data holds files that download did not put there: {named}\. .* move them"):
+        download(make_params({"download.synthetic.seed": 1}))
+    assert read_all() == before
+
+
+def test_what_is_added_during_a_download_is_kept(pin_by_hand, make_params, monkeypatch):
+    download(make_params())
+    before, fetch = read_all(), SYNTHETIC.fetch
+
+    def fetch_slowly(*arguments, **options):
+        write_files(DATA, {"captions.txt": b"mine"})
+        fetch(*arguments, **options)
+
+    monkeypatch.setattr(SYNTHETIC, "fetch", fetch_slowly)
+    with pytest.raises(StageError, match="data was changed while download ran"):
+        download(make_params({"download.synthetic.seed": 1}))
+    assert read_all() == before | {"data/captions.txt": b"mine"}
 
 
 def test_a_pin_of_other_or_unknown_parameters_is_replaced(pin_by_hand, make_params):
@@ -133,6 +184,98 @@ def test_a_folder_may_change_with_a_warning(pin_by_hand, make_params, capsys):
         capsys.readouterr().out
     )
     assert sorted(read_files(DATA)) == ["rose/b.png", "tulip/c.png"]
+
+
+@pytest.mark.parametrize("error", [StageError("no space"), KeyboardInterrupt()])
+def test_a_failure_of_the_last_step_leaves_the_former_data(pin_by_hand, make_params, monkeypatch, error):
+    download(make_params())
+    before = read_all()
+
+    def break_off(*_):
+        PIN.write_text("half of it")
+        raise error
+
+    monkeypatch.setattr(module, "write_pin", break_off)
+    with pytest.raises(type(error)):
+        download(make_params({"download.synthetic.seed": 1}))
+    assert read_all() == before
+
+
+class Killed(BaseException):
+    """Stands for a kill: what follows does nothing."""
+
+
+@pytest.mark.parametrize("num_renames", range(3, 7))  # the first two try out whether data/ can be moved
+def test_a_killed_download_is_undone_by_the_next(pin_by_hand, make_params, monkeypatch, num_renames):
+    params = make_params({"download.synthetic.seed": 1})
+    download(make_params())
+    before, renamed = read_files(DATA), []
+
+    def count(rename):
+        def counted(path, target):
+            renamed.append(path)
+            if len(renamed) >= num_renames:
+                raise Killed
+            return rename(path, target)
+
+        return counted
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace"):
+            patch.setattr(Path, name, count(getattr(Path, name)))
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            download(params)
+    # Whatever is there is known to be of downloads, and what somebody adds is not.
+    monkeypatch.setattr(SYNTHETIC, "fetch", lambda *_, **__: (_ for _ in ()).throw(StageError("no network")))
+    if DATA.exists():
+        write_files(DATA, {"mine.txt": b"mine"})
+        with pytest.raises(StageError, match=r"did not put there: mine\.txt\. "):
+            download(params)
+        (DATA / "mine.txt").unlink()
+    with pytest.raises(StageError, match="no network"):
+        download(params)
+    assert read_files(DATA) == before
+    monkeypatch.undo()
+
+
+REFUSED = {
+    "a file": (lambda: DATA.write_text("mine"), "data must be a folder or a link to one, and is a file"),
+    "a broken link": (lambda: DATA.symlink_to("disk"), "data is a link to disk, which is no folder; .*mount its disk"),
+    "a link to itself": (lambda: DATA.symlink_to("data"), "data is a link to data, which is no folder"),
+    "build elsewhere": (
+        lambda: Path("build").symlink_to("disk"),
+        "build must be a folder, or a link to one, that you may",
+    ),
+    "broken pin": (
+        lambda: PIN.write_text("<<<<<<< HEAD\na: b: c\n"),
+        r"data\.dvc is not YAML: line ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "problem"), REFUSED.values(), ids=REFUSED)
+def test_a_place_that_cannot_take_the_data_is_refused_first(folder, make_params, monkeypatch, make, problem):
+    make()
+    monkeypatch.delattr(SYNTHETIC.__class__, "fetch")
+    with pytest.raises(StageError, match=problem):
+        download(make_params())
+
+
+@pytest.mark.parametrize(
+    "source", ["data", "./build/../data/rose", "way/rose", "data/..", ".data.incoming", "disk", ""]
+)
+def test_a_source_inside_or_around_the_data_is_refused(folder, make_params, source):
+    write_files(Path("disk/flowers"), {"rose/a.png": b"mine"})
+    write_files(Path("disk/.flowers.incoming"), {"a.png": b"mine"})
+    DATA.symlink_to("disk/flowers")
+    Path(".data.incoming").symlink_to("disk/.flowers.incoming")
+    Path("way").symlink_to(DATA)
+    Path("build").mkdir()
+    before = read_files(Path("disk"))
+    with pytest.raises(StageError, match=r"download\.source must lie outside of data, .* got "):
+        download(make_params({"download.dataset": "folder", "download.source": source}))
+    assert read_files(Path("disk")) == before
 
 
 @pytest.mark.parametrize("is_moved", [False, True])  # by a run that was killed between the renames of a replacement

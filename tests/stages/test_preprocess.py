@@ -11,12 +11,13 @@ from PIL import Image
 
 from contract.errors import StageError
 from stages.datasets import DATASETS
-from stages.datasets.pin import list_files, write_receipt
+from stages.datasets.pin import list_files, make_receipt
 from stages.datasets.source import SourceImage
 from stages.preprocess import SKIPPED_COLUMNS, choose_splits, preprocess
+from stages.runtime.outputs import write_json
 from tests.stages.datasets.files import encode, md5, read_files, write_files
 
-DATA, DATASET = Path("data"), Path("build/dataset")
+DATA, DATASET, RECEIPT = Path("data"), Path("build/dataset"), Path("build/download.json")
 SYNTHETIC = DATASETS["synthetic_flowers"]
 
 
@@ -25,7 +26,7 @@ def flowers(folder, make_params):
     """Drawn flowers, downloaded."""
     DATA.mkdir()
     SYNTHETIC.fetch(make_params().download, DATA, previous=Path("none"))
-    write_receipt("synthetic_flowers", list_files(DATA))
+    write_json(RECEIPT, make_receipt("synthetic_flowers", list_files(DATA)))
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def put_photographs(folder):
 
     def put(contents):
         write_files(DATA, contents)
-        write_receipt("folder", list_files(DATA))
+        write_json(RECEIPT, make_receipt("folder", list_files(DATA)))
 
     return put
 
