@@ -133,6 +133,11 @@ def receive_data(source: str | None) -> Iterator[RawData]:
 
 @contextmanager
 def _work_alone() -> Iterator[None]:
+    if not BUILD.resolve().is_relative_to(Path.cwd()):
+        raise StageError(
+            f"{BUILD} is a link to {BUILD.resolve()}, and DVC keeps no results outside of the project: make it a folder; "
+            f"{DATA} may be a link, and `dvc cache dir` puts DVC's cache on another disk"
+        )
     lock = FileLock(BUILD / "download.lock")
     try:
         BUILD.mkdir(exist_ok=True)
@@ -141,7 +146,7 @@ def _work_alone() -> Iterator[None]:
         say("download", "another download works here; waiting for its end")
         lock.acquire()
     except OSError as error:
-        raise StageError(f"{BUILD} must be a folder, or a link to one, that you may write to: {error}") from None
+        raise StageError(f"{BUILD} must be a folder that you may write to: {error}") from None
     try:
         yield
     finally:
