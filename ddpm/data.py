@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm.checks import require_indices, require_pixels
 from ddpm.devices import fits_on
 from ddpm.images import to_model_range
 from ddpm.seeds import stream_seed
@@ -54,7 +55,8 @@ class TrainingImages:
         labels: the class of each image, for a network that knows classes.
 
     Raises:
-        ValueError: there are no images, the batch size is below 1, or there is not one label per image.
+        ValueError: the images are no bytes or there are none, a position or label lies outside its range, the batch
+            size is below 1, or there is not one label per image.
     """
 
     def __init__(
@@ -68,6 +70,9 @@ class TrainingImages:
         positions: Int64[Tensor, " images_used"] | None = None,
         labels: Int64[Tensor, " labels"] | None = None,
     ) -> None:
+        require_pixels(images, "images")
+        if positions is not None:
+            require_indices(positions, "positions", len(images))
         self.positions = torch.arange(len(images)) if positions is None else positions
         if len(self.positions) == 0:
             raise ValueError("the dataset holds no images to train on")
@@ -75,6 +80,8 @@ class TrainingImages:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if labels is not None and len(labels) != len(images):
             raise ValueError(f"each image needs a label: {len(images)} images, got {len(labels)} labels")
+        if labels is not None:
+            require_indices(labels, "labels")
         # Labels are small; keep them on the CPU, where the indices are drawn.
         self.labels = None if labels is None else labels.cpu()[self.positions]
         self.device = images.device if device is None else device

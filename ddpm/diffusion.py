@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddpm.checks import require_images, require_indices
 from ddpm.config import DiffusionConfig, LossName, Prediction
 from ddpm.schedules import make_betas
 from ddpm.shapes import Float, Int64
@@ -98,7 +99,17 @@ class GaussianDiffusion:
             x_0: data in [-1, 1].
             t: time steps in 0 … T-1.
             eps: standard normal noise.
+
+        Raises:
+            ValueError: these are no images in the model's range, or not as many time steps and noises.
         """
+        require_images(x_0, "x_0")
+        require_indices(t, "t")
+        if eps.shape != x_0.shape or len(t) != len(x_0):
+            raise ValueError(
+                "t needs one time step and eps the noise for each image, got "
+                f"{len(t)} time steps, noise of shape {tuple(eps.shape)} and images of shape {tuple(x_0.shape)}"
+            )
         alphas_cumprod = self.alphas_cumprod[t]
         return gathered(alphas_cumprod.sqrt(), x_0) * x_0 + gathered((1.0 - alphas_cumprod).sqrt(), x_0) * eps
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm.checks import require_pixels
 from ddpm.devices import float32_products
 from ddpm.shapes import Float, UInt8
 
@@ -67,6 +68,7 @@ class EfficientNetLite0(FeatureExtractor):
             )
 
     def forward(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        require_pixels(pixels, "pixels", (3,))
         resized = F.interpolate(pixels.float(), size=(224, 224), mode="bicubic", antialias=True, align_corners=False)
         normalised = resized.clamp(0.0, 255.0).sub(127.0).div(128.0).contiguous(memory_format=torch.channels_last)
         return self.network.extract_features(normalised).mean(dim=(2, 3))  # type: ignore[no-any-return,operator]
@@ -93,6 +95,7 @@ class Inception(FeatureExtractor):
         )
 
     def forward(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        require_pixels(pixels, "pixels", (3,))
         return self.network(pixels)[0]  # type: ignore[no-any-return]
 
 
@@ -117,7 +120,12 @@ def build_extractor(
 def extract_features(
     extractor: FeatureExtractor, pixels: UInt8[Tensor, "images 3 height width"], batch_size: int, device: torch.device
 ) -> Iterator[Float[Tensor, "batch features"]]:
-    """Yield the feature vectors of many images, batch by batch, on the CPU."""
+    """Yield the feature vectors of many images, batch by batch, on the CPU.
+
+    Raises:
+        ValueError: these are no coloured images as bytes.
+    """
+    require_pixels(pixels, "pixels", (3,))
     for batch in torch.split(pixels, batch_size):
         # Not in TF32: features from a CPU and from a GPU are compared with each other.
         with float32_products("float32", device):

@@ -11,23 +11,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm.checks import describe, require_images, require_pixels
 from ddpm.shapes import Float, UInt8
 
 Pixels = UInt8[Tensor, "batch channels height width"]
 Picture = UInt8[np.ndarray, "_height _width 3"]
 
+_SHOWN_CHANNELS = (1, 3)
 _GAP = 2
 _MIN_SHOWN_PIXELS = 96
 _FONT_SIZE = 16
 
 
 def to_model_range(pixels: Pixels) -> Float[Tensor, "batch channels height width"]:
-    """Map bytes 0 … 255 to float32 -1 … 1."""
+    """Map bytes 0 … 255 to float32 -1 … 1.
+
+    Raises:
+        ValueError: these are no images as bytes.
+    """
+    require_pixels(pixels, "pixels")
     return pixels.to(torch.float32).div(127.5).sub(1.0)
 
 
 def to_pixels(x: Float[Tensor, "batch channels height width"]) -> Pixels:
-    """Map -1 … 1 to bytes 0 … 255: rounded, and clipped beyond that range."""
+    """Map -1 … 1 to bytes 0 … 255: rounded, and clipped beyond that range.
+
+    Raises:
+        ValueError: these are no images as floats, or a value is not a number.
+    """
+    require_images(x, "x")
+    if bool(x.isnan().any()):
+        raise ValueError(f"x must be numbers, got {describe(x)}: look for what the network gave, or was trained on")
     return x.float().add(1.0).mul(127.5).round().clamp(0.0, 255.0).to(torch.uint8)
 
 
@@ -39,8 +53,9 @@ def grid(pixels: Pixels, columns: int | None = None) -> Picture:
         columns: number of columns; None makes the grid as square as the number of images allows.
 
     Raises:
-        ValueError: there are no images.
+        ValueError: there are no images, or they are not grey or coloured bytes.
     """
+    require_pixels(pixels, "pixels", _SHOWN_CHANNELS)
     if len(pixels) == 0:
         raise ValueError("a grid needs at least one image")
     images = pixels.permute(0, 2, 3, 1).cpu().numpy()
@@ -94,7 +109,16 @@ def enlargement(image_size: int) -> int:
 def enlarge(
     picture: UInt8[np.ndarray, "_height _width channels"], scale: int
 ) -> UInt8[np.ndarray, "_larger_height _larger_width channels"]:
-    """Repeat each pixel `scale` x `scale` times."""
+    """Repeat each pixel `scale` x `scale` times.
+
+    Raises:
+        ValueError: the picture is no array of bytes of shape (height, width, channels).
+    """
+    if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3):
+        raise ValueError(
+            f"picture must be a NumPy array of uint8, shape (height, width, channels), got {describe(picture)}; "
+            "`grid` makes one of images"
+        )
     return picture.repeat(scale, axis=0).repeat(scale, axis=1)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddpm.checks import require_features
 from ddpm.shapes import Float, Int64
 
 EXPECTED_SHARE = 0.05
@@ -49,8 +50,10 @@ def nearest_images(
     """Return the nearest training image of each image, by the Euclidean distance between features.
 
     Raises:
-        ValueError: there are no training images.
+        ValueError: there are no training images, or these are no features to compare.
     """
+    require_features(features, "features")
+    require_features(training, "training")
     if len(training) == 0:
         raise ValueError("the nearest training images need at least one training image, got none")
     distances, indices = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)]

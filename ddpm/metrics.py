@@ -12,6 +12,7 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
+from ddpm.checks import require_features
 from ddpm.shapes import Float
 
 NEIGHBOURHOOD = 3
@@ -56,7 +57,7 @@ def frechet_distance(real: Float[Tensor, "real features"], fake: Float[Tensor, "
     compare only values from the same numbers of images.
 
     Raises:
-        ValueError: a set holds fewer than two images.
+        ValueError: a set holds fewer than two images, or these are no features to compare.
     """
     _require_images(real, fake, least=2)
     statistics = (fid_features_to_statistics(features.double().cpu()) for features in (real, fake))
@@ -85,7 +86,7 @@ def kernel_distance(
         seed: seed of the subsets, at least 0; those that differ by a multiple of 2^32 choose the same.
 
     Raises:
-        ValueError: a set holds fewer than three images.
+        ValueError: a set holds fewer than three images, or these are no features to compare.
     """
     _require_images(real, fake, least=3)
     size = min(subset_size, len(real), len(fake))
@@ -111,7 +112,7 @@ def kernel_distance_error(real: Float[Tensor, "real features"], fake: Float[Tens
     are equal, so that intervals of real against real are rather too wide.
 
     Raises:
-        ValueError: a set holds fewer than three images.
+        ValueError: a set holds fewer than three images, or these are no features to compare.
     """
     _require_images(real, fake, least=3)
     return math.sqrt(_jackknife_variance(real, fake) + _jackknife_variance(fake, real))
@@ -156,7 +157,7 @@ def precision_recall(
         Shares in [0, 1].
 
     Raises:
-        ValueError: a set holds no more than `neighbourhood` images.
+        ValueError: a set holds no more than `neighbourhood` images, or these are no features to compare.
     """
     _require_images(real, fake, least=neighbourhood + 1)
     found = prc_features_to_metric(
@@ -166,5 +167,11 @@ def precision_recall(
 
 
 def _require_images(real: Tensor, fake: Tensor, least: int) -> None:
+    for name, features in (("real", real), ("fake", fake)):
+        require_features(features, name)
+    if real.shape[1] != fake.shape[1]:
+        raise ValueError(
+            f"real and fake must have as many features, got {real.shape[1]} and {fake.shape[1]}: take one extractor"
+        )
     if len(real) < least or len(fake) < least:
         raise ValueError(f"each set needs at least {least} images, got {len(real)} real and {len(fake)} generated")

@@ -83,6 +83,8 @@ class PublishedModel:
         """
         if not isinstance(n, range) and n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         numbers = n if isinstance(n, range) else range(n)
         batches = [torch.empty(0, *self.image_shape, dtype=torch.uint8)]
         with drawing(self.unet, precision, self.device):

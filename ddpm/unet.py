@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ddpm.checks import require_images
 from ddpm.classes import NO_CLASS
 from ddpm.config import UNetConfig
 from ddpm.operations import (
@@ -86,8 +87,10 @@ class UNet(nn.Module):
             labels: classes of the images, 0 … num_classes-1 or NO_CLASS; None means NO_CLASS for all.
 
         Raises:
-            ValueError: height or width is not a multiple, or a network without classes got labels.
+            ValueError: these are no images of its channels, height or width is not a multiple, or a network without
+                classes got labels.
         """
+        require_images(x_t, "x_t", (self.config.image_channels,))
         height, width = x_t.shape[-2:]
         if height % self.config.downsampling or width % self.config.downsampling:
             raise ValueError(f"image size must be a multiple of {self.config.downsampling}, got {height}x{width}")

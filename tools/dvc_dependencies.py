@@ -25,6 +25,7 @@ SHAPE_NO_RESULT = {
     "stages.runtime": "it starts, reports and ends a stage",
     "stages.training.others": "it looks at other trainings' checkpoints, and removes them",
     "stages.training.previews": "pictures to look at while a training goes on",
+    "ddpm.checks": "it refuses what is no image",
     "ddpm.files": "it writes files whole or not at all, and computes digests",
     "ddpm.shapes": "annotations of shapes",
 }

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ddpm.checks import describe
 from ddpm.seeds import stream_seed
 from ddpm.shapes import Float
 
@@ -80,7 +81,7 @@ class InterpolatedNoise(ImageNoise):
         device: device that draws the noise.
 
     Raises:
-        ValueError: the ends are the same, or the seed or a number is negative.
+        ValueError: the ends are the same, a fraction lies outside [0, 1], or the seed or a number is negative.
     """
 
     def __init__(
@@ -93,6 +94,8 @@ class InterpolatedNoise(ImageNoise):
     ) -> None:
         if ends[0] == ends[1]:
             raise ValueError(f"the ends of an interpolation must differ, got image {ends[0]} twice")
+        if not bool(((fractions >= 0.0) & (fractions <= 1.0)).all()):
+            raise ValueError(f"fractions must lie in [0, 1], got {describe(fractions)}")
         super().__init__(seed, ends, image_shape, device)
         self.fractions = fractions.to(self.device)
 

@@ -37,6 +37,5 @@ def test_arguments_of_a_wrong_shape_or_dtype_raise(diffusion):
 
 
 @pytest.mark.usefixtures("without_shape_checks")
-def test_the_checks_can_be_left_out(diffusion):
-    x_t = diffusion.q_sample(torch.zeros(2, 3, 4, 4), torch.tensor([1, 2]), torch.ones(2, 1, 4, 4))
-    assert x_t.shape == (2, 3, 4, 4)
+def test_the_checks_can_be_left_out():
+    assert UNet(TINY)(torch.zeros(2, 3, 4, 4), torch.zeros(2)).shape == (2, 3, 4, 4)
