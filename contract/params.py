@@ -95,7 +95,8 @@ def validate_params(document: Mapping[str, Any], source: str) -> Params:
     except ValidationError as error:
         # While parameters are missing, defaults of the library stand in for them: combinations are not judged.
         skipped = {"missing", "value_error"} if problems else {"missing"}
-        problems += [_describe(problem) for problem in error.errors() if problem["type"] not in skipped]
+        found = [problem for problem in error.errors() if problem["type"] not in skipped]
+        problems += [_describe(problem) for problem in found if not _is_said_elsewhere(problem)]
     if problems:
         raise ParamsError("\n  ".join([f"{source} cannot be used:", *problems]))
     return params
@@ -127,8 +128,16 @@ def _adapter() -> TypeAdapter[Params]:
     return TypeAdapter(Params)
 
 
+def _is_said_elsewhere(problem: ErrorDetails) -> bool:
+    """Return whether a problem repeats another: a class is no int if it is no str, a list of bad items is not empty."""
+    return problem["loc"][-1:] == ("int",) or (problem["type"] == "too_short" and bool(problem["input"]))
+
+
 def _describe(problem: ErrorDetails) -> str:
     place = ".".join(map(str, problem["loc"]))
+    if place.endswith(".str"):  # the two kinds of a class
+        given = f"{place.removesuffix('.str')}: must be a name or a whole number, got {problem['input']!r}"
+        return f"{given}; write a name that looks like something else in quotes"
     if problem["type"] == "value_error":  # raised by a section, and complete
         return f"{place}: {problem['ctx']['error']}".removeprefix(": ")
     if problem["type"] == "unexpected_keyword_argument":

@@ -102,6 +102,9 @@ LINEAR = {"train.diffusion.schedule": "linear"}
         ),
         ({"sample.interpolation_ends": [4, 4]}, "sample", ["interpolation_ends must be two different", "got [4, 4]"]),
         ({"sample.num_frames": 7}, "sample", ["num_frames=7 must not exceed num_sampling_steps=6"]),
+        (CLASSES | {"sample.classes": [1.0]}, "sample.classes.0", ["name or a whole number, got 1.0", "quotes"]),
+        (CLASSES | {"sample.classes": [4, True]}, "sample.classes.1", ["name or a whole number, got True"]),
+        (CLASSES | {"sample.classes": []}, "sample.classes", ["at least 1 item", "got []"]),
         ({"sample.classes": ["rose"]}, "sample.classes", ["must be null", "got ['rose']"]),
         (CLASSES | {"sample.classes": ["7 petal"]}, "sample.classes", ["unknown class '7 petal'", "7 petals (7)"]),
         (
