@@ -237,7 +237,8 @@ def check_fields(config: object) -> None:
     for name, hint in field_hints(kind).items():
         value = getattr(config, name)
         if problem := _find_problem(value, hint):
-            raise ValueError(f"{name} must be {problem}, got {value!r}")
+            got = value.item() if hasattr(value, "item") else value  # NumPy's repr names its type
+            raise ValueError(f"{name} must be {problem}, got {got!r}")
 
 
 @cache

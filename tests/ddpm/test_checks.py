@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm import TrainingImages, UNet
+from ddpm import SamplingConfig, TrainingImages, UNet
 from ddpm.features import extract_features
 from ddpm.images import class_grid, enlarge, grid, save_animation, save_png, to_model_range, to_pixels
 from ddpm.memorisation import nearest_images
@@ -86,6 +86,7 @@ def test_bytes_of_any_layout_in_memory_and_number_of_channels_are_taken():
         (lambda: frechet_distance(FEATURES, FEATURES[:, :3]), "as many features, got 4 and 3"),
         (lambda: nearest_images(FEATURES[0], FEATURES), r"^features must be .* shape \(4,\)"),
         (lambda: nearest_images(FEATURES, FEATURES * float("nan")), "^training must be .* with NaN"),
+        (lambda: SamplingConfig(seed=np.int64(-1)), "^seed must be at least 0 and at most .*, got -1$"),
         (lambda: InterpolatedNoise(0, (0, 1), torch.tensor([1.5]), (3, 8, 8)), r"^fractions must lie in \[0, 1\]"),
     ],
 )  # fmt: skip
