@@ -1,6 +1,7 @@
 """Check, before the long work begins, that the prepared images are what the parameters of all stages need."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from contract.errors import StageError
 from contract.params import Params
@@ -9,13 +10,15 @@ from ddpm.classes import labels_of
 from stages.datasets.labels import label_images
 from stages.datasets.prepared import count_images, positions_of
 
+Result = TypeVar("Result")
 
-def checked(stage: Callable[[Params], None]) -> Callable[[Params], None]:
+
+def checked(stage: Callable[[Params], Result]) -> Callable[[Params], Result]:
     """Return the work of a stage with `check_suitability` before it."""
 
-    def check_and_work(params: Params) -> None:
+    def check_and_work(params: Params) -> Result:
         check_suitability(params)
-        stage(params)
+        return stage(params)
 
     return check_and_work
 

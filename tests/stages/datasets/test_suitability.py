@@ -5,7 +5,7 @@ import runpy
 import pytest
 
 from contract.errors import StageError
-from stages.datasets.suitability import check_suitability
+from stages.datasets.suitability import check_suitability, checked
 from tests.small_experiment import CONDITIONAL
 
 SPLITS = ("train",) * 8 + ("valid",) * 12
@@ -40,6 +40,7 @@ def test_what_a_later_stage_could_not_follow_is_refused(folder, dataset, make_pa
 def test_what_all_stages_can_follow_is_not(folder, dataset, make_params, changes):
     dataset(splits=SPLITS)
     check_suitability(make_params(changes))
+    assert checked(lambda params: params.profile)(make_params(changes)) == "quickstart"  # what the stage gives
 
 
 @pytest.mark.parametrize("stage", ["reference", "train"])
