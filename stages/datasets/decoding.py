@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from contract.errors import StageError
-from stages.datasets.source import SourceImage
+from stages.datasets.source import FORMATS, SourceImage
 
 MARGIN = 2
 """A JPEG is decoded at the smallest scale of 1, 1/2, 1/4, 1/8 that leaves this many times the requested size."""
@@ -56,7 +56,7 @@ def decode(image: SourceImage, size: int) -> Picture:
         pixels = Image.fromarray(image.content)
         return Picture(pixels, pixels.width, pixels.height, 1.0)
     try:
-        file = Image.open(io.BytesIO(image.content))
+        file = Image.open(io.BytesIO(image.content), formats=tuple(FORMATS))
         width, height = file.size
         orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
         reduction = _reduce_scale(file, orientation, size)

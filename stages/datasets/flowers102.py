@@ -12,8 +12,9 @@ from contract.errors import StageError
 from contract.paths import DOWNLOADS
 from contract.sections import DownloadParams
 from ddpm.files import file_digest
-from stages.datasets.source import SourceImage, SplitName, find_source
+from stages.datasets.source import SourceImage, SplitName
 from stages.datasets.transfer import TransferError, WrongDigestError, fetch_verified
+from stages.datasets.walking import find_source
 
 OFFICIAL_ADDRESS = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 ARCHIVE, LABELS, SPLITS = "102flowers.tgz", "imagelabels.mat", "setid.mat"

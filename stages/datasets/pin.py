@@ -15,7 +15,7 @@ from contract.errors import StageError
 from contract.paths import BUILD, DATA, DATA_PIN, RECEIPT
 from contract.sections import DownloadParams, as_plain
 from ddpm.files import atomic_path, file_digest
-from stages.datasets.source import list_visible_files, name_few
+from stages.datasets.walking import list_visible_files, name_few
 from stages.runtime.reporting import warn
 
 STAGED_RECEIPT = BUILD / ".download.json"

@@ -13,7 +13,7 @@ from contract.errors import StageError
 from contract.paths import BUILD, DATA, DATA_PIN, RECEIPT
 from ddpm.files import atomic_path, file_digest
 from stages.datasets.pin import STAGED_RECEIPT, Receipt, list_pinned_files, list_received_files
-from stages.datasets.source import find_source, name_few
+from stages.datasets.walking import find_source, name_few
 from stages.runtime.outputs import write_json
 from stages.runtime.reporting import say
 
@@ -135,8 +135,8 @@ def receive_data(source: str | None) -> Iterator[RawData]:
 def _work_alone() -> Iterator[None]:
     if not BUILD.resolve().is_relative_to(Path.cwd()):
         raise StageError(
-            f"{BUILD} is a link to {BUILD.resolve()}, and DVC keeps no results outside of the project: make it a folder; "
-            f"{DATA} may be a link, and `dvc cache dir` puts DVC's cache on another disk"
+            f"{BUILD} is a link to {BUILD.resolve()}, and DVC keeps no results outside of the project: make it a "
+            f"folder; {DATA} may be a link, and `dvc cache dir` puts DVC's cache on another disk"
         )
     lock = FileLock(BUILD / "download.lock")
     try:

@@ -1,6 +1,6 @@
 """Interface between datasets and stages: fetching raw bytes and reading images from them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -8,45 +8,25 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.errors import StageError
 from contract.sections import DownloadParams
 
 SplitName = Literal["train", "valid", "test"]
 
-_NUM_NAMES_SHOWN = 3
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2", ".j2k"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+"""Formats that are decoded, by Pillow's names, and the suffixes of their files. Of several pictures in a file, such as
+those of an animation, the first is taken."""
 
-
-def find_source(source: str | None) -> Path | None:
-    """Return the folder that download.source names, without links; None if it is an address, or null.
-
-    Raises:
-        StageError: it cannot be a path.
-    """
-    if source is None or is_address(source):
-        return None
-    try:
-        return Path(source).expanduser().resolve()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise StageError(f"download.source cannot be a path: {error}, got {source!r}") from None
-
-
-def is_address(source: str) -> bool:
-    """Return whether download.source names a place on the web, and not a folder."""
-    return source.lower().startswith(("http://", "https://"))
-
-
-def name_few(names: Sequence[str]) -> str:
-    """Return the first names and the number of the others, for a message of one line."""
-    shown = [name if name.isprintable() else ascii(name) for name in names[:_NUM_NAMES_SHOWN]]
-    more = f" and {len(names) - _NUM_NAMES_SHOWN} more" if len(names) > _NUM_NAMES_SHOWN else ""
-    return f"{', '.join(shown)}{more}"
-
-
-def list_visible_files(folder: Path) -> list[Path]:
-    """Return the files in and below `folder`, sorted by relative path, without hidden files and folders."""
-    paths = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
-    visible = [name for name in paths if not any(part.startswith(".") for part in name.parts)]
-    return [paths[name] for name in sorted(visible, key=Path.as_posix)]
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 
 @dataclass(frozen=True)
