@@ -1,5 +1,18 @@
 """Errors that are shown to people as one clear message, without a traceback."""
 
+import errno
+from pathlib import Path
+
+_DISK = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room or have the quota raised",
+    errno.EFBIG: "have the limit of file sizes raised",
+    errno.EROFS: "work where files can be written",
+    errno.EACCES: "give this user the permission",
+    errno.EPERM: "give this user the permission",
+}
+"""What people can do about errors of files."""
+
 
 class FlowersError(Exception):
     """Something cannot be done; the message says what was got, what is allowed and what to do."""
@@ -14,3 +27,12 @@ class StageError(FlowersError):
 
 class ParamsError(StageError):
     """Parameters cannot be used; the message names what was got and what is allowed."""
+
+
+def explain_os_error(error: OSError) -> str | None:
+    """Describe an error of the file system in one line that names the file; None for others, such as of a network."""
+    if error.filename is None and error.errno not in _DISK:
+        return None
+    place = f"a file below {Path.cwd()}" if error.filename is None else error.filename
+    advice = _DISK.get(error.errno or 0)
+    return f"{place}: {error.strerror}" + (f"; {advice}, then run it again" if advice else "")

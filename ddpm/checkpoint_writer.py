@@ -43,7 +43,7 @@ class CheckpointWriter:
             except Exception as failure:
                 if error is None:
                     raise
-                warnings.warn(f"the last checkpoint could not be written: {failure!r}", RuntimeWarning, stacklevel=2)
+                warnings.warn(f"the last checkpoint could not be written: {failure}", RuntimeWarning, stacklevel=2)
 
     def save(self, state: TrainingState, notes: Mapping[str, Any]) -> None:
         """Wait for the previous checkpoint, copy `state`, and start to write the copy.

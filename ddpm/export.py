@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from ddpm.config import UNetConfig
 from ddpm.diffusion import GaussianDiffusion
+from ddpm.files import atomic_path
 from ddpm.published import PublishedModel
 
 _NETWORK = Path(__file__).with_name("diffusers_unet.py")
@@ -61,7 +62,8 @@ def to_diffusers(model: PublishedModel, folder: Path | str) -> None:
             for name, tensor in model.unet.state_dict().items()
             for layer, _, kind in [name.rpartition(".")]
         }
-        save_file(tensors, whole / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+        with atomic_path(whole / "unet" / "diffusion_pytorch_model.safetensors") as weights:
+            save_file(tensors, weights, {"format": "pt"})
         whole.rename(folder)
 
 

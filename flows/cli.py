@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from contract.environment import leave_repository
-from contract.errors import FlowersError
+from contract.errors import FlowersError, explain_os_error
 from contract.paths import list_profiles
 from ddpm.config import MAX_GUIDANCE_SCALE, MAX_SEED, SamplerName, SamplingConfig
 from flows import EXIT_INTERRUPTED, MAX_CONCURRENT
@@ -49,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"{command}: {error}", EXIT_MISUSED)
     except FlowersError as error:
         fail(f"{command}: {error}")
+    except OSError as error:
+        if not (reason := explain_os_error(error)):
+            raise
+        fail(f"{command}: {reason}")
     except KeyboardInterrupt:
         fail(f"{command}: interrupted", EXIT_INTERRUPTED)
     except ModuleNotFoundError as error:

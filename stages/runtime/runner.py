@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from contract.environment import is_first_process, leave_repository
-from contract.errors import FlowersError, StageError
+from contract.errors import FlowersError, StageError, explain_os_error
 from contract.events import has_reader
 from contract.params import Params, read_params
 from stages.runtime.dependencies import Dependencies
@@ -84,6 +84,8 @@ def explain_error(stage: str, error: Exception) -> str | None:
     """Return an error that people can mend in words; None for a fault of the program, which needs its traceback."""
     if isinstance(error, FlowersError):
         return str(error)
+    if isinstance(error, OSError) and (reason := explain_os_error(error)):
+        return reason
     import torch  # seconds, which the errors above need not wait for
 
     from ddpm.checkpoint import CheckpointError

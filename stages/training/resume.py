@@ -18,8 +18,9 @@ def resume(experiment: Experiment) -> None:
     """
     num_steps = experiment.params.num_steps
     if is_first():
-        for left_over in experiment.folder.glob(".*.tmp.safetensors"):  # from a process killed while saving
-            left_over.unlink()
+        for pattern in (".*.tmp.safetensors", ".tmp??????"):  # from a process killed while saving: ours, safetensors'
+            for left_over in experiment.folder.glob(pattern):
+                left_over.unlink()
     for path in reversed(list_checkpoints(experiment.folder)):
         if step_of(path) > num_steps:
             continue

@@ -152,7 +152,11 @@ def test_outside_the_project_the_error_says_where_it_has_to_be(flowers, tmp_path
 
 @pytest.mark.parametrize(
     ("error", "status", "said"),
-    [(FlowersError("no champion"), 1, "flowers serve: no champion\n"), (KeyboardInterrupt(), 130, "")],
+    [
+        (FlowersError("no champion"), 1, "flowers serve: no champion\n"),
+        (IsADirectoryError(21, "Is a directory", "drawn"), 1, "flowers serve: drawn: Is a directory\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
 )
 def test_an_error_is_a_message_and_a_status(flowers, monkeypatch, error, status, said):
     def fail(*_):

@@ -1,5 +1,6 @@
 """Start and end of a stage: parameters kept, one clear error, and the exit status."""
 
+import errno
 import os
 import shutil
 import signal
@@ -73,6 +74,18 @@ def signal_and_wait(number):
         ("0", StageError("no roses"), "no roses", Failed("no roses", is_transient=False)),
         ("0", CheckpointError("no roses"), "no roses", Failed("no roses", is_transient=False)),
         ("0", PassingError("timed out\nagain"), "timed out\n  again", Failed("timed out\nagain", is_transient=True)),
+        (
+            "0",
+            OSError(errno.ENOSPC, "No space left on device", "build/model/raw.safetensors"),
+            "build/model/raw.safetensors: No space left on device; make room, then run it again",
+            Failed("build/model/raw.safetensors: No space left on device; make room, then run it again", False),
+        ),
+        (
+            "0",
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "build/dataset/dataset.json"),
+            "build/dataset/dataset.json: No such file or directory",
+            Failed("build/dataset/dataset.json: No such file or directory", is_transient=False),
+        ),
         ("3", StageError("no roses"), "process 3: no roses", Failed("process 3: no roses", is_transient=False)),
     ],
 )
@@ -82,6 +95,13 @@ def test_an_error_is_status_1_and_a_line_or_an_event(ended, request, monkeypatch
     events = request.getfixturevalue("events")
     assert ended(raising(error)) == (1, "")
     assert events() == [event]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG])
+def test_a_full_or_locked_disk_is_one_line_even_if_the_file_is_unknown(ended, place, number):
+    status, line = ended(raising(OSError(number, os.strerror(number))))
+    assert status == 1 and line.startswith(f"train: error: a file below {place}: {os.strerror(number)}; ")
+    assert line.endswith(", then run it again\n") and line.count("\n") == 1
 
 
 def test_a_stage_that_works_alone_asks_no_other_process(monkeypatch):
@@ -206,7 +226,7 @@ def test_a_dependency_edited_meanwhile_is_an_error(ended, dependencies, edit, na
     [
         lambda: Path("ddpm/ema.py").touch(),
         lambda: write("ddpm/ema.py", "one"),
-        lambda: shutil.move(shutil.copy("ddpm/ema.py", "copy"), "ddpm/ema.py"),
+        lambda: Path(shutil.copy("ddpm/ema.py", "copy")).replace("ddpm/ema.py") and None,
         lambda: write("ddpm/__pycache__/ema.pyc"),
         lambda: write("ddpm/train.log"),
         lambda: write("README.md"),

@@ -1,6 +1,7 @@
 """Checkpoints are complete wherever something relies on them, and none holds a step that is not finite."""
 
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -45,6 +46,19 @@ def test_a_full_disk_ends_a_training_and_publishes_nothing(train, steps_kept, mo
     with pytest.raises(OSError, match="no space left on device"):
         train()
     assert steps_kept() == kept and not MODEL.exists()
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(disturb):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        status, line = disturb(1, lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (2**13, before[1])))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (folder,) = Path("build/checkpoints").iterdir()
+    assert status == 1 and line == (
+        f"train: error: {folder}/step_000000002.safetensors: File too large; have the limit of file sizes raised, then "
+        "run it again"
+    )
 
 
 @pytest.mark.parametrize(
