@@ -1,13 +1,32 @@
-"""Addresses of servers: MLflow's pages, and those that listen on this machine."""
+"""Addresses of servers: MLflow's pages, those that listen on this machine, and why one does not answer."""
 
+import json
 import os
+import re
 import socket
+import ssl
+from collections.abc import Iterator
 
 from contract.environment import MLFLOW_PAGES, TRACKING_URI
 from contract.errors import FlowersError
 
 LOCAL_MLFLOW = "http://127.0.0.1:5000"
 """Address at which `make mlflow` serves the runs of this checkout."""
+
+_MAX_REASON_CHARACTERS = 300
+
+_REFUSES_LOGIN = "asks for a login or refuses the one that it got"
+_OTHER_SERVER = "answers, but not as {kind} does: it is another server, its address is incomplete, or it has a fault"
+
+_FAILURES: dict[tuple[type[Exception], ...], str] = {
+    (json.JSONDecodeError, UnicodeDecodeError): _OTHER_SERVER,
+    (ssl.SSLCertVerificationError,): "has a certificate that is not trusted here ({cause.verify_message})",
+    (ssl.SSLError,): "does not speak TLS ({cause.reason}), so its address begins with http://",
+    (socket.gaierror,): "does not answer: there is no host of that name",
+    (ConnectionRefusedError,): "does not answer: nothing listens there",
+    (TimeoutError,): "does not answer in time",
+}
+"""Words for what the system says of a request; the first that fits."""
 
 _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -47,3 +66,41 @@ def require_free_port(host: str, port: int, advice: str) -> None:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FlowersError(f"cannot listen on {host} port {port}: {reason}; {advice}") from None
+
+
+def hide_password(address: str) -> str:
+    """Return the address of a server or database without the user and password that it may hold."""
+    return re.sub(r"://[^/@]*@", "://…@", address)
+
+
+def describe_failure(error: BaseException, kind: str) -> str:
+    """Return in words what a server did instead of answering a request, whichever library sent it.
+
+    Args:
+        error: as the library raised it; what the system or the server said lies below it.
+        kind: name of the program that should answer, such as "MLflow".
+    """
+    causes = list(_list_causes(error))
+    for cause in causes:
+        if status := _http_status(cause):
+            is_login = status in {401, 403, 407}
+            return f"{_REFUSES_LOGIN if is_login else _OTHER_SERVER} (HTTP {status})".format(kind=kind)
+    for cause in reversed(causes):
+        for types, words in _FAILURES.items():
+            if isinstance(cause, types):
+                return words.format(kind=kind, cause=cause)
+    reason = str(causes[-1]) or type(causes[-1]).__name__
+    return f"cannot be used: {hide_password(' '.join(reason.split()))[:_MAX_REASON_CHARACTERS].rstrip('.')}"
+
+
+def _list_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error, then what it was raised from, down to the first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _http_status(error: BaseException) -> int | None:
+    """Return the status that the server answered with, where an error of httpx or requests holds it."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) and status >= 400 else None

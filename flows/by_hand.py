@@ -6,12 +6,26 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL
 
 from contract.errors import FlowersError
 from flows import EXIT_INTERRUPTED
 from flows.service.addresses import proxy_exceptions
+from flows.service.prefect_server import find_failure, require_prefect_server
+from flows.service.temporary_server import start_temporary_server
+from tracking.connection import require_tracking
+
+
+def require_servers() -> None:
+    """Check that what a run reports to can be used, before anything changes: the Prefect server, and MLflow.
+
+    Raises:
+        FlowersError: a server does not answer, or a database or Prefect's folder cannot be used.
+    """
+    os.environ.update(proxy_exceptions(os.environ))
+    require_prefect_server()
+    require_tracking()
 
 
 def run_to_completion(command: str, flow: Callable[[], State[Any]]) -> State[Any]:
@@ -27,29 +41,22 @@ def run_to_completion(command: str, flow: Callable[[], State[Any]]) -> State[Any
 
     def end(how: str, status: int) -> NoReturn:
         print(f"{command}: {how}; finished work is kept; the same command continues", file=sys.stderr, flush=True)
+        if find_failure():
+            os._exit(status)  # Prefect would try for minutes to send its last events
         sys.exit(status)
 
     # Prefect calls this when it has ended the flow. The signal's default would leave the temporary server behind.
     signal.signal(signal.SIGTERM, lambda *_: end("ended by SIGTERM", 128 + signal.SIGTERM))
     try:
-        start_server()
+        if not PREFECT_API_URL.value():
+            start_temporary_server()
         state = flow()
     except KeyboardInterrupt:
         end("interrupted", EXIT_INTERRUPTED)
+    except Exception:
+        if failure := find_failure():
+            end(f"the end cannot be reported, since the Prefect server at {PREFECT_API_URL.value()} {failure}", 1)
+        raise
     if not state.is_completed():
         raise FlowersError(str(state.message))
     return state
-
-
-def start_server() -> None:
-    """Start the temporary server, if no other is configured, out of reach of the terminal's Ctrl-C.
-
-    The terminal sends that signal to all of its processes, and a flow hangs in reporting its end to a server that has
-    ended.
-    """
-    os.environ.update(proxy_exceptions(os.environ))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        get_client(sync_client=True)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

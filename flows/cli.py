@@ -1,8 +1,11 @@
 """The command `flowers`. Commands import what they need when they run, so that `flowers --help` answers at once."""
 
+import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -78,9 +81,19 @@ def fail(message: str, status: int = EXIT_FAILED) -> NoReturn:
 
 
 def require_checkout() -> None:
-    """Refuse to work outside the project's folder."""
+    """Refuse to work outside the project's folder, or with settings that Prefect cannot read."""
     if not Path("dvc.yaml").is_file():
         raise FlowersError(f"{Path.cwd()} holds no dvc.yaml: change to the folder of the project")
+    try:
+        # It also prints them, and warns of a home that it cannot make; a check says that better.
+        with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
+            import prefect.main  # noqa: F401
+    except (OSError, ValueError) as error:  # it reads them when it is imported
+        reason = " ".join(str(error).split())
+        raise FlowersError(
+            "Prefect's settings cannot be used; they stand in environment variables PREFECT_…, prefect.toml, .env and "
+            f"profiles.toml of PREFECT_HOME (~/.prefect): {reason}"
+        ) from None
 
 
 @app.command

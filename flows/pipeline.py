@@ -3,13 +3,14 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from prefect import flow
 
 from contract.assignments import parse_overrides
 from contract.params import activate, compose
 from contract.stage_names import STAGES
-from flows.by_hand import run_to_completion
+from flows.by_hand import require_servers, run_to_completion
 from flows.forms import Overrides
 from flows.summary import summarise_results
 from flows.workspaces.workspace import ProfileName, WorkspaceKind, enter_last_commit, open_workspace
@@ -47,15 +48,15 @@ def run_by_hand(profile: str | None, assignments: Sequence[str], isolated: bool)
     """Run the pipeline as `flowers run`, on a temporary server, unless everything in the checkout is up to date.
 
     Raises:
-        FlowersError: the parameters cannot be used, or the flow failed.
+        FlowersError: the parameters or a server cannot be used, or the flow failed.
     """
     overrides = parse_overrides(list(assignments))
-    # Bad parameters are refused before a server is started.
-    if isolated:
-        with enter_last_commit():
-            params = compose(profile, overrides)
-    else:
-        params = activate(profile, overrides)
+    # Bad parameters, and servers that do not answer, are refused before anything changes.
+    with enter_last_commit() if isolated else nullcontext():
+        params = compose(profile, overrides)
+    require_servers()
+    if not isolated:
+        activate(profile, overrides)
         status = [sys.executable, "-m", "dvc", "status", "--quiet", *STAGES]
         if subprocess.run(status, check=False).returncode == 0:
             print(f"Everything is up to date with params.yaml (profile {params.profile}).")

@@ -16,7 +16,7 @@ from contract.assignments import parse_grid, parse_overrides
 from contract.errors import FlowersError
 from contract.paths import DVC_LOCK
 from flows import MAX_CONCURRENT
-from flows.by_hand import run_to_completion
+from flows.by_hand import require_servers, run_to_completion
 from flows.fan_out import Outcome, run_as_deployments, run_in_process, why_in_process
 from flows.forms import Overrides
 from flows.trials import Trial, parse_overrides_list, plan_trials
@@ -120,6 +120,7 @@ def run_by_hand(
     parsed_grid, shared, parsed_list = parse_grid(grid), parse_overrides(assignments), parse_overrides_list(overrides)
     with enter_last_commit():
         trials = plan_trials("sweep", profile, shared, parsed_grid, parsed_list)
+    require_servers()
     print(f"A sweep of {len(trials)} trials.", flush=True)
     state = run_to_completion(
         "flowers sweep",

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
+import httpx
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
@@ -211,7 +212,7 @@ def log_failures_once() -> None:
 
 def _shorten_failure(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-    if isinstance(error, FlowersError):
+    if isinstance(error, FlowersError | httpx.TransportError):  # the second, of a Prefect server that has ended
         record.msg, record.args, record.exc_info = str(error), None, None
     elif (text := record.getMessage()).startswith("Finished in state") and StageFailedError.__name__ in text:
         record.msg, record.args = f"{text.partition('(')[0]}: a stage has failed, as it says above", None

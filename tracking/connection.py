@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from contract.addresses import describe_failure, hide_password, tracking_server
 from contract.environment import TRACKING, TRACKING_URI
 from contract.errors import StageError
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "flowers-ddpm"
 """Name of the MLflow experiment that holds all runs of the project."""
+
+ANSWER_SECONDS = 10
+"""Time in which a server that is up answers."""
 
 _SETTINGS = {
     # MLflow greets, warns and reports home by default; the terminal belongs to the stage.
@@ -43,6 +47,8 @@ def tracking_uri() -> str:
 def connect() -> "MlflowClient":
     """Return a client of MLflow at `tracking_uri`, which the whole process uses from now on.
 
+    A server is asked first, without the minutes in which MLflow's client tries again.
+
     Raises:
         TrackingError: MLflow cannot be reached.
     """
@@ -53,11 +59,22 @@ def connect() -> "MlflowClient":
     for name in ("mlflow", "alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
     database = _database_file()
+    _require_answer()
     with _explain_silence():
         mlflow.set_tracking_uri(tracking_uri())
         # One process at a time creates the tables of a database file: two at once would fail.
         with FileLock(f"{database}.lock") if database else contextlib.nullcontext():
             return mlflow.MlflowClient()
+
+
+def require_tracking() -> None:
+    """Check that runs can be recorded, unless tracking is switched off.
+
+    Raises:
+        TrackingError: MLflow cannot be reached, or its experiment has been deleted.
+    """
+    if os.environ.get(TRACKING) != "off":
+        open_experiment(connect())
 
 
 def open_experiment(client: "MlflowClient") -> str:
@@ -110,6 +127,33 @@ def _explain_silence() -> Iterator[None]:
             f"MLflow at {tracking_uri()} does not answer: {error}. Start its server, unset {TRACKING_URI} to use the "
             f"project's mlflow.db, or set {TRACKING}=off to do without"
         ) from error
+
+
+def _require_answer() -> None:
+    """Check that the server at MLFLOW_TRACKING_URI, if it names one, answers as MLflow does, and to this user."""
+    if not (address := tracking_server()):
+        return
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:
+        answer = http_request(  # type: ignore[no-untyped-call]
+            get_default_host_creds(address),  # type: ignore[no-untyped-call]
+            "/api/2.0/mlflow/experiments/search?max_results=1",
+            "GET",
+            max_retries=0,
+            timeout=ANSWER_SECONDS,
+            raise_on_status=False,
+        )
+        answer.raise_for_status()
+        answer.json()
+    except Exception as error:  # whatever the client, the network and the server have to say
+        raise TrackingError(
+            f"MLflow at {hide_password(address)} {describe_failure(error, 'MLflow')}. The address comes from the "
+            f"environment variable {TRACKING_URI} and looks like http://127.0.0.1:5000; a login stands in "
+            f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Start its server (`make up`), `unset "
+            f"{TRACKING_URI}` to use the project's mlflow.db, or set {TRACKING}=off to do without"
+        ) from None
 
 
 def _database_file() -> Path | None:

@@ -46,13 +46,13 @@ def test_a_changed_parameter_is_brought_up_to_date_and_every_door_agrees(checkou
         assert name in output
     assert "Stage 'train' didn't change, skipping" in output
     assert stages_run(output) == ["sample", "evaluate", "register"]
-    assert "temporary server" in output
+    assert "temporary Prefect server" in output
     assert "up to date" in checkout.dvc("status")
     assert stages_run(checkout.dvc("repro")) == []
 
     again = checkout.pipeline("--set", "sample.seed=7")
     assert "Everything is up to date" in again
-    assert "temporary server" not in again
+    assert "temporary Prefect server" not in again
     assert checkout.processes() == []
 
 
@@ -108,7 +108,7 @@ def test_a_stage_whose_flow_is_killed_saves_and_the_next_run_goes_on(checkout, s
     process.kill()
     process.wait(timeout=10)
     wait_until(lambda: not checkout.processes("stages.train"), "the end of the stage", seconds=15)
-    wait_until(lambda: not checkout.processes("dvc"), "the end of DVC", seconds=15)
+    wait_until(lambda: not checkout.processes(), "the end of DVC and of the temporary server", seconds=15)
     assert len(checkout.checkpoints() - before) == 1
     _, log = start_training("again")
     assert "going on from build/checkpoints/" in log.read_text()
