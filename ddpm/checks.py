@@ -71,6 +71,19 @@ def require_indices(indices: object, name: str, count: int | None = None) -> Non
         raise ValueError(f"{name} must be an int64 vector{numbers}, got {describe(indices)}")
 
 
+def require_prediction(output: object, x_t: Tensor) -> None:
+    """Check that a network gave an image for each image, which would otherwise be broadcast.
+
+    Raises:
+        ValueError: it did not.
+    """
+    if not (isinstance(output, Tensor) and output.is_floating_point() and output.shape == x_t.shape):
+        raise ValueError(
+            f"the network must give a float tensor of the shape that it was given, {tuple(x_t.shape)}, got "
+            f"{describe(output)}; wrap it in a function that takes the prediction out of its result"
+        )
+
+
 def describe(value: object) -> str:
     """Describe a value in an error: of an array its kind, type, shape and range."""
     if not isinstance(value, Tensor | np.ndarray):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm.checks import require_images, require_indices
+from ddpm.checks import describe, require_images, require_indices, require_prediction
 from ddpm.config import DiffusionConfig, LossName, Prediction
 from ddpm.schedules import make_betas
 from ddpm.shapes import Float, Int64
@@ -70,9 +70,10 @@ class GaussianDiffusion:
         if prediction not in get_args(Prediction):
             raise ValueError(f"unknown prediction {prediction!r}; choose one of {', '.join(get_args(Prediction))}")
         self.prediction = prediction
+        is_vector = isinstance(betas, Tensor) and betas.ndim == 1 and betas.numel() > 0
+        if not is_vector or not bool(((betas > 0) & (betas < 1)).all()):
+            raise ValueError(f"betas must be a vector of numbers in (0, 1), got {describe(betas)}")
         betas = betas.to(torch.float64)
-        if betas.ndim != 1 or betas.numel() == 0 or not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError(f"betas must be a vector of numbers in (0, 1), got shape {tuple(betas.shape)}")
         self.betas = betas
         self.alphas = 1.0 - betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
@@ -219,9 +220,11 @@ class GaussianDiffusion:
             loss: "mse" (published), "l1", or "huber" (quadratic below an error of 1, linear above).
 
         Raises:
-            ValueError: the loss is unknown.
+            ValueError: the loss is unknown, `q_sample` refuses the arguments, or the model gives something else than an
+                image for each image.
         """
         output = model(self.q_sample(x_0, t, eps), t)
+        require_prediction(output, x_0)
         return pixel_losses(output.float(), self.target(x_0, t, eps), loss).flatten(1).mean(dim=1)
 
     def min_snr_weights(self, t: Timesteps, gamma: float) -> Float[Tensor, " batch"]:

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ddpm.checks import require_indices
 from ddpm.classes import NO_CLASS
 from ddpm.diffusion import NoiseModel
 from ddpm.shapes import Float, Int64
@@ -35,8 +36,9 @@ def guided(network: ConditionalModel, labels: Int64[Tensor, " batch"], guidance_
         guidance_scale: at least 0.
 
     Raises:
-        ValueError: the scale is negative.
+        ValueError: the scale is negative, or the labels are no labels.
     """
+    require_indices(labels, "labels")
     if not guidance_scale >= 0.0:
         raise ValueError(f"guidance_scale must be at least 0, got {guidance_scale}")
     no_class = torch.full_like(labels, NO_CLASS)

@@ -67,8 +67,8 @@ def train(
         One event per step, after the optimizer and the moving averages.
 
     Raises:
-        ValueError: the batch cannot be split evenly among processes and accumulation steps, or the labels do not fit
-            the model.
+        ValueError: the batch cannot be split evenly among processes and accumulation steps, the labels do not fit the
+            model, or the images are on another device.
     """
     _require_labels_that_fit(state.model, images.labels)
     num_parts = world_size() * config.accumulation_steps
@@ -78,6 +78,8 @@ def train(
             f"{world_size()} * {config.accumulation_steps}"
         )
     device = images.device
+    if (place := next(state.model.parameters()).device).type != device.type:
+        raise ValueError(f"the images come on {device} and the model is on {place}: give both the same device")
     training_step = TrainingStep(state, diffusion.to(device), config, device)
     take_step = RecordedFunction(training_step, device) if may_record(config, device) else training_step
     if state.first_not_finite is None:

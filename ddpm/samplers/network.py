@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ddpm.checks import require_prediction
 from ddpm.diffusion import Images, NoiseModel
 
 
@@ -12,5 +13,10 @@ def predict(model: NoiseModel, x_t: Images, t: int) -> Tensor:
 
     Gradients are off in this call alone. A sampler is a generator: if they were off around its loop, they would also be
     off in its caller's code between steps.
+
+    Raises:
+        ValueError: the network gives something else than an image for each image.
     """
-    return model(x_t, torch.full((len(x_t),), t, device=x_t.device))
+    output = model(x_t, torch.full((len(x_t),), t, device=x_t.device))
+    require_prediction(output, x_t)
+    return output

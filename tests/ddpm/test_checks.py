@@ -4,18 +4,31 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm import SamplingConfig, TrainingImages, UNet
+from ddpm import (
+    GaussianDiffusion,
+    ImageNoise,
+    SamplingConfig,
+    TrainingImages,
+    UNet,
+    guided,
+    linear_betas,
+    sample,
+    train,
+)
 from ddpm.features import extract_features
 from ddpm.images import class_grid, enlarge, grid, save_animation, save_png, to_model_range, to_pixels
 from ddpm.memorisation import nearest_images
 from ddpm.metrics import frechet_distance, kernel_distance, precision_recall
 from ddpm.samplers import InterpolatedNoise
 from tests.ddpm.small_networks import TINY
+from tests.ddpm.small_training import SHORT, make_images, start
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
 IMAGES = torch.arange(4 * 3 * 8 * 8, dtype=torch.uint8).reshape(4, 3, 8, 8)
 FLOATS = torch.linspace(-1.0, 1.0, IMAGES.numel()).reshape(IMAGES.shape)
+META = torch.device("meta")
+DIFFUSION = GaussianDiffusion(linear_betas(10))
 FEATURES = torch.linspace(0.0, 1.0, 24).reshape(6, 4)
 
 
@@ -86,6 +99,11 @@ def test_bytes_of_any_layout_in_memory_and_number_of_channels_are_taken():
         (lambda: frechet_distance(FEATURES, FEATURES[:, :3]), "as many features, got 4 and 3"),
         (lambda: nearest_images(FEATURES[0], FEATURES), r"^features must be .* shape \(4,\)"),
         (lambda: nearest_images(FEATURES, FEATURES * float("nan")), "^training must be .* with NaN"),
+        (lambda: guided(UNet(TINY), [0, 1]), "^labels must be an int64 vector, got list"),
+        (lambda: GaussianDiffusion(np.full(5, 0.1)), r"^betas must .* in \(0, 1\), got a NumPy array"),
+        (lambda: GaussianDiffusion(torch.ones(5)), r"^betas .* shape \(5,\), values 1 … 1"),
+        (lambda: next(train(start(), make_images(device=META), DIFFUSION, SHORT)), "come on meta and .* on cpu"),
+        (lambda: next(train(start(image_channels=1), make_images(), DIFFUSION, SHORT)), r"^x_t .*\(images, 1, height"),
         (lambda: SamplingConfig(seed=np.int64(-1)), "^seed must be at least 0 and at most .*, got -1$"),
         (lambda: InterpolatedNoise(0, (0, 1), torch.tensor([1.5]), (3, 8, 8)), r"^fractions must lie in \[0, 1\]"),
     ],
@@ -93,6 +111,22 @@ def test_bytes_of_any_layout_in_memory_and_number_of_channels_are_taken():
 def test_every_door_refuses_what_it_would_take_for_something_else(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda x_t, _t: x_t[:, :1],  # would be broadcast
+        lambda x_t, _t: torch.cat([x_t, x_t], dim=1),  # with a learnt variance
+        lambda x_t, _t: {"sample": x_t},
+    ],
+)
+def test_a_network_that_gives_no_image_for_each_image_is_refused(network):
+    message = r"^the network must give a float tensor of the shape that it was given, \(4, 3, 8, 8\), got"
+    with pytest.raises(ValueError, match=message):
+        DIFFUSION.losses(network, FLOATS, torch.arange(4), FLOATS)
+    with pytest.raises(ValueError, match=message):
+        sample("ddim", network, DIFFUSION, ImageNoise(0, range(4), (3, 8, 8)), 2)
 
 
 @pytest.mark.parametrize(
