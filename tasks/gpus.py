@@ -21,6 +21,9 @@ from contract.environment import GPU_SLOTS, SLOTS_FOLDER, VISIBLE_GPUS
 from contract.errors import FlowersError
 from tasks.locks import try_lock
 
+_CPU = "cpu-"
+"""Beginning of the names of slots that are no GPUs."""
+
 POLL_SECONDS = 0.5
 
 NOTICE_SECONDS = 2.0
@@ -48,19 +51,33 @@ def hold_slots(num_processes: int, has_work: Callable[[], bool] = lambda: True) 
     Raises:
         GpuSlotsError: the machine has fewer slots than that, or no folder for them.
     """
-    gpus = find_gpus()
-    num_slots = read_num_slots() or max(1, len(gpus))
-    slots = gpus[:num_slots] or [f"cpu-{i}" for i in range(num_slots)]
-    num_needed = num_processes if gpus else 1
-    if num_needed > len(slots):
-        raise GpuSlotsError(
-            f"num_processes={num_processes} takes as many GPUs, and this run may use {len(slots)}: lower it, or raise "
-            f"{GPU_SLOTS} or {VISIBLE_GPUS}, where they leave GPUs of this machine out"
-        )
+    slots, num_needed = find_slots(num_processes)
     with contextlib.ExitStack() as locks:
         names = _wait_for_slots(slots, num_needed, has_work, locks)
         # UUIDs: CUDA may number GPUs in another order than nvidia-smi.
-        yield {VISIBLE_GPUS: ",".join(names)} if gpus and names else {}
+        yield {VISIBLE_GPUS: ",".join(names)} if names and not names[0].startswith(_CPU) else {}
+
+
+def find_slots(num_processes: int, parameter: str = "num_processes") -> tuple[list[str], int]:
+    """Return the slots of this machine, and how many of them a stage of so many processes takes.
+
+    Args:
+        num_processes: number of processes of the stage.
+        parameter: the name of that number in the error.
+
+    Raises:
+        GpuSlotsError: the machine has fewer slots than that.
+    """
+    gpus = find_gpus()
+    num_slots = read_num_slots() or max(1, len(gpus))
+    slots = gpus[:num_slots] or [f"{_CPU}{i}" for i in range(num_slots)]
+    num_needed = num_processes if gpus else 1
+    if num_needed > len(slots):
+        raise GpuSlotsError(
+            f"{parameter}={num_processes} takes as many GPUs, and this run may use {len(slots)}: lower it, or raise "
+            f"{GPU_SLOTS} or {VISIBLE_GPUS}, where they leave GPUs of this machine out"
+        )
+    return slots, num_needed
 
 
 def find_gpus() -> list[str]:

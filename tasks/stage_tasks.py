@@ -12,7 +12,7 @@ from prefect.logging import get_run_logger
 
 from contract.params import read_params
 from contract.paths import GRID, LOSSES, METRICS, MODEL_RUN
-from tasks.gpus import hold_slots
+from tasks.gpus import find_slots, hold_slots
 from tasks.run_page import StagePage, embed, show, show_mlflow_run
 from tasks.stage import StageFailedError, is_up_to_date, run_stage
 
@@ -46,7 +46,9 @@ def reference() -> None:
 @task(name="train")
 def train() -> None:
     """Train the network; show its progress, its MLflow run, its samples as they are drawn, and its losses."""
-    page = compute("train", read_params().train.num_processes)
+    params = read_params()
+    find_slots(params.sample.num_processes, "sample.num_processes")  # its own task would say so after the training
+    page = compute("train", params.train.num_processes)
     if not page.has_linked_run:
         show("the MLflow run", link_recorded_run, get_run_logger())
     show("the losses", show_losses, get_run_logger())

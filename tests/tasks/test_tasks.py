@@ -86,6 +86,15 @@ def test_a_running_stage_shows_its_progress_its_mlflow_run_and_its_samples(dvc):
     assert artifacts["samples-in-training"].data == "Step 7\n\n![samples](data:image/png;base64,cGljdHVyZQ==)"
 
 
+def test_too_few_gpus_for_the_samples_are_found_before_the_training(dvc, driver, write_params):
+    driver("GPU-rose")
+    dvc("touch trained")
+    write_params({"sample.num_processes": 2})
+    state, _ = run_tasks("train")
+    assert state.is_failed() and "sample.num_processes=2 takes as many GPUs, and this run may use 1" in state.message
+    assert not Path("trained").exists()
+
+
 def test_without_tracking_no_run_is_linked(dvc):
     Path("build/model/run.json").write_text('{"mlflow_run_id": "", "mlflow_experiment_id": ""}')
     dvc("true")
