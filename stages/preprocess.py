@@ -20,12 +20,12 @@ SKIPPED_COLUMNS = [*SOURCE_COLUMNS, "source_md5", "reason"]
 def preprocess(params: Params) -> None:
     """Write build/dataset/: images.npy, index.csv, skipped.csv and dataset.json.
 
-    index.csv has one row per image of the array, in the same order; skipped.csv lists the damaged images that
-    `skip_damaged` left out.
+    index.csv has one row per image of the array, in the same order; skipped.csv lists the images that cannot
+    be decoded and that `skip_damaged` left out.
 
     Raises:
-        StageError: data/ differs from what was downloaded; an image is damaged and must not be skipped; all images are
-            damaged.
+        StageError: data/ differs from what was downloaded; an image cannot be decoded and must not be skipped; no image
+            can be decoded.
     """
     receipt, section = read_receipt(), params.preprocess
     dataset = DATASETS[receipt["dataset"]]
@@ -51,7 +51,7 @@ def preprocess(params: Params) -> None:
     write_json(DATASET / "dataset.json", summary)
     say("preprocess", f"{len(index)} images of {section.image_size}x{section.image_size}, splits {splits}")
     if skipped:
-        warn("preprocess", f"{len(skipped)} damaged images left out, see {DATASET / 'skipped.csv'}")
+        warn("preprocess", f"{len(skipped)} images cannot be decoded and are left out, see {DATASET / 'skipped.csv'}")
 
 
 def choose_splits(index: pd.DataFrame, valid_fraction: float) -> list[str]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from contract.paths import DATASET
 from ddpm.files import atomic_path
-from stages.datasets.decoding import DamagedImageError
+from stages.datasets.decoding import UndecodableImageError
 from stages.datasets.flowers102 import ARCHIVE, LABELS, Flowers102
 from stages.datasets.flowers102 import SPLITS as SPLIT_NUMBERS
 from stages.datasets.preparation import parallel_map, prepare
@@ -58,7 +58,7 @@ def _read(source: Path) -> dict[str, NDArray[np.uint8]]:
     images = (image for image in Flowers102().images(source) if image.split in SPLITS)
     found: dict[str, list[NDArray[np.uint8]]] = {split: [] for split in SPLITS}
     for prepared in parallel_map(partial(prepare, size=IMAGE_SIZE), images):
-        if isinstance(prepared, DamagedImageError):
+        if isinstance(prepared, UndecodableImageError):
             raise PackError(f"an image in {source} cannot be read: {prepared}")
         pixels, row = prepared
         found[row["split"]].append(pixels)

@@ -6,25 +6,36 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from contract.errors import StageError
+from stages.datasets.metadata import strip_metadata
 from stages.datasets.source import FORMATS, SourceImage
 
 MARGIN = 2
 """A JPEG is decoded at the smallest scale of 1, 1/2, 1/4, 1/8 that leaves this many times the requested size."""
 
 _JPEG_BLOCK = 8
-_SIDEWAYS_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS_TURNS = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))  # which swap width and height
 
 
-class DamagedImageError(StageError):
+class UndecodableImageError(StageError):
     """An image cannot be decoded."""
 
-    def __init__(self, image: SourceImage, reason: str) -> None:
+    def __init__(self, image: SourceImage, reason: str, advice: str = "remove or replace it") -> None:
         super().__init__(
-            f"{image.name} cannot be decoded as an image ({reason}); remove or replace it, or set "
-            "preprocess.skip_damaged: true to leave out damaged images"
+            f"{image.name} cannot be decoded as an image ({reason}); {advice}, or set preprocess.skip_damaged: true to "
+            "leave out such images"
         )
         self.image = image
         self.reason = reason
@@ -49,25 +60,30 @@ def decode(image: SourceImage, size: int) -> Picture:
     each block. This changes the prepared pixels slightly: photographs of 500×650 at 64 pixels by 0.2 grey levels on
     average and 11 at most; by less than 1 and 24 if no more than `MARGIN` times the size remains.
 
+    Metadata that cannot be read are ignored: the image is then taken as if it had none.
+
     Raises:
-        DamagedImageError: the bytes are not an image, or are damaged.
+        UndecodableImageError: the bytes are not an image, or are damaged, or exceed a limit.
     """
     if not isinstance(image.content, bytes):
         pixels = Image.fromarray(image.content)
         return Picture(pixels, pixels.width, pixels.height, 1.0)
     try:
-        file = Image.open(io.BytesIO(image.content), formats=tuple(FORMATS))
-        width, height = file.size
-        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
-        reduction = _reduce_scale(file, orientation, size)
-        upright = _convert_to_rgb(ImageOps.exif_transpose(file))
+        try:
+            return _decode_file(image.content, size)
+        except Exception:
+            bare = strip_metadata(image.content)
+            if bare == image.content:
+                raise
+            return _decode_file(bare, size)
     except UnidentifiedImageError as error:  # its message holds an address in memory, which changes from run to run
-        raise DamagedImageError(image, "not a format that Pillow knows") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DamagedImageError(image, str(error)) from error
-    if orientation in _SIDEWAYS_ORIENTATIONS:
-        width, height = height, width
-    return Picture(upright, width, height, reduction)
+        raise UndecodableImageError(image, f"in none of the formats {', '.join(FORMATS)}") from error
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise UndecodableImageError(image, str(error) or "it takes too much memory", "make it smaller") from error
+    except _UnknownRangeError as error:
+        raise UndecodableImageError(image, str(error), "convert it to 8 or 16 bits") from error
+    except Exception as error:  # decoders raise errors of any type
+        raise UndecodableImageError(image, str(error) or type(error).__name__) from error
 
 
 def crop_centre(picture: Picture, size: int) -> NDArray[np.uint8]:
@@ -83,20 +99,49 @@ def crop_centre(picture: Picture, size: int) -> NDArray[np.uint8]:
     return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
-def _reduce_scale(file: Image.Image, orientation: int, size: int) -> float:
-    """Choose the scale at which an opened JPEG will be decoded, and return the factor; 1 for other formats."""
+class _UnknownRangeError(Exception):
+    """Which number is white is not known."""
+
+
+def _decode_file(content: bytes, size: int) -> Picture:
+    file = Image.open(io.BytesIO(content), formats=tuple(FORMATS))
+    width, height = file.size
+    reduction = _reduce_scale(file, size) if isinstance(file, JpegImageFile) else 1.0
+    file.load()
+    turn = _read_turn(file)
+    upright = _convert_to_rgb(file if turn is None else file.transpose(turn))
+    if reduction == 1.0:
+        width, height = upright.size
+    elif turn in _SIDEWAYS_TURNS:
+        width, height = height, width
+    return Picture(upright, width, height, reduction)
+
+
+def _read_turn(file: Image.Image) -> Image.Transpose | None:
+    """Return how the picture is turned upright; None if it is, or if its metadata cannot be read."""
+    try:
+        return _TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # of any type
+        return None
+
+
+def _reduce_scale(file: JpegImageFile, size: int) -> float:
+    """Choose the scale at which an opened JPEG will be decoded, and return the factor."""
     width, height = file.size
     # If the width or height leaves a remainder, the last column or row of a reduced picture covers fewer pixels.
     # Turned over it would come first and shift all others.
-    if orientation != 1 and (width % _JPEG_BLOCK or height % _JPEG_BLOCK):
+    if _read_turn(file) is not None and (width % _JPEG_BLOCK or height % _JPEG_BLOCK):
         return 1.0
-    draft = file.draft(None, (MARGIN * size, MARGIN * size))  # None for formats without reduced scales
+    draft = file.draft(None, (MARGIN * size, MARGIN * size))
     return width / draft[1][2] if draft else 1.0
 
 
 def _convert_to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "I;16":  # Pillow would clip it at 255 instead of scaling it
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):
+        # Pillow would clip it at 255 instead of scaling it. It scales the numbers of a PPM to 16 bits.
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in {"I", "F"}:
+        raise _UnknownRangeError("its numbers have 32 bits, and no largest one is stated")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

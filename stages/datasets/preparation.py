@@ -5,6 +5,7 @@ Images stream from the dataset to the array; only their rows stay in memory.
 
 import hashlib
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from contract.errors import StageError
 from contract.sections import PreprocessParams
 from ddpm.files import atomic_path
-from stages.datasets.decoding import DamagedImageError, crop_centre, decode
+from stages.datasets.decoding import UndecodableImageError, crop_centre, decode
 from stages.datasets.source import SourceImage
 from stages.runtime.reporting import progress_bar
 
@@ -29,14 +30,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def prepare(image: SourceImage, size: int) -> tuple[NDArray[np.uint8], Row] | DamagedImageError:
+def prepare(image: SourceImage, size: int) -> tuple[NDArray[np.uint8], Row] | UndecodableImageError:
     """Return the pixels of an image, shape (size, size, 3), and its row of the index.
 
     The error of a damaged image is returned, so that the other images still come.
     """
     try:
         picture = decode(image, size)
-    except DamagedImageError as error:
+    except UndecodableImageError as error:
         return error
     row = describe_source(image) | {"original_width": picture.width, "original_height": picture.height}
     return crop_centre(picture, size), row
@@ -58,16 +59,17 @@ def write_images(
         Rows of the images in the array, and rows of the damaged images that were skipped.
 
     Raises:
-        DamagedImageError: an image cannot be decoded and `params.skip_damaged` is false.
+        UndecodableImageError: an image cannot be decoded and `params.skip_damaged` is false.
         StageError: no image can be decoded.
     """
     rows: list[Row] = []
     skipped: list[Row] = []
     bar = progress_bar("preprocess", count, "images")
-    with bar, atomic_path(path) as temporary, temporary.open("wb") as file:
+    # Pillow warns of metadata that it cannot read, without naming the file.
+    with warnings.catch_warnings(action="ignore"), bar, atomic_path(path) as temporary, temporary.open("wb") as file:
         _write_header(file, count, params.image_size)
         for prepared in parallel_map(partial(prepare, size=params.image_size), images):
-            if not isinstance(prepared, DamagedImageError):
+            if not isinstance(prepared, UndecodableImageError):
                 pixels, row = prepared
                 file.write(pixels.tobytes())
                 rows.append(row)

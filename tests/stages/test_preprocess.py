@@ -147,7 +147,9 @@ def test_a_damaged_image_is_an_error_or_skipped(put_photographs, make_params, ca
     (row,) = read_table("skipped.csv").itertuples()
     assert (row.number, row.name, row.class_number, row.class_name) == (2, "rose/b.jpg", 0, "rose")
     assert row.source_md5 == md5(broken) and row.reason
-    assert "warning: 1 damaged images left out, see build/dataset/skipped.csv" in capsys.readouterr().out
+    assert (
+        "warning: 1 images cannot be decoded and are left out, see build/dataset/skipped.csv" in capsys.readouterr().out
+    )
 
 
 def test_only_damaged_images_are_an_error(put_photographs, make_params):

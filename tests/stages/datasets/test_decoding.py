@@ -1,6 +1,11 @@
 """Images decoded upright as RGB, large JPEGs at a reduced scale, and cropped to a square."""
 
+import contextlib
 import io
+import random
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +14,7 @@ from PIL import Image
 
 from bench.preprocess import jpeg, photograph
 from stages.datasets import DATASETS, decoding
-from stages.datasets.decoding import DamagedImageError, Picture, crop_centre, decode
+from stages.datasets.decoding import Picture, UndecodableImageError, crop_centre, decode
 from stages.datasets.preparation import prepare
 from stages.datasets.source import SourceImage
 from tests.stages.datasets.files import encode
@@ -89,12 +94,134 @@ def test_printing_colours_become_screen_colours():
     assert red < 5 and green > 250 and blue > 250
 
 
-def test_damaged_metadata_does_no_harm():
-    pixels = jpeg(photograph(32, 32, 0))
-    metadata = b"Exif\0\0II*\0"  # an offset should follow
-    segment = b"\xff\xe1" + (len(metadata) + 2).to_bytes(2, "big") + metadata
-    one, other = (decode(make_source(content), 16).pixels for content in (pixels, pixels[:2] + segment + pixels[2:]))
+PICTURE = Image.fromarray(photograph(40, 24, 0))
+
+
+def put_segment(number, payload):
+    """A small JPEG with an application segment."""
+    content, segment = encode(PICTURE, "JPEG"), bytes([255, 0xE0 + number]) + (len(payload) + 2).to_bytes(2, "big")
+    return content[:2] + segment + payload + content[2:]
+
+
+def put_chunk(name, payload, is_sound=True, is_last=False):
+    """A small PNG with a chunk before its pixels, or behind them."""
+    content = encode(PICTURE)
+    checksum = (zlib.crc32(name + payload) ^ (not is_sound)).to_bytes(4, "big")
+    place = len(content) - 12 if is_last else 33
+    return content[:place] + len(payload).to_bytes(4, "big") + name + payload + checksum + content[place:]
+
+
+def make_broken_exif(orientation=6):
+    """Orientation, and a width that is stated as text."""
+    tags = (2).to_bytes(2, "little") + struct.pack("<HHIIHHII", 0x100, 2, 1, 65, ORIENTATION, 3, 1, orientation)
+    return b"II*\0\x08\0\0\0" + tags + bytes(4)
+
+
+def put_broken_tag():
+    """A TIFF whose camera is named beyond the end of the file, by the first of its tags."""
+    content = bytearray(encode(PICTURE, "TIFF", tiffinfo={271: "a camera of some name"}))
+    at = content.index(struct.pack("<HH", 271, 2)) + 8
+    content[at : at + 4] = b"\xff\xff\xff\x7f"
+    return bytes(content)
+
+
+PHOTOSHOP = put_segment(13, b"Photoshop 3.0\x008BIM\x03\xed")
+LONG = b"a\0\0" + zlib.compress(bytes(3 * 2**20))  # longer than Pillow takes
+
+
+UNREADABLE = {
+    "EXIF without an offset": put_segment(1, b"Exif\0\0II*\0"),
+    "EXIF of no format": put_segment(1, b"Exif\0\0Canon"),
+    "JFIF": put_segment(0, b"JFIF"),
+    "Photoshop": PHOTOSHOP,
+    "MPF": put_segment(2, b"MPF\0II*\0"),
+    "ICC": put_segment(2, b"ICC_PROFILE\0\x09\x01"),
+    "eXIf without an offset": put_chunk(b"eXIf", b"II*\0"),
+    "eXIf of no format": put_chunk(b"eXIf", b"Canon"),
+    "checksum": put_chunk(b"tEXt", b"a\0b", is_sound=False),
+    "pHYs": put_chunk(b"pHYs", b""),
+    "gAMA": put_chunk(b"gAMA", b""),
+    "acTL": put_chunk(b"acTL", b""),
+    "long profile": put_chunk(b"iCCP", LONG),
+    "long text": put_chunk(b"zTXt", LONG),
+    "long text at the end": put_chunk(b"zTXt", LONG, is_last=True),
+    "TIFF": put_broken_tag(),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # as while a dataset is prepared
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
+def test_metadata_that_cannot_be_read_do_no_harm(content):
+    clean = encode(PICTURE, "JPEG") if content.startswith(b"\xff") else encode(PICTURE)
+    one, other = (decode(make_source(each), 16).pixels for each in (content, clean))
     assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        put_segment(1, b"Exif\0\0" + make_broken_exif()),
+        PHOTOSHOP[: 2 + 4 + 20] + put_segment(1, b"Exif\0\0" + make_broken_exif())[2:],
+        put_chunk(b"eXIf", make_broken_exif()),
+        encode(PICTURE, "TIFF", tiffinfo={ORIENTATION: 6}),
+    ],
+    ids=["JPEG", "JPEG with more that cannot be read", "PNG", "TIFF"],
+)
+def test_the_orientation_is_heeded_beside_metadata_that_cannot_be_read(content):
+    picture = decode(make_source(content), 40)
+    encoded = encode(PICTURE, "JPEG") if content.startswith(b"\xff") else encode(PICTURE)
+    upright = Image.open(io.BytesIO(encoded)).transpose(Image.Transpose.ROTATE_270)
+    assert (picture.width, picture.height) == (24, 40) and picture.pixels.tobytes() == upright.tobytes()
+
+
+def make_bomb():
+    content = bytearray(encode(Image.new("1", (8, 8))))
+    content[16:24] = struct.pack(">II", 20_000, 20_000)
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (make_bomb(), r"\(Image size \(400000000 pixels\) exceeds limit of \d+ pixels.*\); make it smaller, or set"),
+        (encode(Image.new("F", (9, 9)), "TIFF"), "no largest one is stated.*; convert it to 8 or 16 bits, or set"),
+        (encode(Image.new("RGB", (9, 9)), "AVIF")[:-5], r"\(.+\); remove or replace it, or set"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", r"in none of the formats JPEG, PNG, .*\); remove"),
+    ],
+    ids=["too large", "no range", "not an OSError", "a program"],
+)
+def test_what_cannot_be_decoded_is_named_with_the_reason(content, problem):
+    with pytest.raises(UndecodableImageError, match=rf"a picture cannot be decoded as an image .*{problem}"):
+        decode(make_source(content), 16)
+
+
+def test_the_first_picture_is_taken_and_16_bits_are_scaled():
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    for kind in ("GIF", "PNG", "WEBP", "TIFF"):
+        pixels = decode_whole(frames[0], kind, save_all=True, append_images=frames[1:], **LOSSLESS.get(kind, {}))
+        assert pixels[4, 4].tolist() == [255, 0, 0]
+    numbers = np.array([[0, 256, 65535]], ">u2")
+    files = [b"P5 3 1 65535\n" + numbers.tobytes(), encode(Image.frombytes("I;16B", (3, 1), numbers.tobytes()), "TIFF")]
+    for content in files:
+        assert np.asarray(decode(make_source(content), 9).pixels)[0, :, 0].tolist() == [0, 1, 255]
+
+
+LOSSLESS = {"WEBP": {"lossless": True}}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_garbled_files_are_decoded_or_named(kind):
+    generator = random.Random(0)
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[0x100] = 6, 40
+    content = encode(PICTURE, kind, **({"exif": exif} if kind in {"JPEG", "PNG", "WEBP", "TIFF"} else {}))
+    for _ in range(100):
+        garbled = bytearray(content)
+        for _ in range(generator.choice([1, 1, 4])):
+            garbled[generator.randrange(min(len(garbled), generator.choice([60, 10**6])))] = generator.randrange(256)
+        with contextlib.suppress(UndecodableImageError), warnings.catch_warnings(action="ignore"):
+            prepare(make_source(bytes(garbled)), 16)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +309,7 @@ def test_grey_and_printed_photographs_are_reduced_too(prepare_both, photographs,
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.98])
 def test_a_cut_off_file_is_damaged_at_a_reduced_scale_too(photographs, progressive, kept):
     content = encode_jpeg(np.asarray(Image.open(io.BytesIO(photographs[0]))), progressive=progressive)
-    with pytest.raises(DamagedImageError, match="a picture cannot be decoded as an image"):
+    with pytest.raises(UndecodableImageError, match="a picture cannot be decoded as an image"):
         decode(make_source(content[: int(len(content) * kept)]), 64)
 
 
