@@ -5,6 +5,7 @@ Settings of the library are inherited from `ddpm.config`: a `TrainParams` is a `
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -38,9 +39,22 @@ BatchSize = Annotated[int, Interval(ge=1, le=65_536)]
 Split = Literal["train", "valid", "test"]
 
 
+_ADDRESS = re.compile(r"\s*([a-z][a-z0-9+.-]*:/|//)", re.IGNORECASE)
+"""Begin of an address, also of a mistyped one."""
+
+
 def _check_at_most(name: str, value: int, bound_name: str, bound: int) -> None:
     if value > bound:
         raise ValueError(f"{name}={value} must not exceed {bound_name}={bound}")
+
+
+def _refuse_login(name: str, value: str | None) -> None:
+    if value and "@" in value and _ADDRESS.match(value):
+        raise ValueError(
+            f"{name} must be an address without user name and password, which would be written to params.yaml, to the "
+            "terminal and into databases: put them into ~/.netrc (machine HOST login NAME password WORD) and leave out "
+            "what stands before the @; an @ in a path is written %40"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +75,19 @@ class DownloadParams:
     """synthetic_flowers: drawn here; flowers102: Oxford Flowers 102; folder: your own images, sub-folders as classes"""
     source: str | None
     """folder: its path; flowers102: a directory or http(s) address that holds its three files, null for the official
-    one; synthetic_flowers: null"""
+    one (user name and password belong into ~/.netrc); synthetic_flowers: null"""
     archive_md5: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None
     """flowers102 from another source: the md5 of an archive whose bytes differ from the official one; otherwise null"""
     synthetic: SyntheticParams
     """settings of synthetic_flowers"""
 
     def __post_init__(self) -> None:
+        _refuse_login("source", self.source)
+        if self.source and "://" in self.source and set("?#") & set(self.source):
+            raise ValueError(
+                "source must be the address of a directory, to which the names of its files are added: leave out ? "
+                "or # and what follows; a token belongs into ~/.netrc, as a password"
+            )
         if self.dataset == "folder" and self.source is None:
             raise ValueError("dataset: folder needs source, the path of a directory of images")
         if self.dataset == "synthetic_flowers" and self.source is not None:
@@ -101,6 +121,9 @@ class ReferenceParams:
     num_processes: NumProcesses
     """processes on this machine, one per GPU, that share the computation of features, also of samples; it changes the
     speed, and the features by rounding alone"""
+
+    def __post_init__(self) -> None:
+        _refuse_login("inception_weights", self.inception_weights)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,6 +140,19 @@ def test_a_refusal_names_the_parameter_the_value_and_what_is_allowed(written, ch
     assert problem.startswith(place) and all(word in problem for word in words)
 
 
+@pytest.mark.parametrize("dataset", ["flowers102", "folder", "synthetic_flowers"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user:secret@host/102", "HTTPS://secret@host", "ftp://user:se/secret@host", " http://user:secret@host/",
+        "http:/user:secret@host", "//user:secret@host", "https://host/102?token=secret", "https://host/102#secret",
+    ],
+)  # fmt: skip
+def test_a_secret_in_an_address_is_refused_and_not_repeated(written, dataset, address):
+    [problem] = refusal(written({"download.dataset": dataset, "download.source": address}))
+    assert problem.startswith("download: source must be ") and "~/.netrc" in problem and "secret" not in problem
+
+
 @pytest.mark.parametrize("name", ["train.loss", "train.unet.dropout", "sample.eta", "register"])
 def test_a_missing_parameter_is_named_also_where_the_library_has_a_default(written, document, name):
     path, incomplete = written({}), document()
@@ -167,6 +180,7 @@ def test_all_problems_are_listed_at_once(written, document):
         {"sample.weights": "best", "train.evaluate_every": 2},
         {"train.warmup_steps": 6},
         {"download.dataset": "folder", "download.source": "x"},
+        {"download.dataset": "folder", "download.source": "/x/a@b/Batch #2?"},
         {"download.dataset": "flowers102", "download.archive_md5": "0" * 32},
         CLASSES | {"download.dataset": "flowers102", "sample.classes": ["rose", 54], "sample.guidance_scale": 2},
         CLASSES | {"train.label_dropout": 0.0, "sample.guidance_scale": 1},

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 
 import numpy as np
 import pytest
@@ -54,6 +55,13 @@ def test_a_file_comes_whole_by_one_uncompressed_request(fetch, mirror, waits, fa
 def test_a_complete_file_is_not_requested(fetch, mirror, part):
     part.write_bytes(CONTENT)
     assert fetch() == CONTENT and mirror.requests == []
+
+
+def test_name_and_password_come_from_netrc(fetch, mirror, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert fetch() == CONTENT
+    assert mirror.requests[0][1]["Authorization"] == f"Basic {b64encode(b'user:secret').decode()}"
 
 
 @pytest.mark.parametrize(("knows_ranges", "second_part"), [(True, THREE_QUARTERS), (False, HALF)])
