@@ -38,7 +38,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise OSError(number, os.strerror(number) if number else str(error), str(path)) from error
     except OSError as error:
         if type(error) is OSError and error.filename is None:  # numpy gives no number: "8192 requested and 0 written"
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+            raise OSError(error.errno, error.strerror or f"it cannot be written whole ({error})", str(path)) from error
         if error.filename == str(temporary):
             error.filename = str(path)  # the name that people know
         raise

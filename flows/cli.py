@@ -2,12 +2,14 @@
 
 import io
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
@@ -15,9 +17,10 @@ from cyclopts.validators import Number
 
 from contract.environment import leave_repository
 from contract.errors import FlowersError, explain_os_error
+from contract.interruption import SIGNALS
 from contract.paths import list_profiles
 from ddpm.config import MAX_GUIDANCE_SCALE, MAX_SEED, SamplerName, SamplingConfig
-from flows import EXIT_INTERRUPTED, MAX_CONCURRENT
+from flows import MAX_CONCURRENT
 
 CHAMPION = "models:/flowers-ddpm@champion"
 EXIT_FAILED, EXIT_MISUSED = 1, 2
@@ -36,12 +39,15 @@ app = App(
     help_format="plaintext",
     exit_on_error=False,
     print_error=False,
+    suppress_keyboard_interrupt=False,
 )
 app.register_install_completion_command(help="Install completion of commands and options for your shell.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the command line names; an error meant for people ends it with one message."""
+    if arguments is None:
+        interrupt_on_signals()
     words = sys.argv[1:] if arguments is None else list(arguments)
     leave_repository()
     prefer_code_of_this_folder(words)
@@ -56,12 +62,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not (reason := explain_os_error(error)):
             raise
         fail(f"{command}: {reason}")
-    except KeyboardInterrupt:
-        fail(f"{command}: interrupted", EXIT_INTERRUPTED)
+    except KeyboardInterrupt as interruption:
+        fail(f"{command}: interrupted", 128 + (interruption.args or [signal.SIGINT])[0])
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in OWN_PACKAGES:
             raise
         fail(f"{command}: the package {error.name} is not installed: pip install 'flowers-ddpm[pipeline]'")
+
+
+def interrupt_on_signals() -> None:
+    """Raise KeyboardInterrupt at SIGTERM and SIGINT, but for one that the caller has switched off, as nohup does."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt(number)
+
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
 
 
 def prefer_code_of_this_folder(words: Sequence[str]) -> None:

@@ -56,8 +56,9 @@ def connect() -> "MlflowClient":
         os.environ.setdefault(name, value)
     import mlflow
 
-    for name in ("mlflow", "alembic", "mlflow.store.db.utils"):
+    for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs what it raises
     database = _database_file()
     _require_answer()
     with _explain_silence():
@@ -115,7 +116,7 @@ def explain_refusals() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise TrackingError(f"MLflow at {tracking_uri()} refused: {error}") from error
+        raise TrackingError(f"MLflow at {tracking_uri()} refused: {shorten(error)}") from error
 
 
 @contextmanager
@@ -124,8 +125,8 @@ def _explain_silence() -> Iterator[None]:
         yield
     except Exception as error:  # raised by MLflow, its database or the disk
         raise TrackingError(
-            f"MLflow at {tracking_uri()} does not answer: {error}. Start its server, unset {TRACKING_URI} to use the "
-            f"project's mlflow.db, or set {TRACKING}=off to do without"
+            f"MLflow at {tracking_uri()} does not answer: {shorten(error)}. Start its server, unset {TRACKING_URI} to "
+            f"use the project's mlflow.db, or set {TRACKING}=off to do without"
         ) from error
 
 
@@ -154,6 +155,12 @@ def _require_answer() -> None:
             f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Start its server (`make up`), `unset "
             f"{TRACKING_URI}` to use the project's mlflow.db, or set {TRACKING}=off to do without"
         ) from None
+
+
+def shorten(error: Exception) -> str:
+    """Describe an error of MLflow in one line, without the SQL that a database adds to its own words."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if not line.startswith(("[SQL", "[parameters", "(Background", "(raised as")))
 
 
 def _database_file() -> Path | None:

@@ -22,7 +22,7 @@ from contract.events import RunOpened, emit, has_reader, report
 from contract.nesting import flatten
 from contract.params import Params
 from contract.stage_names import LINEAGE
-from tracking.connection import connect, explain_refusals, open_experiment
+from tracking.connection import connect, explain_refusals, open_experiment, shorten
 from tracking.lineage import read_lineage
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class MlflowTracker(Tracker):
         try:
             action()
         except Exception as error:
-            report("warning", f"tracking: warning: MLflow did not take a record ({error})")
+            report("warning", f"tracking: warning: MLflow did not take a record ({shorten(error)})")
 
 
 @contextmanager

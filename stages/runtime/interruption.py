@@ -9,11 +9,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from contract.environment import WATCH_PID
-
-EXIT_INTERRUPTED = 75
-"""Exit status of an interrupted stage, which continues when it runs again (EX_TEMPFAIL of sysexits.h)."""
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from contract.interruption import SIGNALS
 
 
 class Interrupted(BaseException):
@@ -25,7 +21,7 @@ def interrupt_on_signals() -> None:
 
     The end of the process that DDPM_WATCH_PID names, however it ends, counts as SIGTERM.
     """
-    for number in _SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, _interrupt)
     if watched := os.environ.get(WATCH_PID):
         threading.Thread(
@@ -35,7 +31,7 @@ def interrupt_on_signals() -> None:
 
 def ignore_signals() -> None:
     """Ignore SIGTERM and SIGINT from here on, so that a second signal cannot break the clean-up."""
-    for number in _SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -43,8 +39,8 @@ def ignore_signals() -> None:
 def defer_interruption() -> Iterator[Callable[[], str | None]]:
     """Let signals interrupt nothing inside the block; yield a function that names the first signal since, or None."""
     received: list[str] = []
-    previous = {number: signal.getsignal(number) for number in _SIGNALS}
-    for number in _SIGNALS:
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
         signal.signal(number, lambda got, _frame: received.append(signal.Signals(got).name))
     try:
         yield lambda: received[0] if received else None

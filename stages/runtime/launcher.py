@@ -13,7 +13,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from contract.environment import WATCH_PID
 from contract.errors import StageError
-from stages.runtime.interruption import EXIT_INTERRUPTED, Interrupted
+from stages import EXIT_INTERRUPTED
+from stages.runtime.interruption import Interrupted
 
 SHUTDOWN_SECONDS = 50
 """Time that processes have to save their work; less than the flow's own grace, after which it kills them all."""

@@ -10,8 +10,9 @@ from contract.environment import is_first_process, leave_repository
 from contract.errors import FlowersError, StageError, explain_os_error
 from contract.events import has_reader
 from contract.params import Params, read_params
+from stages import EXIT_INTERRUPTED
 from stages.runtime.dependencies import Dependencies
-from stages.runtime.interruption import EXIT_INTERRUPTED, Interrupted, ignore_signals, interrupt_on_signals
+from stages.runtime.interruption import Interrupted, ignore_signals, interrupt_on_signals
 from stages.runtime.reporting import fail, warn
 
 EXIT_ERROR = 1

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -155,7 +156,8 @@ def test_outside_the_project_the_error_says_where_it_has_to_be(flowers, tmp_path
     [
         (FlowersError("no champion"), 1, "flowers serve: no champion\n"),
         (IsADirectoryError(21, "Is a directory", "drawn"), 1, "flowers serve: drawn: Is a directory\n"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "flowers serve: interrupted\n"),
+        (KeyboardInterrupt(signal.SIGTERM), 143, "flowers serve: interrupted\n"),
     ],
 )
 def test_an_error_is_a_message_and_a_status(flowers, monkeypatch, error, status, said):
@@ -164,6 +166,25 @@ def test_an_error_is_a_message_and_a_status(flowers, monkeypatch, error, status,
 
     monkeypatch.setitem(sys.modules, "tracking.serve", SimpleNamespace(serve=fail))
     assert flowers("serve", status=status) == said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_first_imports_is_one_line(number):
+    # The program sends it to itself where the command imports its first library.
+    program = (
+        f"import sys, os; sys.argv[0] = 'flowers'; import flows; os.kill(os.getpid(), {number:d}); import flows.cli"
+    )
+    done = run_python("-c", program)
+    said = f"flowers: interrupted by {number.name} before anything began\n"
+    assert (done.returncode, done.stderr) == (128 + number, said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports_of_a_command_is_one_line(number, tmp_path):
+    (tmp_path / "prefect.py").write_text(f"import os; os.kill(os.getpid(), {number:d})")
+    (tmp_path / "dvc.yaml").touch()
+    done = run_python("-c", "import sys; sys.argv[1:] = ['run']; import flows.cli; flows.cli.main()", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (128 + number, "flowers run: interrupted\n")
 
 
 def test_a_missing_package_is_one_line_that_names_the_extra(flowers, monkeypatch):

@@ -249,6 +249,16 @@ def test_code_edited_while_it_was_imported_is_an_error(ended, dependencies, monk
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_imports_is_one_line_and_status_75(place, project, number):
+    Path("torch.py").write_text(f"import os; os.kill(os.getpid(), {number:d}); raise RuntimeError")
+    environment = os.environ | {"PYTHONPATH": f"{place}:{project}"}
+    command = [sys.executable, "-m", "stages.train"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    said = f"train: warning: interrupted by {number.name} before anything began\n"
+    assert (done.returncode, done.stdout + done.stderr) == (75, said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_interrupts_with_status_75(ended, number):
     message = f"train: warning: interrupted by {number.name}; run it again to go on\n"
     assert ended(signal_and_wait(number)) == (75, message)
