@@ -5,9 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
+from contract.assignments import load_value
 from contract.errors import FlowersError
 from contract.nesting import flatten, nest
 from contract.params import Params, ParamsError, compose
@@ -99,9 +97,9 @@ def parse_overrides_list(text: str | None) -> list[dict[str, Any]]:
         FlowersError: the text is not a list of mappings.
     """
     try:
-        parsed = [] if text is None else YAML(typ="safe").load(text)
-    except YAMLError as error:
-        raise FlowersError(f"--overrides is not YAML: {error}") from None
+        parsed = [] if text is None else load_value(text)
+    except ParamsError as error:
+        raise FlowersError(f"--overrides: {error}") from None
     if not isinstance(parsed, list) or not all(isinstance(one, dict) for one in parsed):
         raise FlowersError(f"--overrides takes a list of mappings, such as [{{train.seed: 1}}], got {text!r}")
     return parsed

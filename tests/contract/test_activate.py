@@ -164,7 +164,7 @@ def test_assignments_become_nested_overrides(words, overrides):
     [
         (["train.num_steps"], "NAME=VALUE, .* got 'train.num_steps'"),
         (["=3"], "got '=3'"),
-        (["train.unet.widths=[8"], "'train.unet.widths=.8' is not YAML"),
+        (["train.unet.widths=[8"], "of train.unet.widths, '.8' is not YAML: line 1, column 3: .*put text into quotes"),
         (["train.number_of_steps=5"], "train.number_of_steps is not a parameter; did you mean train.num_steps"),
         (["tarin.num_steps=5"], "tarin.num_steps is not a parameter; did you mean train.num_steps"),
         (["train=3", "train.seed=1"], "train.seed is part of a section that is set as a whole"),
@@ -180,3 +180,46 @@ def test_an_assignment_that_cannot_be_used_is_refused(parse, words, message):
 def test_the_values_of_a_grid_are_lists():
     grid = parse_grid(["sample.sampler=[ddim, ddpm]", "train.learning_rate=[1e-3, 0.002]"])
     assert grid == {"sample.sampler": ["ddim", "ddpm"], "train.learning_rate": [0.001, 0.002]}
+
+
+TEXTS = ["/x/a #2", "! x", "[a", "a: b", "@x", "%x", "*x", "&x", "`x", "007", "1e3", "yes", "2024-01-01", "# x", " x"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_taken_as_it_stands(text):
+    assert parse_overrides([f"download.source={text}"]) == {"download": {"source": text}}
+    assert parse_grid([f"download.source=['{text}']"]) == {"download.source": [text]}
+
+
+def test_the_texts_of_a_grid_need_quotes_only_where_yaml_would_drop_a_part():
+    grid = parse_grid(["download.source=[007, 1e3, yes, 2024-01-01, a b, null]", "profile=[null, '#']"])
+    assert grid == {"download.source": ["007", "1e3", "yes", "2024-01-01", "a b", None], "profile": ["null", "#"]}
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ("! x", "a tag (!)"),
+        ("&x", "an anchor (&)"),
+        ("[&a b, *a]", "an anchor (&)"),
+        ("1 # x", "a comment (#)"),
+        ("[1, 2] #", "a comment (#)"),
+        ("--- 1", "the mark of a document (---)"),
+        ("007", "007, which may mean several things"),
+        ("[0x10]", "0x10, which may mean several things"),
+    ],
+)
+@pytest.mark.parametrize("name", ["train.seed", "sample.classes", "train.unet.widths"])
+@pytest.mark.parametrize("parse", [parse_overrides, parse_grid])
+def test_what_yaml_would_drop_or_change_is_refused_in_one_line(parse, name, value, what):
+    with pytest.raises(ParamsError) as caught:
+        parse([f"{name}={value}"])
+    assert f"the value of {name}, '{value}' holds {what}" in str(caught.value)
+    assert str(caught.value).endswith("""put text into quotes, as in 'sample.classes=["Batch #2", 54]'""")
+
+
+@pytest.mark.parametrize("word", ["1e3", "1.0", "1_000", "2024-01-01", "true", ".inf", "a: b", "Batch #2", "`x", "@x"])
+def test_a_class_that_may_be_a_name_or_something_else_needs_quotes(word):
+    with pytest.raises(ParamsError, match="put text into quotes"):
+        parse_overrides([f"sample.classes=[{word}]"])
+    assert parse_overrides([f'sample.classes=["{word}"]']) == {"sample": {"classes": [word]}}
