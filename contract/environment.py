@@ -58,8 +58,15 @@ def without_repository(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def process_number() -> int:
-    """Return the number of this process among those of its stage; torchrun numbers them in RANK."""
-    return int(os.environ.get("RANK", "0"))
+    """Return the number of this process among those of its stage, as torchrun numbers them; 0, if it works alone."""
+    rank = os.environ.get("RANK", "")
+    return int(rank) if "WORLD_SIZE" in os.environ and rank.isascii() and rank.isdecimal() else 0
+
+
+def work_alone() -> None:
+    """Make this process the only one of its stage, whatever a batch system has set."""
+    for name in ("RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
 
 
 def is_first_process() -> bool:

@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Callable
 from typing import TypeAlias
 
-from contract.environment import is_first_process, leave_repository
+from contract.environment import is_first_process, leave_repository, work_alone
 from contract.errors import FlowersError, StageError, explain_os_error
-from contract.events import has_reader
+from contract.events import has_reader, report
 from contract.params import Params, read_params
 from stages import EXIT_INTERRUPTED
 from stages.runtime.dependencies import Dependencies
@@ -43,15 +43,14 @@ def run_stage(
         warnings.showwarning = lambda message, *_: warn(name, str(message))
     try:
         interrupt_on_signals()
+        if num_processes is None:
+            work_alone()
         params, dependencies = read_params(), Dependencies(name) if is_first_process() else None
         if num_processes is None:
             finish = stage(params)
         else:
             finish = run_in_processes(name, lambda: stage(params), num_processes(params))
-        if read_params().read_by(name) != params.read_by(name):
-            raise StageError(f"params.yaml changed while {name} ran, so nothing is recorded: run it again")
-        if dependencies:
-            dependencies.check()
+        _check_unchanged(name, params, dependencies)
         if finish:
             finish()
     except Interrupted as interruption:
@@ -68,6 +67,13 @@ def run_stage(
         raise
 
 
+def _check_unchanged(name: str, params: Params, dependencies: Dependencies | None) -> None:
+    if read_params().read_by(name) != params.read_by(name):
+        raise StageError(f"params.yaml changed while {name} ran, so nothing is recorded: run it again")
+    if dependencies:
+        dependencies.check()
+
+
 def run_in_processes(name: str, work: Callable[[], Afterwards], num_processes: int) -> Afterwards:
     """Start the processes of a stage, or do the work of this one among them."""
     from ddpm import distributed  # with torch, whose seconds a stage that works alone need not wait for
@@ -77,7 +83,7 @@ def run_in_processes(name: str, work: Callable[[], Afterwards], num_processes: i
 
         launch(name, num_processes)
         return None
-    with distributed.process_group():
+    with distributed.process_group(on_wait=lambda text: report("info", f"{name}: {text}")):
         return work()
 
 
@@ -90,9 +96,9 @@ def explain_error(stage: str, error: Exception) -> str | None:
     import torch  # seconds, which the errors above need not wait for
 
     from ddpm.checkpoint import CheckpointError
-    from ddpm.distributed import is_lost_peer
+    from ddpm.distributed import MeetingError, is_lost_peer
 
-    if isinstance(error, CheckpointError):
+    if isinstance(error, CheckpointError | MeetingError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         section, more = _SECTION_OF_BATCH_SIZE.get(stage, stage), _MORE_MEMORY.get(stage, "")

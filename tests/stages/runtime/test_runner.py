@@ -18,7 +18,9 @@ from contract.events import Failed, Message, parse_event
 from contract.params import read_params
 from ddpm.checkpoint import CheckpointError
 from stages.runtime.interruption import Interrupted, defer_interruption
+from stages.runtime.reporting import fail, say
 from stages.runtime.runner import run_stage
+from tests.small_experiment import unset
 
 
 @pytest.fixture(autouse=True)
@@ -69,32 +71,38 @@ def signal_and_wait(number):
 
 
 @pytest.mark.parametrize(
-    ("rank", "error", "printed", "event"),
+    ("error", "printed", "event"),
     [
-        ("0", StageError("no roses"), "no roses", Failed("no roses", is_transient=False)),
-        ("0", CheckpointError("no roses"), "no roses", Failed("no roses", is_transient=False)),
-        ("0", PassingError("timed out\nagain"), "timed out\n  again", Failed("timed out\nagain", is_transient=True)),
+        (StageError("no roses"), "no roses", Failed("no roses", is_transient=False)),
+        (CheckpointError("no roses"), "no roses", Failed("no roses", is_transient=False)),
+        (PassingError("timed out\nagain"), "timed out\n  again", Failed("timed out\nagain", is_transient=True)),
         (
-            "0",
             OSError(errno.ENOSPC, "No space left on device", "build/model/raw.safetensors"),
             "build/model/raw.safetensors: No space left on device; make room, then run it again",
             Failed("build/model/raw.safetensors: No space left on device; make room, then run it again", False),
         ),
         (
-            "0",
             FileNotFoundError(errno.ENOENT, "No such file or directory", "build/dataset/dataset.json"),
             "build/dataset/dataset.json: No such file or directory",
             Failed("build/dataset/dataset.json: No such file or directory", is_transient=False),
         ),
-        ("3", StageError("no roses"), "process 3: no roses", Failed("process 3: no roses", is_transient=False)),
     ],
 )
-def test_an_error_is_status_1_and_a_line_or_an_event(ended, request, monkeypatch, rank, error, printed, event):
-    monkeypatch.setenv("RANK", rank)
+def test_an_error_is_status_1_and_a_line_or_an_event(ended, request, error, printed, event):
     assert ended(raising(error)) == (1, f"train: error: {printed}\n")
     events = request.getfixturevalue("events")
     assert ended(raising(error)) == (1, "")
     assert events() == [event]
+
+
+def test_one_of_several_processes_gives_its_number(monkeypatch, capfd, events):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    fail("train", "no roses")
+    monkeypatch.delenv("DDPM_EVENTS")
+    fail("train", "no roses")
+    assert events() == [Failed("process 3: no roses", is_transient=False)]
+    assert capfd.readouterr().err == "train: error: process 3: no roses\n"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG])
@@ -104,12 +112,33 @@ def test_a_full_or_locked_disk_is_one_line_even_if_the_file_is_unknown(ended, pl
     assert line.endswith(", then run it again\n") and line.count("\n") == 1
 
 
-def test_a_stage_that_works_alone_asks_no_other_process(monkeypatch):
-    monkeypatch.setenv("RANK", "0")  # as a batch system sets them; there is no process to meet
+@pytest.mark.parametrize("rank", ["0", "1", "x"])
+def test_a_stage_that_works_alone_asks_no_other_process_and_is_the_first(monkeypatch, events, rank):
+    monkeypatch.setenv("RANK", rank)  # as a batch system sets them; there is no process to meet
     monkeypatch.setenv("WORLD_SIZE", "2")
-    ran = []
-    run_stage("download", ran.append)
-    assert ran == [read_params()]
+    run_stage("download", lambda _params: say("download", "done"))
+    assert events() == [Message("info", "download: done")]
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        (
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            "MASTER_ADDR is missing beside RANK=0 and WORLD_SIZE=2",
+        ),
+        ({"RANK": "1"}, "RANK=1 is set, and WORLD_SIZE is not: set both, as torchrun does, or unset RANK"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK must be a number, at least 0, got 'x'"),
+    ],
+)
+def test_a_meeting_that_cannot_be_is_one_line(monkeypatch, capfd, variables, words):
+    unset(monkeypatch, "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="1"):
+        run_stage("train", lambda _params: pytest.fail("the stage ran"), lambda params: params.train.num_processes)
+    said = capfd.readouterr().err
+    assert said.startswith(f"train: error: {words}") and said.count("\n") == 1
 
 
 def test_an_error_of_the_program_keeps_its_traceback(events):
