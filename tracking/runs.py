@@ -5,6 +5,7 @@ that is lost later does not: logging is asynchronous and holds nothing up, and t
 without MLflow.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -36,6 +37,12 @@ SWEEP_TAG = "ddpm.sweep"
 
 _REQUEST_PARAMS = 100
 """Parameters that MLflow takes in one request."""
+
+_MAX_CHARACTERS = 6000
+"""Characters that MLflow keeps of a parameter; it cuts the rest off without a word."""
+
+_SHOWN_CHARACTERS = 500
+"""Characters of a longer one that stand in the run; a file of the run holds the whole."""
 
 
 class Tracker:
@@ -140,12 +147,13 @@ def open_tracker(params: Params, stage: str, earlier_run_id: str | None) -> Trac
     client = connect()
     experiment_id = open_experiment(client)
     sections = {name: params.section(name) for name in LINEAGE[: LINEAGE.index(stage) + 1]}
-    values = {name: str(value) for name, value in flatten(sections).items()}
+    wholes = {name: str(value) for name, value in flatten(sections).items()}
+    values = {name: _shorten(name, value) for name, value in wholes.items()}
     with explain_refusals():
         candidates, tags = _find_candidates(client, experiment_id, stage, earlier_run_id)
         agreeing = (run for run in candidates if _agree(run.data.params, values))
         run = next(agreeing, None) or _create_run(client, experiment_id, params.profile, tags)
-        _resume_run(client, run, stage, values)
+        _resume_run(client, run, stage, values, wholes)
     run_id = str(run.info.run_id)
     if stage == "train" or run_id != earlier_run_id:
         if has_reader():
@@ -206,13 +214,18 @@ def _create_run(client: "MlflowClient", experiment_id: str, profile: str, tags: 
     return client.create_run(experiment_id, tags=all_tags, run_name=os.environ.get(PREFECT_RUN) or None)
 
 
-def _resume_run(client: "MlflowClient", run: "Run", stage: str, values: Mapping[str, str]) -> None:
+def _resume_run(
+    client: "MlflowClient", run: "Run", stage: str, values: Mapping[str, str], wholes: Mapping[str, str]
+) -> None:
     """Mark the run as running, and record the stage's parameters and what started the stage."""
     from mlflow.entities import Param
 
     run_id = run.info.run_id
     client.update_run(run_id, status="RUNNING")
     missing = [Param(name, value) for name, value in values.items() if name not in run.data.params]
+    for param in missing:
+        if param.value != wholes[param.key]:
+            client.log_text(run_id, wholes[param.key], _file_of(param.key))
     for start in range(0, len(missing), _REQUEST_PARAMS):
         client.log_batch(run_id, params=missing[start : start + _REQUEST_PARAMS])
     for name, value in read_lineage().items():
@@ -224,3 +237,15 @@ def _resume_run(client: "MlflowClient", run: "Run", stage: str, values: Mapping[
 
 def _agree(recorded: Mapping[str, str], values: Mapping[str, str]) -> bool:
     return all(recorded.get(name, value) == value for name, value in values.items())
+
+
+def _shorten(name: str, value: str) -> str:
+    """Return a parameter's value as the run holds it: whole, or its beginning with what tells it from any other."""
+    if len(value) <= _MAX_CHARACTERS:
+        return value
+    digest = hashlib.sha256(value.encode()).hexdigest()
+    return f"{value[:_SHOWN_CHARACTERS]} … ({len(value)} characters, sha256 {digest}, whole in {_file_of(name)})"
+
+
+def _file_of(name: str) -> str:
+    return f"params/{name}.txt"

@@ -1,5 +1,6 @@
 """One MLflow run per experiment, in a real database of this test's own."""
 
+import ast
 import os
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from contract.events import RunOpened, parse_event
 from contract.nesting import flatten
 from stages.runtime.interruption import Interrupted
+from tests.small_experiment import CONDITIONAL
 from tracking.connection import EXPERIMENT, TrackingError
 from tracking.runs import SWEEP_TAG, open_run
 
@@ -237,6 +239,20 @@ def test_another_experiment_on_the_same_model_gets_a_run_of_its_own(runs, record
     assert id_of(record("sample", trained)) == trained
     assert id_of(record("sample", trained, {"sample.seed": 7})) == id_of(other)
     assert len(runs()) == 2
+
+
+def test_a_long_parameter_is_kept_whole_and_splits_no_experiment(client, runs, record):
+    names = [f"class {number}" for number in range(1000)]
+    long = CONDITIONAL | {"sample.classes": names}
+    trained = id_of(record("train", changes=long))
+    for stage in ("sample", "evaluate", "register"):
+        assert id_of(record(stage, trained, long)) == trained
+    other = long | {"sample.classes": [*names[:-1], "another"]}
+    assert id_of(record("sample", trained, other)) != trained
+    value = client.get_run(trained).data.params["sample.classes"]
+    assert value.startswith("['class 0', ") and "whole in params/sample.classes.txt" in value
+    (kept,) = Path("mlartifacts", trained).rglob("sample.classes.txt")
+    assert ast.literal_eval(kept.read_text()) in (names, tuple(names))
 
 
 def test_parameters_of_stages_still_to_come_are_no_conflict(record):
