@@ -55,6 +55,7 @@ dependencies: $(VENV)/installed-dev  ## write the code that each stage depends o
 	python -m tools.dvc_dependencies
 
 mlflow: $(VENV)/installed  ## compare runs in the browser, at http://127.0.0.1:5000 (MLFLOW_PORT)
+	@python -m tracking.relocation
 	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(MLFLOW_PORT)
 
 prefect: $(VENV)/installed  ## look at flow runs in the browser, at http://127.0.0.1:4200 (PREFECT_PORT)

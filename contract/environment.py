@@ -1,7 +1,10 @@
 """Environment variables of the project, each named once."""
 
 import os
+import re
 from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
 
 EVENTS = "DDPM_EVENTS"
 """File to which a stage appends its events for the task that started it; unset, a stage prints for people."""
@@ -23,6 +26,12 @@ TRACKING = "DDPM_TRACKING"
 
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 """Address of MLflow's store or server."""
+
+REGISTRY_URI = "MLFLOW_REGISTRY_URI"
+"""Address of MLflow's registry of models, where it is another one."""
+
+CHECKOUT = "DDPM_CHECKOUT"
+"""Folder of the project for which a run works in a worktree: places relative to it stay there."""
 
 MLFLOW_PAGES = "DDPM_MLFLOW_PAGES"
 """Address of MLflow for browsers, where it differs from the one that programs on this machine use."""
@@ -55,6 +64,32 @@ def leave_repository() -> None:
 def without_repository(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without the repository that a git hook names; identity and configuration stay."""
     return {name: value for name, value in environment.items() if name not in _REPOSITORY}
+
+
+def find_project() -> Path:
+    """Return the folder of the project, also where a run works in a worktree, or DVC in a copy."""
+    return Path(os.environ.get(CHECKOUT) or os.environ.get("DVC_ROOT") or ".").absolute()
+
+
+_PLACE = re.compile(r"((?P<scheme>sqlite(\+\w+)?:///(?!:memory:|file:)|file:(?!//))|(?!.*:))(?P<path>.+)")
+"""Address of MLflow that may be relative to a folder; every other one has a scheme, and means the same anywhere."""
+
+_BARE_NAMES = frozenset({"databricks", "databricks-uc", "uc"})
+"""Addresses that look like a folder, and are none."""
+
+
+def make_absolute(address: str, folder: Path) -> str:
+    """Return an address of MLflow in which a relative place, of a database or a folder, is one below `folder`."""
+    place = _PLACE.fullmatch(address)
+    if place is None or address in _BARE_NAMES:
+        return address
+    scheme, root = place["scheme"] or "", str(folder)
+    if scheme == "file:":
+        root = quote(root)
+    elif scheme and (quoted := root.replace("%", "%25").replace("?", "%3F")) != root:
+        # Spelt so, MLflow leaves the folder to SQLAlchemy; otherwise it makes one of the quoted name beside it.
+        scheme, root = "sqlite+pysqlite:///", quoted
+    return scheme + str(PurePosixPath(root, place["path"]))
 
 
 def process_number() -> int:

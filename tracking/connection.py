@@ -3,22 +3,22 @@
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from filelock import FileLock
 
 from contract.addresses import describe_failure, hide_password, tracking_server
-from contract.environment import TRACKING, TRACKING_URI
+from contract.environment import REGISTRY_URI, TRACKING, TRACKING_URI, find_project, make_absolute
 from contract.errors import StageError
+from tracking.relocation import ARTIFACTS, EXPERIMENT, find_database, follow_files, require_own_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-EXPERIMENT = "flowers-ddpm"
-"""Name of the MLflow experiment that holds all runs of the project."""
 
 ANSWER_SECONDS = 10
 """Time in which a server that is up answers."""
@@ -39,32 +39,36 @@ class TrackingError(StageError):
 
 
 def tracking_uri() -> str:
-    """Return the address of MLflow's store: MLFLOW_TRACKING_URI, or mlflow.db in the project."""
-    root = Path(os.environ.get("DVC_ROOT", ".")).absolute()  # DVC runs experiments in copies of the project
-    return os.environ.get(TRACKING_URI) or f"sqlite:///{root / 'mlflow.db'}"
+    """Return the address of MLflow's store, in absolute form: MLFLOW_TRACKING_URI, or mlflow.db in the project."""
+    return make_absolute(os.environ.get(TRACKING_URI) or "sqlite:///mlflow.db", find_project())
 
 
 def connect() -> "MlflowClient":
     """Return a client of MLflow at `tracking_uri`, which the whole process uses from now on.
 
-    A server is asked first, without the minutes in which MLflow's client tries again.
+    A server is asked first, without the minutes in which MLflow's client tries again. A database that does not exist is
+    created, with its tables.
 
     Raises:
         TrackingError: MLflow cannot be reached.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    if registry := os.environ.get(REGISTRY_URI):
+        os.environ[REGISTRY_URI] = make_absolute(registry, find_project())
     import mlflow
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs what it raises
-    database = _database_file()
+    database = find_database(tracking_uri())
     _require_answer()
     with _explain_silence():
         mlflow.set_tracking_uri(tracking_uri())
         # One process at a time creates the tables of a database file: two at once would fail.
         with FileLock(f"{database}.lock") if database else contextlib.nullcontext():
+            if database:
+                follow_files(database)
             return mlflow.MlflowClient()
 
 
@@ -78,30 +82,57 @@ def require_tracking() -> None:
         open_experiment(connect())
 
 
-def open_experiment(client: "MlflowClient") -> str:
-    """Return the id of the project's MLflow experiment, which is created where it does not exist.
+def connect_to_read() -> "MlflowClient":
+    """Return a client as `connect` does, where there is something to read: nothing is created.
+
+    Raises:
+        TrackingError: there is no such database or folder, or MLflow cannot be reached.
+    """
+    place = find_database(tracking_uri()) or _store_folder()
+    if place and not place.exists():
+        raise TrackingError(
+            f"MLflow has no runs and models at {tracking_uri()}: there is no {place}. `make run` makes it in the "
+            f"project; change to its folder, or name another place by {TRACKING_URI}"
+        )
+    return connect()
+
+
+def find_experiment(client: "MlflowClient") -> str | None:
+    """Return the id of the project's MLflow experiment; None where there is none.
 
     Raises:
         TrackingError: the experiment has been deleted, or MLflow does not answer.
     """
-    from mlflow.exceptions import MlflowException
-
     with _explain_silence():
         experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            database = _database_file()  # its files lie beside it; a server chooses their place itself
-            folder = (database.parent / "mlartifacts").as_uri() if database else None
-            with contextlib.suppress(MlflowException):  # another stage has created it meanwhile
-                client.create_experiment(EXPERIMENT, artifact_location=folder)
-            experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
-        raise TrackingError(f"MLflow at {tracking_uri()} did not create the experiment {EXPERIMENT}")
+        return None
     if experiment.lifecycle_stage == "deleted":
         raise TrackingError(
             f"the experiment {EXPERIMENT} has been deleted from MLflow at {tracking_uri()}: `{TRACKING_URI}="
             f"{tracking_uri()} mlflow experiments restore --experiment-id {experiment.experiment_id}` brings it back"
         )
     return str(experiment.experiment_id)
+
+
+def open_experiment(client: "MlflowClient") -> str:
+    """Return the id of the project's MLflow experiment, which is created where it does not exist.
+
+    Raises:
+        TrackingError: the experiment has been deleted, or MLflow does not answer.
+        StageError: its files lie in another project.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if database := find_database(tracking_uri()):
+        require_own_files(database)
+    if (found := find_experiment(client)) is None:
+        with _explain_silence(), contextlib.suppress(MlflowException):  # another stage has created it meanwhile
+            client.create_experiment(EXPERIMENT, artifact_location=_files_place())
+        found = find_experiment(client)
+    if found is None:
+        raise TrackingError(f"MLflow at {tracking_uri()} did not create the experiment {EXPERIMENT}")
+    return found
 
 
 @contextmanager
@@ -163,6 +194,16 @@ def shorten(error: Exception) -> str:
     return " ".join(line for line in lines if not line.startswith(("[SQL", "[parameters", "(Background", "(raised as")))
 
 
-def _database_file() -> Path | None:
-    uri = tracking_uri()
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+def _store_folder() -> Path | None:
+    """Return the folder of a store without a database."""
+    found = re.fullmatch(r"(file:(?://)?)?(/[^?]*)", tracking_uri())
+    return Path(unquote(found[2]) if found[1] else found[2]) if found else None
+
+
+def _files_place() -> str | None:
+    """Return the place for the files of a new experiment; None where the store or its server chooses it itself."""
+    if database := find_database(tracking_uri()):  # beside it
+        return (database.parent / ARTIFACTS).as_uri()
+    if re.match(r"(postgresql|mysql|mssql)\b", tracking_uri()):  # without a server MLflow would take the current folder
+        return (find_project() / ARTIFACTS).as_uri()
+    return None

@@ -7,12 +7,16 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contract.errors import StageError
-from tracking.connection import TrackingError, connect, explain_refusals, tracking_uri
+from tracking.connection import TrackingError, connect_to_read, explain_refusals, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 CHAMPION = "champion"
 """Alias of the version that is served."""
@@ -41,12 +45,15 @@ class Registry:
     """Versions of one registered model.
 
     Raises:
-        TrackingError: MLflow cannot be reached; all methods raise it, too.
+        TrackingError: all methods do, where there is no such database, or MLflow cannot be reached.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._client = connect()
+
+    @cached_property
+    def _client(self) -> "MlflowClient":
+        return connect_to_read()
 
     def champion(self) -> Version | None:
         """Return the version that is served, if there is one."""
@@ -124,9 +131,11 @@ def open_model(address: str) -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            connect()
+            connect_to_read()
             folder = Path(download_artifacts(artifact_uri=f"{address}/artifacts/model", dst_path=temporary))
-        except (MlflowException, OSError, TrackingError) as error:
+        except TrackingError as error:
+            raise CheckpointError(f"{address} cannot be opened: {error}") from error
+        except (MlflowException, OSError) as error:
             raise CheckpointError(
                 f"MLflow at {tracking_uri()} has no model {address} of this project: {error}; set MLFLOW_TRACKING_URI "
                 "to look elsewhere"

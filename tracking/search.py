@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from contract.errors import FlowersError
-from tracking.connection import connect, explain_refusals, open_experiment, tracking_uri
+from tracking.connection import connect, connect_to_read, explain_refusals, find_experiment, tracking_uri
 from tracking.runs import SWEEP_TAG, join_sweep
 
 NAME = "tags.mlflow.runName"
@@ -25,9 +25,11 @@ def search_runs() -> pd.DataFrame:
     """Return all runs of the project, newest first.
 
     Raises:
-        TrackingError: MLflow cannot be reached.
+        TrackingError: there is no such database, or MLflow cannot be reached.
     """
-    experiment_id = open_experiment(connect())
+    experiment_id = find_experiment(connect_to_read())
+    if experiment_id is None:
+        return pd.DataFrame(columns=["run_id", "experiment_id", "status", NAME, SWEEPS])
     import mlflow
 
     with explain_refusals():

@@ -19,6 +19,7 @@ from flows.service import STATE
 from flows.service.addresses import Addresses, make_environment
 from flows.service.runs import end_runs, hold_pool, release_pool
 from flows.service.supervision import Supervisor, read_log_end, refuse_second_service
+from tracking.relocation import find_database, follow_files, require_own_files
 
 START_SECONDS = 300.0
 """Time for the servers to answer; a first start makes their databases."""
@@ -39,6 +40,9 @@ def serve_until_interrupted(addresses: Addresses) -> None:
         refuse_second_service()
         addresses.require_free()
         os.environ.update(make_environment(addresses, os.environ))  # all programs inherit it
+        if database := find_database(os.environ["MLFLOW_BACKEND_STORE_URI"]):
+            follow_files(database)
+            require_own_files(database)
         print("Starting; the first time takes a minute.", flush=True)
         with run_servers(addresses.prefect_api) as supervisor:
             wait_for_servers(supervisor, addresses)

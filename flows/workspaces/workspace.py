@@ -13,7 +13,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from contract.environment import TRACKING_URI, leave_repository
+from contract.environment import CHECKOUT, REGISTRY_URI, TRACKING_URI, leave_repository, make_absolute
 from contract.errors import FlowersError
 from contract.params import activate
 from contract.paths import DATA_PIN, DVC_LOCK, PARAMS_FILE, PROFILES_FOLDER, list_profiles
@@ -101,16 +101,17 @@ def enter_last_commit() -> Iterator[None]:
 @contextmanager
 def _work_in(folder: Path, checkout: Path) -> Iterator[None]:
     """Make `folder` the current directory, and let MLflow record runs where the checkout's runs are recorded."""
-    before = os.environ.get(TRACKING_URI)
-    address = before or "sqlite:///mlflow.db"
-    for scheme in ("sqlite:///", "file:"):
-        if address.startswith(scheme):  # a store inside the worktree would be removed with it
-            address = f"{scheme}{checkout / address.removeprefix(scheme)}"
-    os.environ[TRACKING_URI] = address
+    before = {name: os.environ.get(name) for name in (CHECKOUT, TRACKING_URI, REGISTRY_URI)}
+    address, registry = before[TRACKING_URI] or "sqlite:///mlflow.db", before[REGISTRY_URI]
+    # A store inside the worktree would be removed with it.
+    os.environ |= {CHECKOUT: str(checkout), TRACKING_URI: make_absolute(address, checkout)}
+    if registry:
+        os.environ[REGISTRY_URI] = make_absolute(registry, checkout)
     try:
         with contextlib.chdir(folder):
             yield
     finally:
-        del os.environ[TRACKING_URI]
-        if before is not None:
-            os.environ[TRACKING_URI] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from contract.errors import FlowersError
+from ddpm.checkpoint import CheckpointError
 from tracking.connection import EXPERIMENT, TrackingError, connect, open_experiment, tracking_uri
+from tracking.registry import Registry, open_model
+from tracking.search import search_runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # in MLflow's own tables
 
@@ -19,6 +23,40 @@ def test_the_database_lies_in_the_project(folder, monkeypatch):
     assert tracking_uri() == "sqlite:////project/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
     assert tracking_uri() == "http://server:5000"
+
+
+@pytest.mark.parametrize("uri", ["sqlite+pysqlite:///x.db", "mlruns", "file:./mlruns"])
+def test_a_relative_place_is_one_of_the_project_also_where_dvc_works_in_a_copy(folder, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("DVC_ROOT", str(folder))
+    (folder / "copy").mkdir()
+    monkeypatch.chdir("copy")
+    open_experiment(connect())
+    assert [*Path().iterdir()] == [] and any((folder / name).exists() for name in ("x.db", "mlruns"))
+
+
+READERS = {
+    "compare": search_runs,
+    "the champion": lambda: Registry("flowers").champion(),
+    "promote": lambda: Registry("flowers").promote("1"),
+    "load": lambda: open_model("models:/flowers@champion").__enter__(),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(("uri", "missing"), [("", "mlflow.db"), ("sqlite:///a/x.db", "a/x.db"), ("mlruns", "mlruns")])
+def test_reading_creates_nothing_and_names_the_store(folder, monkeypatch, reader, uri, missing):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(
+        (FlowersError, CheckpointError), match=f"no runs and models at .*there is no {folder}/{missing}"
+    ):
+        READERS[reader]()
+    assert [*folder.iterdir()] == []
+
+
+def test_reading_makes_no_experiment(client):
+    assert search_runs().empty and client.get_experiment_by_name(EXPERIMENT) is None
 
 
 def test_two_first_users_of_a_database_create_it_once(folder, project):

@@ -1,0 +1,124 @@
+"""Let MLflow's database follow its files when the project is moved or copied: it names their places absolutely."""
+
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from contract.environment import find_project, make_absolute
+from contract.errors import StageError
+from contract.events import report
+
+ARTIFACTS = "mlartifacts"
+"""Folder of MLflow's files, beside its database."""
+
+EXPERIMENT = "flowers-ddpm"
+"""Name of the MLflow experiment that holds all runs of the project."""
+
+_FOLDERS = (ARTIFACTS, "mlruns")  # that of MLflow's own default experiment
+
+_PLACES = {
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "logged_models": ("artifact_location",),
+    "model_versions": ("source", "storage_location"),
+}
+"""Columns that hold places, by their tables."""
+
+_WAIT_SECONDS = 60.0
+
+
+def follow_files(database: Path) -> None:
+    """Make the places in a database those beside it, where it has been moved or copied together with its files.
+
+    All places change in one transaction. Files are left alone, those at the old place as well.
+
+    Raises:
+        sqlite3.Error: the database cannot be read or written.
+    """
+    old = _find_old_root(database)
+    if old is None or _is_chosen(old, database):
+        return
+    if not old.is_dir() or (database.parent / ARTIFACTS).is_dir():
+        _rewrite(database, old, database.parent)
+        here = database.parent / ARTIFACTS
+        report("warning", f"tracking: {database} comes from {old}: its files are now those in {here}")
+
+
+def require_own_files(database: Path) -> None:
+    """Refuse a database that has come from another project without its files: new ones would be written there.
+
+    Raises:
+        StageError: it has.
+        sqlite3.Error: the database cannot be read.
+    """
+    old = _find_old_root(database)
+    if old is not None and not _is_chosen(old, database):
+        there, here = old / ARTIFACTS, database.parent / ARTIFACTS
+        raise StageError(
+            f"{database} has come here without its files, and new ones would go to {there}, outside of this project: "
+            f"`cp -r '{there}' '{here}'` brings them, `mkdir '{here}'` begins without them"
+        )
+
+
+def find_database(address: str) -> Path | None:
+    """Return the file of the database that an address of MLflow means; None where it means no file."""
+    found = re.match(r"sqlite(?:\+\w+)?:///(/[^?]+)", make_absolute(address, find_project()))
+    return Path(unquote(found[1])) if found else None
+
+
+def _is_chosen(root: Path, database: Path) -> bool:
+    """Return whether people keep the files apart from the database: there they are, without the database's original."""
+    return (root / ARTIFACTS).is_dir() and not (root / database.name).is_file()
+
+
+def _find_old_root(database: Path) -> Path | None:
+    """Return the folder beside whose database the files of the experiment lay; None where it is that of `database`."""
+    if not database.is_file():
+        return None
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True, timeout=_WAIT_SECONDS)) as connection:
+        if "experiments" not in _tables(connection):  # a new one
+            return None
+        rows = connection.execute("SELECT artifact_location FROM experiments WHERE name = ?", [EXPERIMENT]).fetchall()
+    for (location,) in rows:
+        place = _as_path(location or "")
+        if place and ARTIFACTS in (place.name, place.parent.name):  # a server adds the number of the experiment
+            root = place.parent if place.name == ARTIFACTS else place.parent.parent
+            if root.resolve() != database.parent.resolve():
+                return root
+    return None
+
+
+def _rewrite(database: Path, old: Path, new: Path) -> None:
+    def follow(place: str | None) -> str | None:
+        path = _as_path(place or "")
+        if path is None or not any(path.is_relative_to(old / name) for name in _FOLDERS):
+            return place
+        return (new / path.relative_to(old)).as_uri()
+
+    with closing(sqlite3.connect(database, timeout=_WAIT_SECONDS, isolation_level=None)) as connection:
+        connection.create_function("follow", 1, follow)
+        connection.execute("BEGIN IMMEDIATE")
+        for table in _PLACES.keys() & _tables(connection):
+            known = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+            for column in known.intersection(_PLACES[table]):
+                connection.execute(f"UPDATE {table} SET {column} = follow({column})")
+        connection.execute("COMMIT")
+
+
+def _as_path(location: str) -> Path | None:
+    """Return the folder on this machine that a place means; None for one elsewhere."""
+    if location.startswith("/"):
+        return Path(location)
+    parts = urlsplit(location)
+    return Path(unquote(parts.path)) if parts.scheme == "file" and not parts.netloc else None
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+if __name__ == "__main__":  # `make mlflow`, before MLflow's own program reads the database
+    if found := find_database("sqlite:///mlflow.db"):
+        follow_files(found)
