@@ -91,8 +91,8 @@ def connect_to_read() -> "MlflowClient":
     place = find_database(tracking_uri()) or _store_folder()
     if place and not place.exists():
         raise TrackingError(
-            f"MLflow has no runs and models at {tracking_uri()}: there is no {place}. `make run` makes it in the "
-            f"project; change to its folder, or name another place by {TRACKING_URI}"
+            f"there is no MLflow store at {tracking_uri()}: `make run` makes it in the project; change to its folder, "
+            f"or name another place by {TRACKING_URI}"
         )
     return connect()
 

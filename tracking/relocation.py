@@ -37,13 +37,14 @@ def follow_files(database: Path) -> None:
     Raises:
         sqlite3.Error: the database cannot be read or written.
     """
-    old = _find_old_root(database)
-    if old is None or _is_chosen(old, database):
+    old, here = _find_old_root(database), database.parent / ARTIFACTS
+    if old is None or (old.is_dir() and not here.is_dir()):
         return
-    if not old.is_dir() or (database.parent / ARTIFACTS).is_dir():
-        _rewrite(database, old, database.parent)
-        here = database.parent / ARTIFACTS
-        report("warning", f"tracking: {database} comes from {old}: its files are now those in {here}")
+    _rewrite(database, old, database.parent)
+    text = f"tracking: {database} comes from {old}: its files are now those in {here}"
+    if (old / ARTIFACTS).is_dir() and not _is_copy(old, database):  # written after the move, by an older release
+        text += f"; `cp -rn '{old / ARTIFACTS}/.' '{here}'` brings those that were written there since"
+    report("warning", text)
 
 
 def require_own_files(database: Path) -> None:
@@ -54,8 +55,10 @@ def require_own_files(database: Path) -> None:
         sqlite3.Error: the database cannot be read.
     """
     old = _find_old_root(database)
-    if old is not None and not _is_chosen(old, database):
-        there, here = old / ARTIFACTS, database.parent / ARTIFACTS
+    if old is None:
+        return
+    there, here = old / ARTIFACTS, database.parent / ARTIFACTS
+    if _is_copy(old, database) or not there.is_dir():  # otherwise people keep files there, apart from the database
         raise StageError(
             f"{database} has come here without its files, and new ones would go to {there}, outside of this project: "
             f"`cp -r '{there}' '{here}'` brings them, `mkdir '{here}'` begins without them"
@@ -68,9 +71,8 @@ def find_database(address: str) -> Path | None:
     return Path(unquote(found[1])) if found else None
 
 
-def _is_chosen(root: Path, database: Path) -> bool:
-    """Return whether people keep the files apart from the database: there they are, without the database's original."""
-    return (root / ARTIFACTS).is_dir() and not (root / database.name).is_file()
+def _is_copy(old: Path, database: Path) -> bool:
+    return (old / database.name).is_file()
 
 
 def _find_old_root(database: Path) -> Path | None:

@@ -149,7 +149,7 @@ def _remove(checkout: Path, folder: Path, commit: str, logger: Log) -> None:
     """Remove a run's worktree and its lock, or say why they stay."""
     if reason := _why_kept(checkout, folder, commit):
         logger.warning(
-            "%s stays: %s; to remove it yourself: `git worktree remove --force %s`, then delete %s",
+            "%s stays: %s; to remove it yourself: `git worktree remove --force '%s'`, then delete %s",
             *(folder, reason, folder, _lock_path(folder)),
         )
         return

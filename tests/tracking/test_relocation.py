@@ -79,6 +79,16 @@ def test_a_project_that_was_moved_or_copied_finds_its_files_and_writes_there(
     assert capsys.readouterr().out == said
 
 
+def test_files_that_were_written_at_the_old_place_after_the_move_are_named(start, monkeypatch, capsys):
+    before = start("rose")
+    after = shutil.move(before, before.parent / "tulip")
+    (before / "mlartifacts/lost").mkdir(parents=True)
+    monkeypatch.chdir(after)
+    check_files_are_those_of(after)
+    assert f"; `cp -rn '{before}/mlartifacts/.' '{after}/mlartifacts'` brings" in capsys.readouterr().out
+    assert [path.name for path in before.rglob("*")] == ["mlartifacts", "lost"]
+
+
 def test_a_project_reached_through_a_link_stays_as_it_is(start, monkeypatch, capsys):
     project = start("rose")
     link = project.parent / "link"
