@@ -13,9 +13,9 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from contract.errors import FlowersError
 from flows.service import SOCKET, STATE
+from flows.service.logs import explain_failure, log_path
 
 _CONFIGURATION = "supervisord.conf"
-_KEPT_LINES = 15
 
 
 class Supervisor:
@@ -23,13 +23,15 @@ class Supervisor:
 
     def __init__(self) -> None:
         """Start supervisord, and with it both servers."""
-        STATE.mkdir(exist_ok=True)
-        # A session of its own: the terminal's Ctrl-C ends the programs in their order, not all at once.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "supervisor.supervisord", "--configuration", _CONFIGURATION],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        command = [sys.executable, "-m", "supervisor.supervisord", "--configuration", _CONFIGURATION]
+        if os.getuid() == 0:
+            command += ["--user", "root"]  # else it warns at each start
+        # What stops it early it only prints.
+        with log_path("supervisord").open("ab") as log:
+            # A session of its own: the terminal's Ctrl-C ends the programs in their order, not all at once.
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     def start(self, program: str) -> None:
         """Start a program; its state shows whether that succeeded."""
@@ -38,7 +40,7 @@ class Supervisor:
     def list_starts(self) -> dict[str, int]:
         """Return when each program was last started, in seconds since the epoch; refuse one that was given up."""
         if self._process.poll() is not None:
-            raise FlowersError(f"supervisord has ended:\n{read_log_end('supervisord')}")
+            raise FlowersError(f"supervisord has ended: {explain_failure('supervisord')}")
         try:
             programs = call_supervisor("getAllProcessInfo")
         except (FileNotFoundError, ConnectionRefusedError):  # it does not listen yet
@@ -47,7 +49,7 @@ class Supervisor:
             raise FlowersError(f"supervisord is shutting down ({fault.faultString})") from None
         for program in programs:
             if program["statename"] == "FATAL":
-                raise FlowersError(f"{program['name']} does not start:\n{read_log_end(program['name'])}")
+                raise FlowersError(f"{program['name']} does not start: {explain_failure(program['name'])}")
         return {program["name"]: program["start"] for program in programs}
 
     def stop(self) -> None:
@@ -68,6 +70,21 @@ def call_supervisor(method: str, *arguments: Any) -> Any:
         return getattr(server.supervisor, method)(*arguments)
 
 
+def make_state() -> None:
+    """Make the folder of the service's logs, and check that it can be written.
+
+    Raises:
+        FlowersError: it cannot.
+    """
+    try:
+        STATE.mkdir(exist_ok=True)
+        log_path("supervisord").touch()
+    except OSError as error:
+        raise FlowersError(
+            f"the service cannot keep its logs in {STATE.absolute()}: {error.strerror}; work in a checkout that you own"
+        ) from None
+
+
 def refuse_second_service() -> None:
     """Refuse to start beside a running service of this folder, whatever its ports."""
     with socket.socket(socket.AF_UNIX) as probe, suppress(FileNotFoundError, ConnectionRefusedError):
@@ -76,10 +93,3 @@ def refuse_second_service() -> None:
             "the service of this folder is running already: stop it by Ctrl-C in its terminal or by "
             "`supervisorctl shutdown`"
         )
-
-
-def read_log_end(program: str) -> str:
-    """Return the last lines of a program's log, and its path."""
-    path = STATE / f"{program}.log"
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    return "\n".join([*lines[-_KEPT_LINES:], f"(the end of {path})"])

@@ -6,7 +6,6 @@ and again, each time with a traceback.
 
 import atexit
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from prefect.settings import (
 
 from contract.addresses import hide_password, server_address
 from contract.errors import FlowersError
+from flows.service.logs import find_reason
 
 _HOST = "127.0.0.1"
 _END_SECONDS = 5.0
@@ -67,13 +67,6 @@ def start_temporary_server() -> None:
     refresh_global_settings_context()
     for name in settings:  # the server is gone when people or child processes would use it
         del os.environ[name]
-
-
-def find_reason(log: str) -> str | None:
-    """Return the line that ends the first traceback of a log, which says why; else the last line, if there is any."""
-    lines = log.splitlines()
-    reasons = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Locked|Exit): ", line)]
-    return next(iter(reasons or lines[-1:]), None)
 
 
 def end_server(server: "subprocess.Popen[bytes]") -> None:

@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import requests
+from prefect.settings import PREFECT_HOME
 
 from contract.errors import FlowersError
 from flows.service import STATE
 from flows.service.addresses import Addresses, make_environment
+from flows.service.logs import explain_failure, log_path
+from flows.service.prefect_server import require_writable
 from flows.service.runs import end_runs, hold_pool, release_pool
-from flows.service.supervision import Supervisor, read_log_end, refuse_second_service
+from flows.service.supervision import Supervisor, make_state, refuse_second_service
 from tracking.relocation import find_database, follow_files, require_own_files
 
 START_SECONDS = 300.0
@@ -37,8 +40,10 @@ def serve_until_interrupted(addresses: Addresses) -> None:
     for number in _ENDING_SIGNALS:
         signal.signal(number, signal.default_int_handler)  # even where a script's background ignores SIGINT
     try:
+        make_state()
         refuse_second_service()
         addresses.require_free()
+        require_writable(PREFECT_HOME.value())
         os.environ.update(make_environment(addresses, os.environ))  # all programs inherit it
         if database := find_database(os.environ["MLFLOW_BACKEND_STORE_URI"]):
             follow_files(database)
@@ -71,14 +76,14 @@ def run_servers(api: str) -> Iterator[Supervisor]:
 
 
 def wait_for_servers(supervisor: Supervisor, addresses: Addresses) -> None:
-    """Wait until both servers answer; the error about one that does not holds the end of its log."""
+    """Wait until both servers answer; the error about one that does not says why."""
     health = {"prefect": f"{addresses.prefect_api}/health", "mlflow": f"{addresses.mlflow}/health"}
     end = time.monotonic() + START_SECONDS
     for name, address in health.items():
         while not answers(address):
             supervisor.list_starts()  # an error where one was given up
             if time.monotonic() > end:
-                raise FlowersError(f"{name} does not answer at {address}:\n{read_log_end(name)}")
+                raise FlowersError(f"{name} does not answer at {address}: {explain_failure(name)}")
             time.sleep(_POLL_SECONDS)
 
 
@@ -106,7 +111,7 @@ def report_restarts(supervisor: Supervisor) -> None:
         now = supervisor.list_starts()
         for name in now:
             if now[name] != before.get(name, now[name]):
-                print(f"{name} has ended and was started again; its log: {STATE}/{name}.log", flush=True)
+                print(f"{name} has ended and was started again; its log: {log_path(name)}", flush=True)
         before = now
 
 

@@ -17,7 +17,7 @@ from flows import cli
 from flows.by_hand import require_servers
 from flows.service import prefect_server
 from flows.service.prefect_server import find_origin, require_prefect_server
-from flows.service.temporary_server import find_reason, start_temporary_server
+from flows.service.temporary_server import start_temporary_server
 from tests.seams.checkout import wait_until
 from tests.seams.servers import free_port
 from tracking import connection
@@ -148,13 +148,6 @@ def test_a_temporary_server_that_does_not_start_says_why_in_one_line(monkeypatch
     with pytest.raises(FlowersError, match=r"does not start: ValueError: .*'mysql'") as refusal:
         start_temporary_server()
     assert len(str(refusal.value).splitlines()) == 1
-
-
-def test_the_reason_is_that_of_the_first_traceback():
-    log = "Traceback (most recent call last):\n  File ...\nsqlite3.OperationalError: locked\n\nValueError: later\nbye\n"
-    assert find_reason(log) == "sqlite3.OperationalError: locked"
-    assert find_reason("Killed\n") == "Killed"
-    assert find_reason("") is None
 
 
 def test_a_temporary_server_ends_with_a_starter_that_is_killed(tmp_path):

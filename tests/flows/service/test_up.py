@@ -13,9 +13,11 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from contract.errors import FlowersError
 from flows.service import POOL, SOCKET, STATE
 from flows.service.addresses import Addresses, make_environment, proxy_exceptions
+from flows.service.logs import explain_failure
 from flows.service.provision import HEARTBEAT_SECONDS, SILENCE_SECONDS, describe_crash_watch, describe_work_pool
 from flows.service.runs import hold_pool, release_pool
-from flows.service.supervision import read_log_end, refuse_second_service
+from flows.service.supervision import Supervisor, make_state, refuse_second_service
+from tests.seams.checkout import wait_until
 from tests.seams.servers import free_port
 
 PROJECT = Path(__file__).parents[3]
@@ -96,7 +98,7 @@ def test_runs_send_heartbeats_as_often_as_the_automation_expects():
 def test_settings_name_the_pool_and_the_folder_of_the_service():
     assert f"--pool {POOL} " in (PROJECT / "supervisord.conf").read_text()
     assert f"name: {POOL}\n" in (PROJECT / "prefect.yaml").read_text()
-    assert f"file = {SOCKET}\n" in (PROJECT / "supervisord.conf").read_text()
+    assert f"file = /proc/self/cwd/{SOCKET}\n" in (PROJECT / "supervisord.conf").read_text()
 
 
 @pytest.fixture
@@ -143,8 +145,46 @@ def test_a_missing_server_is_an_error_at_the_start_not_at_the_end(pool):
         release_pool(nowhere)
 
 
-def test_the_end_of_a_log_is_shown_with_its_path(state):
-    (state / "mlflow.log").write_text("".join(f"line {number}\n" for number in range(40)))
-    lines = read_log_end("mlflow").splitlines()
-    assert lines == [*(f"line {number}" for number in range(25, 40)), "(the end of .service/mlflow.log)"]
-    assert read_log_end("prefect") == "(the end of .service/prefect.log)"
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("Traceback:\n  File x\nValueError: first\n\nTraceback:\n  File y\nsqlite3.OperationalError: locked\nbye\n\n",
+         "sqlite3.OperationalError: locked"),
+        ("started\nError: no such option\nFor help, use -h\n", "Error: no such option"),
+        ("started\nKilled\n\n", "Killed"),
+        (None, "it has said nothing"),
+    ],
+)  # fmt: skip
+def test_the_reason_in_a_log_is_shown_with_its_path(state, log, said):
+    if log is not None:
+        (state / "mlflow.log").write_text(log)
+    assert explain_failure("mlflow") == f"{said} (its log: .service/mlflow.log)"
+
+
+def test_the_folder_of_logs_must_be_writable(state):
+    make_state()
+    (state / "supervisord.log").unlink()
+    (state / "supervisord.log").mkdir()
+    state.rename("elsewhere")
+    Path(".service").touch()
+    with pytest.raises(FlowersError, match=r"cannot keep its logs in .*/\.service: "):
+        make_state()
+
+
+def test_supervisord_runs_in_a_folder_of_any_path_and_says_why_it_ends(tmp_path, monkeypatch):
+    folder = tmp_path / ("100% of %(here)s and ü" * 4)
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    make_state()
+    configuration = (PROJECT / "supervisord.conf").read_text()
+    Path("supervisord.conf").write_text(configuration.partition("; Programs are stopped")[0])
+    supervisor = Supervisor()
+    wait_until(lambda: supervisor.list_starts() == {} and SOCKET.exists(), "supervisord", seconds=20)
+    with pytest.raises(FlowersError, match="running already"):
+        refuse_second_service()
+    supervisor.stop()
+    Path("supervisord.conf").write_text("[supervisord]\nloglevel = loud\n")
+    failed = Supervisor()
+    with pytest.raises(FlowersError, match=r"^supervisord has ended: Error: bad logging level name .*supervisord.log") as end:
+        wait_until(failed.list_starts, "the end of supervisord", seconds=20)
+    assert len(str(end.value).splitlines()) == 1
