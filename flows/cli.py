@@ -1,5 +1,6 @@
 """The command `flowers`. Commands import what they need when they run, so that `flowers --help` answers at once."""
 
+import getpass
 import io
 import os
 import signal
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else list(arguments)
     leave_repository()
     prefer_code_of_this_folder(words)
+    name_user()
     command = " ".join(["flowers", *app.parse_commands(words)[0]])
     try:
         app(words)
@@ -91,6 +93,14 @@ def prefer_code_of_this_folder(words: Sequence[str]) -> None:
         os.execv(sys.executable, [sys.executable, "-m", "flows.cli", *words])
 
 
+def name_user() -> None:
+    """Name the user where the system does not know the id, as in containers: DVC, torch and MLflow ask for a name."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = str(os.getuid())
+
+
 def fail(message: str, status: int = EXIT_FAILED) -> NoReturn:
     """Print the message to stderr and end with the status."""
     print(message, file=sys.stderr)
@@ -104,12 +114,12 @@ def require_checkout() -> None:
     try:
         # It also prints them, and warns of a home that it cannot make; a check says that better.
         with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
-            import prefect.main  # noqa: F401
-    except (OSError, ValueError) as error:  # it reads them when it is imported
+            import prefect.context  # noqa: F401 (no more than that: the log would be written to this stderr)
+    except (OSError, RuntimeError, ValueError) as error:  # it reads them when it is imported
         reason = " ".join(str(error).split())
         raise FlowersError(
-            "Prefect's settings cannot be used; they stand in environment variables PREFECT_…, prefect.toml, .env and "
-            f"profiles.toml of PREFECT_HOME (~/.prefect): {reason}"
+            "Prefect's settings cannot be used; they stand in environment variables (PREFECT_…, HOME), prefect.toml, "
+            f".env and profiles.toml of PREFECT_HOME (~/.prefect): {reason}"
         ) from None
 
 

@@ -170,11 +170,18 @@ def make_folder() -> Path:
     """Return the folder of lock files: the same for a service and a terminal, whose TMPDIR and XDG variables differ."""
     try:
         if (named := os.environ.get(SLOTS_FOLDER)) is None:
-            home = Path(pwd.getpwuid(os.getuid()).pw_dir)
-            folder = home / ".cache" / "flowers-ddpm" / "slots" / socket.gethostname()
+            folder = find_home() / ".cache" / "flowers-ddpm" / "slots" / socket.gethostname()
         else:
             folder = Path(named)
         folder.mkdir(parents=True, exist_ok=True)
-    except (KeyError, OSError) as error:
+    except (RuntimeError, OSError) as error:
         raise GpuSlotsError(f"there is no folder for the locks of GPUs ({error}): name one in {SLOTS_FOLDER}") from None
     return folder
+
+
+def find_home() -> Path:
+    """Return the user's home folder as the system knows it; that of HOME for an id that it does not know."""
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        return Path.home()

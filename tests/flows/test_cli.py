@@ -1,6 +1,8 @@
 """The command `flowers`: its words and their meaning, its errors, and drawing."""
 
+import getpass
 import json
+import os
 import re
 import signal
 import subprocess
@@ -149,6 +151,14 @@ def test_a_word_that_cannot_be_used_is_one_line(flowers, words, decisive):
 def test_outside_the_project_the_error_says_where_it_has_to_be(flowers, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert flowers("run", status=1).startswith(f"flowers run: {tmp_path} holds no dvc.yaml")
+
+
+def test_a_user_whom_the_system_does_not_know_has_a_name(flowers, monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    flowers("--help")
+    assert getpass.getuser() == str(os.getuid())
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,13 @@ def test_the_locks_do_not_move_with_the_variables_of_a_session(two_gpus, monkeyp
     assert len(folders) == 1
 
 
+def test_the_locks_of_a_user_whom_the_system_does_not_know_lie_in_home(two_gpus, monkeypatch, tmp_path):
+    monkeypatch.delenv("DDPM_SLOTS_FOLDER")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    assert gpus.make_folder().is_relative_to(tmp_path)
+
+
 def test_a_folder_that_cannot_be_made_is_a_clear_error(two_gpus, monkeypatch, tmp_path):
     monkeypatch.setenv("DDPM_SLOTS_FOLDER", str(tmp_path / "nvidia-smi" / "slots"))
     with pytest.raises(GpuSlotsError, match="DDPM_SLOTS_FOLDER"):
