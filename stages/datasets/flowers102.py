@@ -4,6 +4,7 @@ import re
 import shutil
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,10 @@ def _download(source: str, md5_of: dict[str, str], folder: Path) -> None:
     # Moved when all three are complete: files in DOWNLOADS survive a failure.
     for name, path in received.items():
         shutil.move(path, folder / name)
-    shutil.rmtree(DOWNLOADS)
+    for part in DOWNLOADS.glob("*.part"):  # of other archives
+        part.unlink()
+    with suppress(OSError):  # it holds files of somebody else
+        DOWNLOADS.rmdir()
 
 
 def _explain_wrong_md5(place: str, md5: str, found: str) -> str:

@@ -54,7 +54,7 @@ class Folder:
         class_names = sorted({class_name for _, class_name in places})
         for number, (path, name, (split, class_name)) in enumerate(zip(paths, names, places, strict=True), start=1):
             class_number = class_names.index(class_name)
-            yield SourceImage(number, name.as_posix(), path.read_bytes(), class_number, class_name, split)
+            yield SourceImage(number, name.as_posix(), _read(path), class_number, class_name, split)
 
 
 def sort_images(names: Sequence[PurePath]) -> list[tuple[SplitName | None, str]]:
@@ -118,6 +118,13 @@ def _check_names(names: Sequence[PurePath]) -> None:
     bad = [str(name) for name in names if str(name) != os.fsencode(name).decode(errors="replace")]
     if bad:
         raise StageError(f"names of files and folders must be UTF-8: rename {name_few(bad)}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StageError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _copy(path: Path, destination: Path) -> None:

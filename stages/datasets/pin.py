@@ -127,8 +127,10 @@ def read_receipt() -> Receipt:
     """Return the receipt after comparing data/ with it.
 
     Raises:
-        StageError: a file of data/ is missing, has other bytes, or was not downloaded.
+        StageError: a file of data/ is missing, has other bytes, or was not downloaded; the last download did not end.
     """
+    if STAGED_RECEIPT.exists():
+        raise StageError(f"the last download was killed while it replaced {DATA}; run `dvc repro --force download`")
     receipt = _read_receipt(RECEIPT)
     known = {DATA / file["path"] for file in receipt["files"]}
     # No dataset reads hidden files, such as those of a desktop.

@@ -119,7 +119,8 @@ def receive_data(source: str | None) -> Iterator[RawData]:
         source: download.source.
 
     Raises:
-        StageError: data/ cannot be replaced; `source` lies in it or holds it.
+        StageError: data/ cannot be replaced; `source` lies in it or holds it; in the block, a file cannot be read or
+            written.
     """
     with _work_alone():
         data = _find_data()
@@ -127,6 +128,8 @@ def receive_data(source: str | None) -> Iterator[RawData]:
         data.prepare()
         try:
             yield data
+        except OSError as error:  # such as a full disk
+            raise StageError(f"{DATA} stays as it was: {error}") from None
         finally:
             shutil.rmtree(data.incoming, ignore_errors=True)
 

@@ -53,6 +53,12 @@ def test_the_three_files_come_from_a_mirror(mirror, fetch_from, waits, ending):
     assert not DOWNLOADS.exists()
 
 
+def test_what_people_put_beside_the_parts_is_kept(mirror, fetch_from):
+    write_files(DOWNLOADS, {"mine.txt": b"mine", "old.tgz.0.part": b"of another archive"})
+    fetch_from(mirror.address)
+    assert read_files(DOWNLOADS) == {"mine.txt": b"mine"}
+
+
 def test_without_a_source_they_come_from_the_official_address(mirror, fetch_from, monkeypatch):
     monkeypatch.setattr(flowers102, "OFFICIAL_ADDRESS", mirror.address + "/102/")
     assert fetch_from(None) == read_files(mirror.root)
