@@ -83,9 +83,6 @@ def test_dvc_pins_the_data_by_the_digest_of_the_receipt(folder, make_params, cap
     assert DATA.readlink() == Path("disk/flowers") and [path.name for path in Path("disk").iterdir()] == ["flowers"]
 
     # In a clone there is no receipt: what `dvc pull` puts there is known by the pin.
-    shutil.rmtree("build")
-    download(params)
-    assert (PIN.read_bytes(), read_files(DATA), RECEIPT.read_bytes()) == before
     (DATA / "a.png").write_bytes(b"edited")
     shutil.rmtree("build")
     with pytest.raises(StageError, match=r"did not put there: a\.png \(changed since\)\. They"):
@@ -206,7 +203,8 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("num_renames", range(3, 7))  # the first two try out whether data/ can be moved
-def test_a_killed_download_is_undone_by_the_next(pin_by_hand, make_params, monkeypatch, num_renames):
+def test_a_killed_download_is_undone_by_the_next(folder, make_params, monkeypatch, num_renames):
+    monkeypatch.setattr(module, "write_pin", lambda *_: None)
     params = make_params({"download.synthetic.seed": 1})
     download(make_params())
     before, renamed = read_files(DATA), []
