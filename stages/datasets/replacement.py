@@ -1,5 +1,6 @@
 """Replace data/ by new bytes as a whole or not at all, and never what people put there."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -48,6 +49,8 @@ class RawData:
             shutil.rmtree(self.outgoing, ignore_errors=True)
             shutil.rmtree(self.incoming, ignore_errors=True)
             self.folder.mkdir(exist_ok=True)
+            if not os.access(self.folder, os.W_OK):
+                raise PermissionError(errno.EACCES, "it is read-only")
             self.folder.rename(self.outgoing)  # whether it can be moved is found out now, and not after hours
             self.outgoing.rename(self.folder)
             self.incoming.mkdir()
