@@ -146,7 +146,7 @@ def explain_refusals() -> Iterator[None]:
 
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:  # the latter from the disk that its files lie on
         raise TrackingError(f"MLflow at {tracking_uri()} refused: {shorten(error)}") from error
 
 

@@ -23,13 +23,21 @@ def share_cache(checkout: Path, worktree: Path) -> None:
     lie inside the worktree and are removed with it.
     """
     from dvc.config import Config, merge
+    from dvc.config_schema import RelPath
 
-    theirs = Config(str(checkout / ".dvc"))
-    with Config(str(worktree / ".dvc")).edit("local") as settings:
-        merge(settings, theirs.load_one("repo"))
-        merge(settings, theirs.load_one("local"))
-        settings["cache"]["dir"] = theirs["cache"].get("dir") or str(checkout / ".dvc" / "cache")
-        settings["core"]["site_cache_dir"] = str(worktree / ".dvc" / "tmp" / "site")
+    theirs, folder = Config(str(checkout.resolve() / ".dvc")), worktree.resolve()  # which may lie on another disk
+    try:
+        with Config(str(folder / ".dvc")).edit("local") as settings:
+            merge(settings, theirs.load_one("repo"))
+            merge(settings, theirs.load_one("local"))
+            # DVC writes these in ASCII alone: paths are relative, so that the name of the checkout's folder may be any.
+            settings["cache"]["dir"] = RelPath(theirs["cache"].get("dir") or checkout.resolve() / ".dvc" / "cache")
+            settings["core"]["site_cache_dir"] = ".dvc/tmp/site"
+    except UnicodeEncodeError as error:
+        raise FlowersError(
+            f"DVC cannot name {error.object!r} in the settings of a worktree: use a path of ASCII letters for the "
+            "cache, the remotes and workspaces/"
+        ) from None
 
 
 def bring_raw_data(checkout: Path, worktree: Path, params: Mapping[str, Any]) -> None:

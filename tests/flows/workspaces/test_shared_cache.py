@@ -43,6 +43,17 @@ def test_cache_and_remotes_are_those_of_the_checkout(checkout):
         assert Checkout(folder, checkout.environment).dvc("cache", "dir").strip() == str(above / "caches")
 
 
+def test_the_cache_is_found_from_a_folder_of_any_name_and_from_another_disk(checkout):
+    other = checkout.folder.parent / "disk"
+    other.mkdir()
+    (checkout.folder / "workspaces").symlink_to(other)
+    for each in (checkout.copy(checkout.folder.parent / "a rose, 50%20 ü"), checkout):
+        if each is not checkout:
+            (each.folder / "workspaces").unlink()
+        with make_worktree(each.folder, "wise-owl") as folder:
+            assert Checkout(folder, each.environment).dvc("cache", "dir").strip() == str(each.folder / ".dvc/cache")
+
+
 def test_raw_data_of_the_checkout_and_of_experiments_come_from_the_cache(checkout):
     pin_of("second", checkout)
     with make_worktree(checkout.folder, "wise-owl") as folder:
