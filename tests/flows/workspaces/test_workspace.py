@@ -58,28 +58,26 @@ def test_a_run_that_fails_is_not_saved(checkout, in_flow_run):
     assert not (checkout.folder / "workspaces/wise-owl-7").exists()
 
 
-@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
 @pytest.mark.parametrize(
-    ("address", "meant"),
+    ("address", "meant", "variable"),
     [
-        ("http://server:5000", "http://server:5000"),
-        ("sqlite:///mlflow.db", "sqlite:///{checkout}/mlflow.db"),
-        ("sqlite+pysqlite:///./mlflow.db", "sqlite+pysqlite:///{checkout}/mlflow.db"),
-        ("sqlite:////srv/mlflow.db", "sqlite:////srv/mlflow.db"),
-        ("file:./mlruns", "file:{checkout}/mlruns"),
-        ("mlruns", "{checkout}/mlruns"),
-        ("", "sqlite:///{checkout}/mlflow.db"),
+        ("http://server:5000", "http://server:5000", "TRACKING"),
+        ("sqlite:///mlflow.db", "sqlite:///{checkout}/mlflow.db", "TRACKING"),
+        ("sqlite+pysqlite:///./mlflow.db", "sqlite+pysqlite:///{checkout}/mlflow.db", "TRACKING"),
+        ("sqlite:////srv/mlflow.db", "sqlite:////srv/mlflow.db", "TRACKING"),
+        ("file:./mlruns", "file:{checkout}/mlruns", "TRACKING"),
+        ("mlruns", "{checkout}/mlruns", "TRACKING"),
+        ("", "sqlite:///{checkout}/mlflow.db", "TRACKING"),
+        ("sqlite:///models.db", "sqlite:///{checkout}/models.db", "REGISTRY"),
     ],
 )
 def test_runs_are_recorded_where_the_checkout_records_them(
-    checkout, in_flow_run, monkeypatch, variable, address, meant
+    checkout, in_flow_run, monkeypatch, address, meant, variable
 ):
-    if variable == "MLFLOW_REGISTRY_URI" and not address:
-        pytest.skip("then it is the same store")
-    monkeypatch.setenv(variable, address)
+    monkeypatch.setenv(f"MLFLOW_{variable}_URI", address)
     with open_workspace("isolated"):
-        assert os.environ[variable] == meant.format(checkout=checkout.folder)
-    assert os.environ[variable] == address
+        assert os.environ[f"MLFLOW_{variable}_URI"] == meant.format(checkout=checkout.folder)
+    assert os.environ[f"MLFLOW_{variable}_URI"] == address
 
 
 def test_an_isolated_run_starts_from_the_parameters_of_the_last_commit(checkout):
