@@ -64,19 +64,19 @@ def make_worktree(checkout: Path, name: str, logger: Log = LOGGER) -> Iterator[P
         FlowersError: git cannot make one.
     """
     commit = find_last_commit(checkout)
+    changing = FileLock(checkout / FOLDER / ".changing")  # one run at a time adds and removes worktrees
     try:
         (checkout / FOLDER).mkdir(exist_ok=True)
-    except OSError as error:  # a file, a link to nothing, no permission
-        raise FlowersError(f"the folder of isolated runs, {checkout / FOLDER}, cannot be made: {error}") from None
-    changing = FileLock(checkout / FOLDER / ".changing")  # one run at a time adds and removes worktrees
-    with changing:
-        remove_left_overs(checkout, logger)
-        folders = (checkout / FOLDER / each for each in number_names(name))
-        folder = next(path for path in folders if not os.path.lexists(path) and not os.path.lexists(_lock_path(path)))
-        lock = _lock_path(folder).open("x")
-        try_lock(lock)
-        lock.write(f"{_OWNER}{commit}\n")
-        lock.flush()
+        with changing:
+            remove_left_overs(checkout, logger)
+            folders = (checkout / FOLDER / each for each in number_names(name))
+            folder = next(each for each in folders if not (os.path.lexists(each) or os.path.lexists(_lock_path(each))))
+            lock = _lock_path(folder).open("x")
+            try_lock(lock)
+            lock.write(f"{_OWNER}{commit}\n")
+            lock.flush()
+    except OSError as error:  # a file or a link to nothing in its place, no permission, a full disk
+        raise FlowersError(f"an isolated run cannot work in {checkout / FOLDER}: {error}") from None
     os.set_inheritable(lock.fileno(), True)
     with lock:
         try:

@@ -213,7 +213,7 @@ def test_worktrees_may_lie_on_another_disk(checkout):
     (checkout.folder / "workspaces").unlink()
     (checkout.folder / "workspaces").write_text("a file")
     with (
-        pytest.raises(FlowersError, match=r"workspaces, cannot be made: .*exists"),
+        pytest.raises(FlowersError, match=r"cannot work in .*workspaces: .*exists"),
         make_worktree(checkout.folder, "x"),
     ):
         pass
