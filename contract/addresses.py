@@ -59,6 +59,8 @@ def require_free_port(host: str, port: int, advice: str) -> None:
     Raises:
         FlowersError: another program listens there, or the address is not one of this machine.
     """
+    if not host:  # the system would take it for every address of this machine
+        raise FlowersError("the host to listen on is empty: name an address, such as 127.0.0.1, or 0.0.0.0 for all")
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -24,7 +24,7 @@ from ddpm.config import MAX_GUIDANCE_SCALE, MAX_SEED, SamplerName, SamplingConfi
 from flows import MAX_CONCURRENT
 
 CHAMPION = "models:/flowers-ddpm@champion"
-EXIT_FAILED, EXIT_MISUSED = 1, 2
+EXIT_FAILED, EXIT_MISUSED, EXIT_UNREAD = 1, 2, 128 + signal.SIGPIPE
 OWN_PACKAGES = ("contract", "ddpm", "flows", "stages", "tasks", "tracking")
 
 Profile = Annotated[str | None, Parameter(choices=list_profiles() or None)]
@@ -55,15 +55,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name_user()
     command = " ".join(["flowers", *app.parse_commands(words)[0]])
     try:
-        app(words)
+        try:
+            app(words)
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough, as `head`
+        drop_output()
+        sys.exit(EXIT_UNREAD)
     except CycloptsError as error:
         fail(f"{command}: {error}", EXIT_MISUSED)
     except FlowersError as error:
         fail(f"{command}: {error}")
-    except OSError as error:
-        if not (reason := explain_os_error(error)):
-            raise
-        fail(f"{command}: {reason}")
+    except OSError as error:  # such as a file or a disk that cannot be written; it names the file
+        drop_output()
+        fail(f"{command}: {explain_os_error(error) or ' '.join(str(error).split())}")
     except KeyboardInterrupt as interruption:
         fail(f"{command}: interrupted", 128 + (interruption.args or [signal.SIGINT])[0])
     except ModuleNotFoundError as error:
@@ -99,6 +105,12 @@ def name_user() -> None:
         getpass.getuser()
     except (KeyError, OSError):
         os.environ["USER"] = str(os.getuid())
+
+
+def drop_output() -> None:
+    """Drop what is still to be printed: Python would try once more at its end, and complain."""
+    if sys.stdout:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(message: str, status: int = EXIT_FAILED) -> NoReturn:
@@ -191,7 +203,7 @@ def compare(
     if csv:
         try:
             write_csv(table, csv)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise FlowersError(f"the table cannot be written: {error}; name another file") from error
     print(format_table(table))
     print(f"\nMLflow: {compare_page(found)}")

@@ -1,6 +1,7 @@
 """Draw from a published model, or export one, for the command line; needs the library `ddpm` alone."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,9 @@ def draw_images(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FlowersError(f"{folder} exists and is not an empty folder: name another one by --output")
+    place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise FlowersError(f"{folder} cannot be written, because of {place}: name another one by --output")
     with explain_errors(source), Progress(transient=True) as progress:
         model = ddpm.load(source, weights)
         classes = class_words or None
@@ -78,6 +82,6 @@ def explain_errors(source: str) -> Iterator[None]:
     try:
         yield
     except (CheckpointError, ExportError, OSError) as error:
-        raise FlowersError(str(error)) from None
+        raise FlowersError(" ".join(str(error).split())) from None
     except ValueError as error:
         raise FlowersError(f"{source}: {error}") from None

@@ -20,6 +20,7 @@ from prefect.workers.process import ProcessWorker
 
 from contract.errors import FlowersError
 from flows.service import POOL
+from flows.service.prefect_server import require_prefect_server
 from tasks.gpus import read_num_slots
 
 HEARTBEAT_SECONDS = 30
@@ -33,10 +34,11 @@ def provision() -> None:
     """Make or update pool, automation and deployments on the server that PREFECT_API_URL names.
 
     Raises:
-        FlowersError: the variable is not set, or Prefect refuses the deployments.
+        FlowersError: the variable is not set, the server does not answer, or Prefect refuses the deployments.
     """
     if not os.environ.get("PREFECT_API_URL"):
         raise FlowersError("PREFECT_API_URL must name the Prefect server, such as http://127.0.0.1:4200/api")
+    require_prefect_server()
     read_num_slots()  # a wrong number is an error now, not in the first run
     pool, automation = describe_work_pool(), describe_crash_watch()
     with get_client(sync_client=True) as client:

@@ -153,6 +153,25 @@ def test_outside_the_project_the_error_says_where_it_has_to_be(flowers, tmp_path
     assert flowers("run", status=1).startswith(f"flowers run: {tmp_path} holds no dvc.yaml")
 
 
+PRINTING = """
+import sys, types
+from flows.cli import main
+sys.modules["tracking.serve"] = types.SimpleNamespace(serve=lambda *_: print("served"))
+main(["serve"])
+"""
+
+
+def test_output_that_nobody_reads_or_no_disk_takes_is_no_traceback():
+    read, write = os.pipe()
+    os.close(read)
+    full = os.open("/dev/full", os.O_WRONLY)
+    for output, status, said in ((write, 141, ""), (full, 1, "flowers serve: [Errno 28] No space left on device\n")):
+        command = [sys.executable, "-c", PRINTING]
+        done = subprocess.run(command, cwd=PROJECT, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(output)
+        assert (done.returncode, done.stderr) == (status, said)
+
+
 def test_a_user_whom_the_system_does_not_know_has_a_name(flowers, monkeypatch):
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(name, "")
@@ -224,7 +243,8 @@ def test_compared_runs_are_printed_written_and_linked(flowers, recorded, tmp_pat
     assert asked == [(("3f2a", "wise-owl"), "owls", 2)]
     assert printed.index("run-2") < printed.index("run-1") and "rate" in printed and "MLflow: http" in printed
     assert pd.read_csv(path)["name"].tolist() == ["run-2", "run-1"]
-    assert "cannot be written" in flowers("compare", "--csv", str(path / "x.csv"), status=1)
+    for other in (str(path / "x.csv"), ""):
+        assert "cannot be written" in flowers("compare", "--csv", other, status=1)
     monkeypatch.setattr("tracking.search.choose_runs", lambda *_: recorded())
     assert "MLflow has no runs yet" in flowers("compare", status=1)
 
@@ -274,6 +294,7 @@ def test_classes_can_be_asked_for(flowers, folder, conditional_model):
         (["--model", "build/model", "--class", "rose"], "classes"),
         (["--model", "build/model", "--steps", "9999"], "9999"),
         (["--model", "build/model", "--output", "build"], "--output"),
+        (["--model", "build/model", "--output", "build/model/config.json/x"], "config.json/x"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line_and_no_file(flowers, folder, model, words, decisive):

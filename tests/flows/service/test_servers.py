@@ -17,6 +17,7 @@ from flows import cli
 from flows.by_hand import require_servers
 from flows.service import prefect_server
 from flows.service.prefect_server import find_origin, require_prefect_server
+from flows.service.provision import provision
 from flows.service.temporary_server import start_temporary_server
 from tests.seams.checkout import wait_until
 from tests.seams.servers import free_port
@@ -50,6 +51,12 @@ def ask_prefect(address):
         require_prefect_server()
 
 
+def ask_set_up(address):
+    with temporary_settings({PREFECT_API_URL: address}), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", address)
+        provision()
+
+
 def ask_mlflow(address):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", address)
@@ -73,6 +80,7 @@ def ask_mlflow(address):
         (ask_prefect, "http://127.0.0.1:{other}/401/", "asks for a login or refuses the one that it got"),
         (ask_prefect, "http://127.0.0.1:{other}/200", "answers, but not as"),
         (ask_prefect, "127.0.0.1:4200/api", "cannot be used"),
+        (ask_set_up, "http://127.0.0.1:{nothing}/api", "does not answer: nothing listens there"),
     ],
 )
 def test_a_server_that_cannot_be_used_is_one_line_that_says_why(monkeypatch, ports, ask, address, said):

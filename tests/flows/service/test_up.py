@@ -45,6 +45,8 @@ def test_addresses_that_cannot_work_are_errors():
     Addresses("127.0.0.1", first, second).require_free()
     with pytest.raises(FlowersError, match=r"cannot listen on 192\.0\.2\.1 port"):
         Addresses("192.0.2.1", first, second).require_free()
+    with pytest.raises(FlowersError, match=r"host .* is empty"):
+        Addresses("", first, second).require_free()
     with pytest.raises(FlowersError, match="different ports"):
         Addresses("127.0.0.1", first, first).require_free()
 
