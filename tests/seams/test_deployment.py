@@ -49,7 +49,7 @@ def test_the_run_page_links_to_the_mlflow_run_which_names_the_flow_run(service, 
 
 def test_a_run_by_hand_uses_the_servers_that_the_environment_names(applied, tmp_path):
     output = applied.copy(tmp_path / "flowers").pipeline("--set", "register.enabled=false")
-    assert stages_run(output) == ["register"] and "temporary server" not in output
+    assert stages_run(output) == ["register"] and "temporary Prefect server" not in output
 
 
 def test_the_model_version_of_the_server_can_be_loaded_from_its_artifacts(service, deployed_run):
