@@ -133,7 +133,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     unset(
         monkeypatch, "DDPM_EVENTS", "DDPM_PREFECT_FLOW_RUN", "DDPM_PREFECT_FLOW_RUN_ID", "DDPM_SWEEP", "DDPM_WATCH_PID",
-        "DVC_ROOT", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "RANK",
+        "DVC_ROOT", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "RANK", "WORLD_SIZE",
     )  # fmt: skip
     monkeypatch.setenv("DDPM_TRACKING", "off")
     return tmp_path

@@ -261,7 +261,7 @@ def test_parameters_of_stages_still_to_come_are_no_conflict(record):
     assert id_of(record("sample", trained, {"evaluate.seed": 7})) == trained
 
 
-@pytest.mark.parametrize("variable", [{"DDPM_TRACKING": "off"}, {"RANK": "1"}])
+@pytest.mark.parametrize("variable", [{"DDPM_TRACKING": "off"}, {"RANK": "1", "WORLD_SIZE": "2"}])
 @pytest.mark.parametrize(("stage", "earlier"), [("train", None), ("sample", "0" * 32)])
 def test_switched_off_or_in_another_process_nothing_is_tracked(
     folder, make_params, monkeypatch, variable, stage, earlier
