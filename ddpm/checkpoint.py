@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ddpm.distributed import is_first, take_from_first, world_size
 from ddpm.ema import ExponentialMovingAverage
 from ddpm.files import atomic_path
 from ddpm.training_state import TrainingState
@@ -115,14 +116,19 @@ def load_checkpoint(path: Path, state: TrainingState, experiment: Mapping[str, A
         )
     if differences := _list_differences(json.loads(metadata["experiment"]), json.loads(json.dumps(experiment))):
         raise CheckpointError(f"{path} belongs to another experiment: {'; '.join(differences)}")
-    state.model.load_state_dict(_select(tensors, "model."))
-    for name, ema in _name_emas(state):
-        ema.module.load_state_dict(_select(tensors, f"{name}."))
-        ema.num_updates = int(metadata["num_ema_updates"])
-    _load_optimizer(state.optimizer, _select(tensors, "optimizer."))
-    state.step = int(metadata["step"])
-    notes: dict[str, Any] = json.loads(metadata["notes"])
-    return notes
+    return _restore(state, tensors, metadata)
+
+
+def share_state(state: TrainingState, notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the first process's state into that of every other one, to the bit; return its notes.
+
+    Only the first needs to see the folder of the checkpoints then, which other machines may not.
+    """
+    if world_size() == 1:
+        return dict(notes)
+    snapshot = Snapshot.capture(state, {}, notes)
+    tensors, metadata = take_from_first(to_row_major(snapshot.tensors), snapshot.metadata)
+    return dict(notes) if is_first() else _restore(state, tensors, metadata)
 
 
 def read_experiment(path: Path) -> dict[str, Any]:
@@ -165,6 +171,17 @@ def abbreviate(value: Any) -> str:
     """Show a value in an error message, cut after 40 characters of JSON."""
     text = json.dumps(value)
     return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[:_MAX_SHOWN_CHARACTERS]}…"
+
+
+def _restore(state: TrainingState, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
+    state.model.load_state_dict(_select(tensors, "model."))
+    for name, ema in _name_emas(state):
+        ema.module.load_state_dict(_select(tensors, f"{name}."))
+        ema.num_updates = int(metadata["num_ema_updates"])
+    _load_optimizer(state.optimizer, _select(tensors, "optimizer."))
+    state.step = int(metadata["step"])
+    notes: dict[str, Any] = json.loads(metadata["notes"])
+    return notes
 
 
 def _name_tensors(state: TrainingState) -> dict[str, Tensor]:

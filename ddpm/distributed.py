@@ -7,14 +7,17 @@ passed around: torch.distributed keeps that state.
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+T = TypeVar("T")
 
 _TIMEOUT = timedelta(hours=24)
 """Longest wait for the other processes, whose share of the work may be larger; a dead one is noticed at once."""
@@ -219,6 +222,23 @@ def collect(part: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
     return torch.cat([each[:length] for each, length in zip(parts, lengths.tolist(), strict=True)])
+
+
+def take_from_first(tensors: Mapping[str, Tensor], metadata: T) -> tuple[Mapping[str, Tensor], T]:
+    """Return the first of several processes' tensors by name, with what belongs to them, on every process.
+
+    Args:
+        tensors: on the CPU; those of the other processes are ignored, whatever their names and shapes.
+        metadata: anything that can be pickled.
+    """
+    said = [({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}, metadata)]
+    dist.broadcast_object_list(said)
+    kinds, metadata = said[0]
+    if not is_first():
+        tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in kinds.items()}
+    for tensor in tensors.values():
+        dist.broadcast(tensor, 0)
+    return tensors, metadata
 
 
 def wait_for_all() -> None:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 import ddpm
 from ddpm import GaussianDiffusion, TrainingConfig, TrainingImages, TrainingState, UNet, UNetConfig, linear_betas, train
+from ddpm.checkpoint import Snapshot, share_state
 from ddpm.distributed import (
     MeetingError,
     Vote,
@@ -78,6 +79,20 @@ def train_by_name(name, dropout=0.0):
     }
 
 
+def share_first_state():
+    """Take one step in the first process alone, share its state, and return what all have."""
+    torch.manual_seed(rank())
+    state = TrainingState.start(torch.nn.Linear(2, 2), CONFIG)
+    if is_first():
+        state.model(torch.ones(1, 2)).sum().backward()
+        state.optimizer.step()
+        state.ema.update(state.model)
+        state.step = 1
+    notes = share_state(state, {"from": rank()})
+    snapshot = Snapshot.capture(state, {}, notes)
+    return snapshot.tensors, snapshot.metadata
+
+
 def work_together(folder):
     """The program of each of the two processes; the tests read its results in `folder`."""
     with process_group():
@@ -94,6 +109,7 @@ def work_together(folder):
             "votes": [vote.any(flag) for flag in VOTES[rank()]],
             "runs": {name: train_by_name(name) for name in RUNS},
             "with_dropout": train_by_name("plain", dropout=0.5),
+            "shared": share_first_state(),
         }
     outcome["joined_afterwards"] = dist.is_initialized()
     torch.save(outcome, folder / f"{outcome['rank'][0]}.pt")
@@ -147,6 +163,14 @@ def test_all_processes_get_the_parts_and_the_average(outcomes):
         torch.testing.assert_close(outcome["collected_images"], torch.full((2, 1, 2, 2), 0.5), rtol=0, atol=0)
         assert outcome["collected_nothing"].shape == (0, 3)
         assert outcome["average"].tolist() == [2.0, 5.0]
+
+
+def test_the_first_process_gives_the_others_its_state_to_the_bit(outcomes):
+    # On another machine they do not see its checkpoints; moments of the optimizer exist in the first alone before.
+    (tensors, metadata), (others, other_metadata) = (outcome["shared"] for outcome in outcomes)
+    assert "optimizer.0.exp_avg" in tensors and metadata["notes"] == '{"from": 0}' and metadata["step"] == "1"
+    assert metadata == other_metadata
+    torch.testing.assert_close(tensors, others, rtol=0, atol=0)
 
 
 def test_a_vote_is_answered_alike_on_all_processes_one_step_later(outcomes):
