@@ -16,8 +16,12 @@ LOCAL_MLFLOW = "http://127.0.0.1:5000"
 _MAX_REASON_CHARACTERS = 300
 
 _REFUSES_LOGIN = "asks for a login or refuses the one that it got"
+_REFUSES_NAME = (
+    "refuses the login, or the name in this address, which MLFLOW_SERVER_ALLOWED_HOSTS of its machine may lack"
+)
 _OTHER_SERVER = "answers, but not as {kind} does: it is another server, its address is incomplete, or it has a fault"
 
+_REFUSALS = {401: _REFUSES_LOGIN, 403: _REFUSES_NAME, 407: _REFUSES_LOGIN}
 _FAILURES: dict[tuple[type[Exception], ...], str] = {
     (json.JSONDecodeError, UnicodeDecodeError): _OTHER_SERVER,
     (ssl.SSLCertVerificationError,): "has a certificate that is not trusted here ({cause.verify_message})",
@@ -85,8 +89,8 @@ def describe_failure(error: BaseException, kind: str) -> str:
     causes = list(_list_causes(error))
     for cause in causes:
         if status := _http_status(cause):
-            is_login = status in {401, 403, 407}
-            return f"{_REFUSES_LOGIN if is_login else _OTHER_SERVER} (HTTP {status})".format(kind=kind)
+            words = _REFUSALS.get(status, _OTHER_SERVER)
+            return f"{words} (HTTP {status})".format(kind=kind)
     for cause in reversed(causes):
         for types, words in _FAILURES.items():
             if isinstance(cause, types):

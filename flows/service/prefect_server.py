@@ -33,7 +33,8 @@ def require_prefect_server() -> None:
         place, remedy = find_origin(address)
         raise FlowersError(
             f"the Prefect server at {hide_password(address)} {failure}. The address comes from {place} and looks like "
-            "http://127.0.0.1:4200/api; a login stands in PREFECT_API_AUTH_STRING. Start the server (`make up`), or "
+            "http://127.0.0.1:4200/api; a login stands in PREFECT_API_AUTH_STRING, or before a proxy in "
+            "PREFECT_CLIENT_CUSTOM_HEADERS. Start the server (`make up`), or "
             f"{remedy} to use a temporary one"
         )
 

@@ -70,7 +70,7 @@ def ask_mlflow(address):
         (ask_mlflow, "http://localhost.invalid", "does not answer: there is no host of that name"),
         (ask_mlflow, "http://127.0.0.1:{silent}", "does not answer in time"),
         (ask_mlflow, "http://127.0.0.1:{other}/401", "asks for a login or refuses the one that it got"),
-        (ask_mlflow, "http://127.0.0.1:{other}/403/", "asks for a login or refuses the one that it got"),
+        (ask_mlflow, "http://127.0.0.1:{other}/403/", "MLFLOW_SERVER_ALLOWED_HOSTS"),
         (ask_mlflow, "http://127.0.0.1:{other}/404", "answers, but not as"),
         (ask_mlflow, "http://127.0.0.1:{other}/200", "answers, but not as"),
         (ask_mlflow, "https://127.0.0.1:{other}/200", "does not speak TLS"),
@@ -81,6 +81,7 @@ def ask_mlflow(address):
         (ask_prefect, "http://127.0.0.1:{other}/200", "answers, but not as"),
         (ask_prefect, "127.0.0.1:4200/api", "cannot be used"),
         (ask_set_up, "http://127.0.0.1:{nothing}/api", "does not answer: nothing listens there"),
+        (ask_set_up, "http://127.0.0.1:{other}/401/", "asks for a login or refuses the one that it got"),
     ],
 )
 def test_a_server_that_cannot_be_used_is_one_line_that_says_why(monkeypatch, ports, ask, address, said):
