@@ -12,6 +12,9 @@ DVC_IGNORE = Path(".dvcignore")
 BUILD = Path("build")
 DOWNLOADS = BUILD / "downloads"
 RECEIPT = BUILD / "download.json"
+STAGED_RECEIPT = BUILD / ".download.json"
+"""Receipt of data that take the place of the former ones just now, and are not final yet."""
+DOWNLOAD_LOCK = BUILD / "download.lock"
 DATASET = BUILD / "dataset"
 REFERENCE = BUILD / "reference"
 CHECKPOINTS = BUILD / "checkpoints"

@@ -12,14 +12,11 @@ from ruamel.yaml import YAML
 
 from contract.documents import read_mapping
 from contract.errors import StageError
-from contract.paths import BUILD, DATA, DATA_PIN, RECEIPT
+from contract.paths import DATA, DATA_PIN, RECEIPT, STAGED_RECEIPT
 from contract.sections import DownloadParams, as_plain
 from ddpm.files import atomic_path, file_digest
 from stages.datasets.walking import list_visible_files, name_few
 from stages.runtime.reporting import warn
-
-STAGED_RECEIPT = BUILD / ".download.json"
-"""Receipt of data that take the place of the former ones just now, and are not final yet."""
 
 
 class FileRecord(TypedDict):

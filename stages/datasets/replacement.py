@@ -11,9 +11,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from contract.errors import StageError
-from contract.paths import BUILD, DATA, DATA_PIN, RECEIPT
+from contract.paths import BUILD, DATA, DATA_PIN, DOWNLOAD_LOCK, RECEIPT, STAGED_RECEIPT
 from ddpm.files import atomic_path, file_digest
-from stages.datasets.pin import STAGED_RECEIPT, Receipt, list_pinned_files, list_received_files
+from stages.datasets.pin import Receipt, list_pinned_files, list_received_files
 from stages.datasets.walking import find_source, name_few
 from stages.runtime.outputs import write_json
 from stages.runtime.reporting import say
@@ -144,7 +144,7 @@ def _work_alone() -> Iterator[None]:
             f"{BUILD} is a link to {BUILD.resolve()}, and DVC keeps no results outside of the project: make it a "
             f"folder; {DATA} may be a link, and `dvc cache dir` puts DVC's cache on another disk"
         )
-    lock = FileLock(BUILD / "download.lock")
+    lock = FileLock(DOWNLOAD_LOCK)
     try:
         BUILD.mkdir(exist_ok=True)
         lock.acquire(timeout=0)

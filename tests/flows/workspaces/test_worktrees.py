@@ -129,10 +129,16 @@ def test_a_half_made_worktree_is_made_again(checkout, killed):
 
 
 def test_what_a_run_makes_goes_with_its_worktree(checkout, killed):
-    for name in ("build/model/averaged.safetensors", "data/images", ".dvc/tmp/lock", "ddpm/__pycache__/unet.pyc"):
+    for name in (
+        "build/model/averaged.safetensors",
+        "data/images",
+        ".data.incoming/1",
+        ".dvc/tmp/lock",
+        "ddpm/__pycache__/unet.pyc",
+    ):
         (killed / name).parent.mkdir(parents=True, exist_ok=True)
         (killed / name).write_text("made by a stage")
-    for name in ("params.yaml", "dvc.lock", "data.dvc", "build/.metrics.12.tmp.json"):
+    for name in ("params.yaml", "dvc.lock", "data.dvc", "build/.metrics.12.tmp.json", "build/download.lock"):
         (killed / name).write_text("train: {}")
     remove_left_overs(checkout.folder)
     assert is_clean(checkout)
