@@ -16,10 +16,10 @@ export MLFLOW_DISABLE_TELEMETRY = true
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help run up test check tests slow gpu format dependencies mlflow prefect serve clean
+.PHONY: help run up test check tests slow several-machines gpu format dependencies mlflow prefect serve clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 run: $(VENV)/installed  ## run the pipeline until everything is up to date; PROFILE=name writes a saved experiment into params.yaml first
 	@flowers run $(if $(PROFILE),--profile $(PROFILE))
@@ -41,6 +41,9 @@ tests: $(VENV)/installed-dev  ## tests only
 
 slow: $(VENV)/installed-dev  ## tests that take minutes each
 	pytest -m slow --numprocesses 2 --dist loadgroup
+
+several-machines: $(VENV)/installed  ## as root: two machines in namespaces of this one, with servers, worker, proxy; ten minutes (INSTALL=1 first)
+	@python -m tools.several_machines $(if $(INSTALL),--install)
 
 gpu: $(VENV)/installed-dev  ## on a GPU: test it, train and sample the published setting, measure all speeds; ten minutes
 	@if [ -n "$(SOURCE)" ] || [ ! -e build/gpu/images.npz ]; then \
