@@ -104,7 +104,10 @@ def list_store(box: Machine, prefix: str) -> list[str]:
 
 def serve_git(box: Machine) -> None:
     """Serve the repositories below /srv/git, to read and to write."""
-    box.start("git", "git daemon --reuseaddr --base-path=/srv/git --export-all --enable=receive-pack --listen=box")
+    (box.disk / "git").mkdir()
+    box.start(
+        "git", "git daemon --verbose --reuseaddr --base-path=/srv/git --export-all --enable=receive-pack --listen=box"
+    ).wait_until_says("Ready to rumble", 20)
 
 
 def make_up(box: Machine, settings: dict[str, str], words: str) -> Program:
