@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from contract.errors import StageError
-from contract.paths import BUILD, DATA, DATA_PIN, DOWNLOAD_LOCK, RECEIPT, STAGED_RECEIPT
+from contract.paths import BUILD, DATA, DATA_PIN, DOWNLOAD_LOCK, FORMER_PIN, RECEIPT, STAGED_RECEIPT
 from ddpm.files import atomic_path, file_digest
 from stages.datasets.pin import Receipt, list_pinned_files, list_received_files
 from stages.datasets.walking import find_source, name_few
@@ -87,9 +87,10 @@ class RawData:
         Raises:
             StageError: data/ was changed since it was checked.
         """
-        former_pin = DATA_PIN.read_bytes() if DATA_PIN.exists() else None
         shutil.copymode(self.folder, self.incoming)
         try:
+            with atomic_path(FORMER_PIN) as temporary:
+                temporary.write_bytes(DATA_PIN.read_bytes() if DATA_PIN.exists() else b"")
             write_json(STAGED_RECEIPT, receipt)
             self.folder.rename(self.outgoing)
             if _take_snapshot(self.outgoing) != self.checked:
@@ -98,20 +99,27 @@ class RawData:
             yield
             STAGED_RECEIPT.replace(RECEIPT)
         except BaseException:
-            if self.undo_unfinished():
-                _restore(DATA_PIN, former_pin)
+            self.undo_unfinished()
             raise
+        FORMER_PIN.unlink(missing_ok=True)
         shutil.rmtree(self.outgoing, ignore_errors=True)
 
     def undo_unfinished(self) -> bool:
-        """Bring the former data back and return True if an exchange did not end; killed, it can be called again."""
-        is_unfinished = self.outgoing.exists() and (STAGED_RECEIPT.exists() or not self.folder.exists())
-        if is_unfinished:
+        """Bring the former data and pin back if an exchange did not end, and return whether; it can be killed, too."""
+        is_staged = STAGED_RECEIPT.exists()
+        is_moved = self.outgoing.exists() and (is_staged or not self.folder.exists())
+        if is_moved:
             if self.folder.exists():
                 self.folder.rename(self.incoming)
             self.outgoing.rename(self.folder)
+        if is_staged and FORMER_PIN.exists():
+            if FORMER_PIN.read_bytes():
+                FORMER_PIN.replace(DATA_PIN)
+            else:
+                DATA_PIN.unlink(missing_ok=True)
         STAGED_RECEIPT.unlink(missing_ok=True)
-        return is_unfinished
+        FORMER_PIN.unlink(missing_ok=True)
+        return is_moved
 
 
 @contextmanager
@@ -208,11 +216,3 @@ def _list_entries(folder: Path) -> Iterator[tuple[str, Path]]:
 def _take_snapshot(folder: Path) -> dict[str, tuple[int, int, int]]:
     states = {name: path.lstat() for name, path in _list_entries(folder)}
     return {name: (state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states.items()}
-
-
-def _restore(path: Path, content: bytes | None) -> None:
-    if content is None:
-        path.unlink(missing_ok=True)
-    else:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
