@@ -7,7 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"{command}: {error}")
     except OSError as error:  # such as a file or a disk that cannot be written; it names the file
         drop_output()
-        fail(f"{command}: {explain_os_error(error) or ' '.join(str(error).split())}")
+        fail(f"{command}: {(error.filename and explain_os_error(error)) or ' '.join(str(error).split())}")
     except KeyboardInterrupt as interruption:
         fail(f"{command}: interrupted", 128 + (interruption.args or [signal.SIGINT])[0])
     except ModuleNotFoundError as error:
@@ -109,7 +109,7 @@ def name_user() -> None:
 
 def drop_output() -> None:
     """Drop what is still to be printed: Python would try once more at its end, and complain."""
-    if sys.stdout:
+    with suppress(AttributeError, OSError):  # there may be no output, or one in memory
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

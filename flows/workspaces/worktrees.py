@@ -32,7 +32,8 @@ LOGGER = logging.getLogger(__name__)
 _MADE_BY_RUNS = (
     *STATE, ".dvc/cache", ".dvc/config.local", ".dvc/tmp",
     *map(str, (paths.DATA, paths.DOWNLOADS, paths.RECEIPT, paths.DATASET, paths.REFERENCE, paths.CHECKPOINTS)),
-    *map(str, (paths.STAGED_RECEIPT, paths.FORMER_PIN, paths.DOWNLOAD_LOCK)), f".{paths.DATA}.incoming", f".{paths.DATA}.outgoing",
+    *map(str, (paths.STAGED_RECEIPT, paths.FORMER_PIN, paths.DOWNLOAD_LOCK)),
+    f".{paths.DATA}.incoming", f".{paths.DATA}.outgoing",
     *map(str, (paths.PREVIEWS, paths.MODEL, paths.LOSSES, paths.SAMPLES, paths.METRICS, paths.EVALUATION)),
 )  # fmt: skip
 """Files and folders that a run changes or makes."""
