@@ -23,7 +23,7 @@ DVC = YAML(typ="safe").load(PROJECT / "dvc.yaml")
 STAGES = list(DVC["stages"])
 
 NOT_OUTPUTS = {"CHECKPOINTS", "DOWNLOADS", "DOWNLOAD_LOCK", "FORMER_PIN", "PREVIEWS", "STAGED_RECEIPT"}
-"""Names of files and folders in build/ that must survive a stage's start: DVC deletes outputs before it runs a stage."""
+"""Files and folders in build/ that must survive a stage's start: DVC deletes outputs before it runs a stage."""
 
 
 def outputs(stage):
