@@ -5,10 +5,11 @@ its bytes.
 """
 
 from contract.params import Params
-from contract.paths import DATA
+from contract.paths import DATA, DOWNLOADS
 from stages.datasets import DATASETS
 from stages.datasets.pin import compare_with_pin, list_files, make_receipt, write_pin
 from stages.datasets.replacement import receive_data
+from stages.datasets.transfer import remove_parts
 from stages.runtime.reporting import say
 from stages.runtime.runner import run_stage
 
@@ -28,6 +29,7 @@ def download(params: Params) -> None:
         compare_with_pin(section, files, is_immutable=dataset.is_immutable)
         with data.exchange(make_receipt(section.dataset, files)):
             write_pin(section, files)
+    remove_parts(DOWNLOADS)
     size_mb = sum(file["size"] for file in files) / 1e6
     say("download", f"{section.dataset} verified, {len(files)} files, {size_mb:.1f} MB")
 

@@ -4,7 +4,6 @@ import re
 import shutil
 import tarfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +78,10 @@ def _copy(source: Path, md5_of: dict[str, str], folder: Path) -> None:
 
 
 def _download(source: str, md5_of: dict[str, str], folder: Path) -> None:
-    received = {}
     for name, md5 in md5_of.items():
         address = f"{source.rstrip('/')}/{name}"
         try:
-            received[name] = fetch_verified(address, md5, DOWNLOADS)
+            shutil.copyfile(fetch_verified(address, md5, DOWNLOADS), folder / name)
         except WrongDigestError as error:
             raise StageError(_explain_wrong_md5(address, md5, error.found)) from error
         except TransferError as error:
@@ -92,13 +90,6 @@ def _download(source: str, md5_of: dict[str, str], folder: Path) -> None:
                 "to the address of a mirror or to a folder that holds the files",
                 is_transient=error.is_transient,
             ) from error
-    # Moved when all three are complete: files in DOWNLOADS survive a failure.
-    for name, path in received.items():
-        shutil.move(path, folder / name)
-    for part in DOWNLOADS.glob("*.part"):  # of other archives
-        part.unlink()
-    with suppress(OSError):  # it holds files of somebody else
-        DOWNLOADS.rmdir()
 
 
 def _explain_wrong_md5(place: str, md5: str, found: str) -> str:

@@ -1,9 +1,9 @@
 """Download a file of known md5 over HTTP, resuming after broken connections and killed programs.
 
-The bytes received so far stay in a folder outside of the dataset, named after the file and its md5; the next download
-requests only the rest (RFC 9110, section 14). The md5 of the whole file decides whether it is right, so a rest that
-belongs to another version costs one more download and no wrong byte. Proxies are taken from the environment
-(HTTPS_PROXY, HTTP_PROXY, NO_PROXY) by requests.
+The bytes received so far stay in a folder outside of the dataset, named after the file and its md5, until the dataset
+stands; the next download requests only the rest (RFC 9110, section 14). The md5 of the whole file decides whether it is
+right, so a rest that belongs to another version costs one more download and no wrong byte. Proxies are taken from the
+environment (HTTPS_PROXY, HTTP_PROXY, NO_PROXY) by requests.
 """
 
 import re
@@ -86,6 +86,14 @@ def fetch_verified(address: str, md5: str, folder: Path) -> Path:
         warn("download", f"{address} arrived with md5 {found} instead of {md5}")
     part.unlink()
     raise WrongDigestError(address, found)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what `fetch_verified` left in `folder`, and the folder, if it holds nothing else."""
+    for part in folder.glob("*.part"):
+        part.unlink()
+    with suppress(OSError):  # it holds files of somebody else, or is not there
+        folder.rmdir()
 
 
 def _transfer(address: str, part: Path) -> None:

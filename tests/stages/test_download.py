@@ -116,8 +116,10 @@ def test_other_bytes_for_the_same_parameters_are_refused(pin_by_hand, make_param
 
 
 def test_left_overs_of_a_killed_run_are_replaced(pin_by_hand, make_params):
+    write_files(Path("build/downloads"), {"mine.txt": b"mine", "old.tgz.0.part": b"of another archive"})
     download(make_params())
     before = read_all()
+    assert read_files(Path("build/downloads")) == {"mine.txt": b"mine"}
     for name in (".data.incoming", ".data.outgoing"):
         write_files(Path(name), {"stray.txt": b"left by a killed run"})
     download(make_params())
@@ -190,6 +192,7 @@ def test_a_folder_may_change_with_a_warning(pin_by_hand, make_params, capsys):
 @pytest.mark.parametrize("error", [StageError("no cache"), OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_of_the_last_step_leaves_the_former_data(pin_by_hand, make_params, monkeypatch, error):
     download(make_params())
+    write_files(Path("build/downloads"), {"102flowers.tgz.0.part": b"verified"})
     before = read_all()
 
     def break_off(*_):
