@@ -1,10 +1,13 @@
 """Record which bytes were downloaded: data.dvc pins them for DVC, a receipt names them for the later stages."""
 
+import ctypes
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -17,6 +20,8 @@ from contract.sections import DownloadParams, as_plain
 from ddpm.files import atomic_path, file_digest
 from stages.datasets.walking import list_visible_files, name_few
 from stages.runtime.reporting import warn
+
+_PR_SET_PDEATHSIG = 1
 
 
 class FileRecord(TypedDict):
@@ -60,7 +65,7 @@ def compare_with_pin(params: DownloadParams, files: Sequence[FileRecord], *, is_
         StageError: the bytes of an immutable dataset differ.
     """
     pin = _read_pin()
-    if pin.get("meta", {}).get("download") != as_plain(params):
+    if _pinned_download(pin) != as_plain(params):
         return
     pinned, found = _pinned_out(pin).get("md5"), digest_folder(files)
     if pinned == found:
@@ -102,8 +107,11 @@ def make_receipt(dataset: str, files: list[FileRecord]) -> Receipt:
 
 def list_received_files() -> set[tuple[str, str]]:
     """Return path and md5 of each file that downloads here put into data/, by their receipts."""
-    receipts = [_read_receipt(path) for path in (RECEIPT, STAGED_RECEIPT) if path.is_file()]
-    return {(file["path"], file["md5"]) for receipt in receipts for file in receipt["files"]}
+    known = set()
+    for path in (RECEIPT, STAGED_RECEIPT):
+        with suppress(StageError):  # without a record, the files are unknown
+            known |= {(file["path"], file["md5"]) for file in _read_receipt(path)["files"]}
+    return known
 
 
 def list_pinned_files() -> set[tuple[str, str]]:
@@ -111,7 +119,7 @@ def list_pinned_files() -> set[tuple[str, str]]:
 
     They are none where DVC does not know them.
     """
-    if "download" not in _read_pin().get("meta", {}):
+    if not _pinned_download(_read_pin()):
         return set()
     try:
         listing = _run_dvc("list", ".", str(DATA), "--recursive", "--dvc-only", "--show-hash", "--json")
@@ -160,6 +168,11 @@ def _read_pin() -> dict[str, Any]:
     return read_mapping(DATA_PIN) if DATA_PIN.is_file() else {}
 
 
+def _pinned_download(pin: dict[str, Any]) -> Any:
+    """Return the parameters of the download; None where it was pinned by hand."""
+    return (pin.get("meta") or {}).get("download")
+
+
 def _pinned_out(pin: dict[str, Any]) -> dict[str, Any]:
     """Return the entry of data/; empty without one."""
     out: dict[str, Any] = next(iter(pin.get("outs", [])), {})
@@ -178,7 +191,12 @@ def _run_dvc(*arguments: str) -> str:
         StageError: it failed.
     """
     command = [sys.executable, "-m", "dvc", *arguments]  # --quiet would hide its errors
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=_end_with_parent)
     if result.returncode != 0:
         raise StageError(f"`dvc {' '.join(arguments)}` failed: {result.stderr.strip() or result.stdout.strip()}")
     return result.stdout
+
+
+def _end_with_parent() -> None:
+    """Let Linux kill this process when its parent dies: it would go on beside the next download."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,7 +1,9 @@
 """The raw data: verified, replaced as a whole, pinned for DVC, and named by a receipt."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +101,24 @@ def test_a_failure_of_dvc_is_an_error_with_its_words(folder, make_params):
         write_pin(make_params().download, [])
 
 
+def test_dvc_ends_with_a_download_that_is_killed(folder, make_params, monkeypatch):
+    for name in ("words", "gate"):
+        os.mkfifo(name)
+    dvc = Path("dvc")
+    dvc.write_text("#!/bin/sh\nexec 3>words\nread _ <gate\necho still there >&3\n")
+    dvc.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", "./dvc")
+    pid = os.fork()
+    if pid == 0:
+        write_pin(make_params().download, [])
+        os._exit(0)
+    with Path("words").open() as words, Path("gate").open("r+b", buffering=0) as gate:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        gate.write(b"\n")
+        assert words.read() == ""
+
+
 def test_other_bytes_for_the_same_parameters_are_refused(pin_by_hand, make_params):
     params = make_params()
     download(params)
@@ -136,6 +156,7 @@ OWN = {
     "linked folder": (lambda: (DATA / "more").symlink_to(Path.cwd()), "more"),
     "many": (lambda: write_files(DATA, dict.fromkeys("fedcb", b"mine")), "b, c, d and 2 more"),
     "no record": (RECEIPT.unlink, r"images\.npy, petals\.npy"),
+    "damaged record": (lambda: RECEIPT.write_text('{"files": '), r"images\.npy, petals\.npy"),
     "another's record": (lambda: RECEIPT.write_text('{"files": []}'), r"images\.npy, petals\.npy"),
 }
 
@@ -167,7 +188,7 @@ def test_what_is_added_during_a_download_is_kept(pin_by_hand, make_params, monke
 
 def test_a_pin_of_other_or_unknown_parameters_is_replaced(pin_by_hand, make_params):
     # The first pin is as `dvc add data` by hand leaves it, without parameters.
-    YAML().dump({"outs": [{"md5": "0" * 32 + ".dir", "path": "data"}]}, PIN)
+    YAML().dump({"outs": [{"md5": "0" * 32 + ".dir", "path": "data"}], "meta": None}, PIN)
     for seed in (0, 1):
         before = read_digest()
         download(make_params({"download.synthetic.seed": seed}))
