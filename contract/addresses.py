@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -74,11 +73,6 @@ def require_free_port(host: str, port: int, advice: str) -> None:
         raise FlowersError(f"cannot listen on {host} port {port}: {reason}; {advice}") from None
 
 
-def hide_password(address: str) -> str:
-    """Return the address of a server or database without the user and password that it may hold."""
-    return re.sub(r"://[^/@]*@", "://…@", address)
-
-
 def describe_failure(error: BaseException, kind: str) -> str:
     """Return in words what a server did instead of answering a request, whichever library sent it.
 
@@ -96,7 +90,7 @@ def describe_failure(error: BaseException, kind: str) -> str:
             if isinstance(cause, types):
                 return words.format(kind=kind, cause=cause)
     reason = str(causes[-1]) or type(causes[-1]).__name__
-    return f"cannot be used: {hide_password(' '.join(reason.split()))[:_MAX_REASON_CHARACTERS].rstrip('.')}"
+    return f"cannot be used: {' '.join(reason.split())[:_MAX_REASON_CHARACTERS].rstrip('.')}"
 
 
 def _list_causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,6 +1,7 @@
 """Errors that are shown to people as one clear message, without a traceback."""
 
 import errno
+import re
 from pathlib import Path
 
 _DISK = {
@@ -14,8 +15,15 @@ _DISK = {
 """What people can do about errors of files."""
 
 
+_LOGIN = re.compile(r"(://)[^\s/@]+@|(:/{1,2})[^\s@]*:[^\s@]*@")
+"""User and password in an address; the password may hold a slash, although it must not."""
+
+
 class FlowersError(Exception):
-    """Something cannot be done; the message says what was got, what is allowed and what to do."""
+    """Something cannot be done; the message says what was got, what is allowed and what to do, but no password."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(hide_password(message))
 
 
 class StageError(FlowersError):
@@ -27,6 +35,11 @@ class StageError(FlowersError):
 
 class ParamsError(StageError):
     """Parameters cannot be used; the message names what was got and what is allowed."""
+
+
+def hide_password(text: str) -> str:
+    """Return a text without the users and passwords of addresses in it."""
+    return _LOGIN.sub(r"\1\2…@", text)
 
 
 def explain_os_error(error: OSError) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 
-from contract.errors import FlowersError
+from contract.errors import FlowersError, hide_password
 from flows import EXIT_INTERRUPTED
 from flows.service.addresses import proxy_exceptions
 from flows.service.prefect_server import find_failure, require_prefect_server
@@ -40,7 +40,8 @@ def run_to_completion(command: str, flow: Callable[[], State[Any]]) -> State[Any
     """
 
     def end(how: str, status: int) -> NoReturn:
-        print(f"{command}: {how}; finished work is kept; the same command continues", file=sys.stderr, flush=True)
+        said = f"{command}: {how}; finished work is kept; the same command continues"
+        print(hide_password(said), file=sys.stderr, flush=True)
         if find_failure():
             os._exit(status)  # Prefect would try for minutes to send its last events
         sys.exit(status)

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
-from contract.addresses import describe_failure, hide_password, tracking_server
+from contract.addresses import describe_failure, tracking_server
 from contract.environment import REGISTRY_URI, TRACKING, TRACKING_URI, find_project, make_absolute
 from contract.errors import StageError
 from tracking.relocation import ARTIFACTS, EXPERIMENT, find_database, follow_files, require_own_files
@@ -181,7 +181,7 @@ def _require_answer() -> None:
         answer.json()
     except Exception as error:  # whatever the client, the network and the server have to say
         raise TrackingError(
-            f"MLflow at {hide_password(address)} {describe_failure(error, 'MLflow')}. The address comes from the "
+            f"MLflow at {address} {describe_failure(error, 'MLflow')}. The address comes from the "
             f"environment variable {TRACKING_URI} and looks like http://127.0.0.1:5000; a login stands in "
             f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Start its server (`make up`), `unset "
             f"{TRACKING_URI}` to use the project's mlflow.db, or set {TRACKING}=off to do without"

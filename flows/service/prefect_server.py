@@ -8,7 +8,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import get_settings_context
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_HOME, temporary_settings
 
-from contract.addresses import describe_failure, hide_password
+from contract.addresses import describe_failure
 from contract.errors import FlowersError
 
 ANSWER_SECONDS = 10.0
@@ -32,7 +32,7 @@ def require_prefect_server() -> None:
     elif failure := find_failure():
         place, remedy = find_origin(address)
         raise FlowersError(
-            f"the Prefect server at {hide_password(address)} {failure}. The address comes from {place} and looks like "
+            f"the Prefect server at {address} {failure}. The address comes from {place} and looks like "
             "http://127.0.0.1:4200/api; a login stands in PREFECT_API_AUTH_STRING, or before a proxy in "
             "PREFECT_CLIENT_CUSTOM_HEADERS. Start the server (`make up`), or "
             f"{remedy} to use a temporary one"

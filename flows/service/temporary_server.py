@@ -21,7 +21,7 @@ from prefect.settings import (
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
 )
 
-from contract.addresses import hide_password, server_address
+from contract.addresses import server_address
 from contract.errors import FlowersError
 from flows.service.logs import find_reason
 
@@ -57,7 +57,7 @@ def start_temporary_server() -> None:
             end_server(server)
             log.seek(0)
             reason = find_reason(log.read().decode(errors="replace")) or str(error)
-            database = hide_password(str(PREFECT_API_DATABASE_CONNECTION_URL.value()))
+            database = PREFECT_API_DATABASE_CONNECTION_URL.value()
             raise FlowersError(
                 f"the temporary Prefect server does not start: {reason}. Its database is {database}: mend it, or name "
                 "another one in PREFECT_SERVER_DATABASE_CONNECTION_URL or another folder in PREFECT_HOME"

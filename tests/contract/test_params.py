@@ -153,6 +153,20 @@ def test_a_secret_in_an_address_is_refused_and_not_repeated(written, dataset, ad
     assert problem.startswith("download: source must be ") and "~/.netrc" in problem and "secret" not in problem
 
 
+@pytest.mark.parametrize("name", ["download", "profile", "train.seed", "sample.weights"])
+@pytest.mark.parametrize("address", ["http://user:secret@host/a@b", "https://user:se/secret@host", "ftp://secret@host"])
+def test_a_secret_elsewhere_is_not_repeated_either(written, name, address):
+    [problem] = refusal(written({name: address}))
+    assert problem.startswith(f"{name}: ") and "://…@host" in problem and "secret" not in problem
+
+
+@pytest.mark.parametrize(
+    "text", ["models:/flowers@champion", "/data/me@home: http://host/x", "sqlite:////me@home/x.db"]
+)
+def test_an_at_sign_is_no_secret(text):
+    assert str(ParamsError(text)) == text
+
+
 @pytest.mark.parametrize("name", ["train.loss", "train.unet.dropout", "sample.eta", "register"])
 def test_a_missing_parameter_is_named_also_where_the_library_has_a_default(written, document, name):
     path, incomplete = written({}), document()
