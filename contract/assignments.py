@@ -41,8 +41,8 @@ _HINT = """put text into quotes, as in 'sample.classes=["Batch #2", 54]'"""
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     """Return nested overrides from words such as "train.num_steps=100".
 
-    The last value of a parameter counts. That of a text parameter is taken as it stands, and "null" or nothing as null
-    where that is allowed; every other value is read as YAML.
+    The last value of a parameter counts. That of a text parameter is taken as it stands, but for quotes around it, and
+    "null" or nothing as null where that is allowed; every other value is read as YAML.
 
     Raises:
         ParamsError: a word is not of the form NAME=VALUE, names no parameter, has a value that is not YAML, or
@@ -114,7 +114,10 @@ def _parse_value(value: str, hint: Any) -> Any:
     kinds = _list_kinds(hint)
     if "null" in kinds and value in ("", "null"):
         return None
-    return value if kinds <= {"string", "null"} else load_value(value, may_hold_text=_may_hold_text(hint))
+    if kinds <= {"string", "null"}:
+        is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        return load_value(value) if is_quoted else value
+    return load_value(value, may_hold_text=_may_hold_text(hint))
 
 
 def _parse_grid_values(value: str, hint: Any) -> Any:

@@ -187,7 +187,8 @@ TEXTS = ["/x/a #2", "! x", "[a", "a: b", "@x", "%x", "*x", "&x", "`x", "007", "1
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_is_taken_as_it_stands(text):
-    assert parse_overrides([f"download.source={text}"]) == {"download": {"source": text}}
+    for written in (text, f"'{text}'", f'"{text}"'):
+        assert parse_overrides([f"download.source={written}"]) == {"download": {"source": text}}
     assert parse_grid([f"download.source=['{text}']"]) == {"download.source": [text]}
 
 
