@@ -1,9 +1,10 @@
 """Any folder of images; its sub-folders, if there are any, are the classes, or splits that hold classes."""
 
 import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path, PurePath
 
 from contract.errors import StageError
@@ -51,10 +52,16 @@ class Folder:
         paths = _list_images(folder)
         names = [path.relative_to(folder) for path in paths]
         places = sort_images(names)
-        class_names = sorted({class_name for _, class_name in places})
+        number_of = number_classes({class_name for _, class_name in places})
         for number, (path, name, (split, class_name)) in enumerate(zip(paths, names, places, strict=True), start=1):
-            class_number = class_names.index(class_name)
-            yield SourceImage(number, name.as_posix(), _read(path), class_number, class_name, split)
+            yield SourceImage(number, name.as_posix(), _read(path), number_of[class_name], class_name, split)
+
+
+def number_classes(names: Set[str]) -> dict[str, int]:
+    """Return the number of each class: 5 of "5" or "005" where every name is such a number, else its place by name."""
+    in_order = sorted(names)
+    numbers = [int(name) for name in in_order if re.fullmatch("[0-9]{1,18}", name)]
+    return dict(zip(in_order, numbers if len({*numbers}) == len(names) else range(len(names)), strict=True))
 
 
 def sort_images(names: Sequence[PurePath]) -> list[tuple[SplitName | None, str]]:

@@ -45,6 +45,23 @@ def test_sub_folders_are_classes_and_files_are_copied(make_source, copy):
 
 
 @pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        (["1", "10", "2"], [1, 10, 2]),
+        (["007", "100"], [7, 100]),
+        (["test/5", "train/5", "train/12"], [5, 12, 5]),
+        (["1", "01", "2"], [0, 1, 2]),  # two of one number
+        (["1", "2", "rose"], [0, 1, 2]),
+        (["-1", "2", "²"], [0, 1, 2]),
+        (["1", "9" * 30], [0, 1]),
+    ],
+)
+def test_folders_whose_names_are_numbers_are_the_classes_of_those_numbers(make_source, copy, names, numbers):
+    images = FOLDER.images(copy(make_source(*(f"{name}/a.png" for name in names))))
+    assert [image.class_number for image in images] == numbers
+
+
+@pytest.mark.parametrize(
     ("kept", "left_out"),
     [
         (["a.png", "b.PNG", "c.jpg", "d.JPEG", "e.Jpg", "f.webp"], ["notes.txt", "g.png.bak", "png", "h.heic"]),
