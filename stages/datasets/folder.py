@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from contract.errors import StageError
 from contract.sections import DownloadParams
 from stages.datasets.source import SUFFIXES, SourceImage, SplitName
-from stages.datasets.walking import find_source, list_visible_entries, list_visible_files, name_few
+from stages.datasets.walking import find_source, list_visible_entries, name_few
 from stages.runtime.reporting import say, warn
 
 _SPLITS: dict[str, SplitName] = {
@@ -101,7 +101,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _list_images(folder: Path) -> list[Path]:
-    return [path for path in list_visible_files(folder) if _is_image(path)]
+    return [path for path in list_visible_entries(folder) if _is_image(path)]
 
 
 def _describe_left_out(source: Path, entries: Sequence[Path], images: Sequence[Path]) -> str:

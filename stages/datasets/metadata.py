@@ -10,27 +10,10 @@ _TIFF: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "b
 
 _JPEG_END = (b"\xda", b"\xff", b"")  # markers behind which there are no metadata
 _JPEG_KEPT = (b"\xe1", b"\xee")  # of the application markers: the one of EXIF, and Adobe's of the colours
-_TIFF_KEPT = frozenset(
-    {
-        254,
-        *range(256, 260),
-        262,
-        266,
-        273,
-        274,
-        *range(277, 280),
-        284,
-        292,
-        293,
-        317,
-        320,
-        *range(322, 326),
-        338,
-        339,
-        347,
-    }
-    | {530, 531, 532}
-)
+_TIFF_KEPT = frozenset({
+    254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 338, 339,
+    347, 530, 531, 532,
+})  # fmt: skip
 """Tags of size, layout, compression, colours and orientation."""
 
 

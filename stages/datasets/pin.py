@@ -18,7 +18,7 @@ from contract.errors import StageError
 from contract.paths import DATA, DATA_PIN, RECEIPT, STAGED_RECEIPT
 from contract.sections import DownloadParams, as_plain
 from ddpm.files import atomic_path, file_digest
-from stages.datasets.walking import list_visible_files, name_few
+from stages.datasets.walking import list_visible_entries, name_few
 from stages.runtime.reporting import warn
 
 _PR_SET_PDEATHSIG = 1
@@ -139,7 +139,7 @@ def read_receipt() -> Receipt:
     receipt = _read_receipt(RECEIPT)
     known = {DATA / file["path"] for file in receipt["files"]}
     # No dataset reads hidden files, such as those of a desktop.
-    if unknown := [path.relative_to(DATA).as_posix() for path in list_visible_files(DATA) if path not in known]:
+    if unknown := [path.relative_to(DATA).as_posix() for path in list_visible_entries(DATA) if path not in known]:
         raise StageError(
             f"{DATA} holds files that were not downloaded: {name_few(unknown)}. Move them away (into the folder of "
             "download.source, to use them), then run `dvc repro --force download`"

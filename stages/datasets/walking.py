@@ -38,11 +38,6 @@ def list_visible_entries(folder: Path) -> list[Path]:
         raise StageError(f"{error.filename} cannot be read: {error.strerror}") from None
 
 
-def list_visible_files(folder: Path) -> list[Path]:
-    """Return the files among `list_visible_entries`."""
-    return [path for path in list_visible_entries(folder) if path.is_file()]
-
-
 def name_few(names: Sequence[str]) -> str:
     """Return the first names and the number of the others, for a message of one line."""
     shown = [name if name.isprintable() else ascii(name) for name in names[:_NUM_NAMES_SHOWN]]
