@@ -12,6 +12,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from contract.errors import StageError
 from stages.datasets.metadata import strip_metadata
 from stages.datasets.source import FORMATS, SourceImage
+from stages.datasets.walking import name_few
 
 MARGIN = 2
 """A JPEG is decoded at the smallest scale of 1, 1/2, 1/4, 1/8 that leaves this many times the requested size."""
@@ -34,8 +35,8 @@ class UndecodableImageError(StageError):
 
     def __init__(self, image: SourceImage, reason: str, advice: str = "remove or replace it") -> None:
         super().__init__(
-            f"{image.name} cannot be decoded as an image ({reason}); {advice}, or set preprocess.skip_damaged: true to "
-            "leave out such images"
+            f"{name_few([image.name])} cannot be decoded as an image ({reason}); {advice}, or set "
+            "preprocess.skip_damaged: true to leave out such images"
         )
         self.image = image
         self.reason = reason

@@ -196,6 +196,11 @@ def test_what_cannot_be_decoded_is_named_with_the_reason(content, problem):
         decode(make_source(content), 16)
 
 
+def test_a_name_of_several_lines_is_shown_on_one():
+    with pytest.raises(UndecodableImageError, match=r"^'a\\nb\.png' cannot be decoded"):
+        decode(SourceImage(1, "a\nb.png", b"", 0, "", None), 16)
+
+
 def test_the_first_picture_is_taken_and_16_bits_are_scaled():
     frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
     for kind in ("GIF", "PNG", "WEBP", "TIFF"):
