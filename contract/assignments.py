@@ -78,19 +78,9 @@ def load_value(text: str, *, is_list_of_text: bool = False, may_hold_text: bool 
         value = YAML(typ="base" if is_list_of_text else "safe", pure=True).load(text)
     except (YAMLError, ValueError, RecursionError) as error:
         raise ParamsError(f"{text!r} is not YAML: {explain_yaml(error)}; {_HINT}") from None
-    parts = [_DROPPED[type(token)] for token in tokens if type(token) in _DROPPED]
-    if "#" in _remove(tokens, text):
-        parts.append("a comment (#)")
-    if (is_list_of_text or may_hold_text) and any(isinstance(token, KeyToken) for token in tokens):
-        parts.append("a mapping (:)")
-    if parts:
-        raise ParamsError(f"{text!r} holds {parts[0]}, which is no part of this value; {_HINT}")
-    words = [token.value for token in tokens if isinstance(token, ScalarToken) and token.plain]
-    for word in words if not is_list_of_text else []:
-        if re.fullmatch(r"[-+]?0\w+", word) or (may_hold_text and not _is_clear(word)):
-            raise ParamsError(
-                f"{text!r} holds {word}, which may mean several things; write a number as 7 or 0.5, and {_HINT}"
-            )
+    _refuse_dropped(text, tokens, is_value=is_list_of_text or may_hold_text)
+    if not is_list_of_text:
+        _refuse_unclear(text, tokens, may_hold_text=may_hold_text)
     return value
 
 
@@ -143,6 +133,24 @@ def _is_clear(word: str) -> bool:
     """Return whether a word without quotes means one thing: a text, an integer as Python writes it, or null."""
     value = YAML(typ="safe", pure=True).load(word)
     return value is None or isinstance(value, str) or (isinstance(value, int) and str(value) == word)
+
+
+def _refuse_dropped(text: str, tokens: list[Token], *, is_value: bool) -> None:
+    parts = [_DROPPED[type(token)] for token in tokens if type(token) in _DROPPED]
+    if "#" in _remove(tokens, text):
+        parts.append("a comment (#)")
+    if is_value and any(isinstance(token, KeyToken) for token in tokens):
+        parts.append("a mapping (:)")
+    if parts:
+        raise ParamsError(f"{text!r} holds {parts[0]}, which is no part of this value; {_HINT}")
+
+
+def _refuse_unclear(text: str, tokens: list[Token], *, may_hold_text: bool) -> None:
+    for word in [token.value for token in tokens if isinstance(token, ScalarToken) and token.plain]:
+        if re.fullmatch(r"[-+]?0\w+", word) or (may_hold_text and not _is_clear(word)):
+            raise ParamsError(
+                f"{text!r} holds {word}, which may mean several things; write a number as 7 or 0.5, and {_HINT}"
+            )
 
 
 def _remove(tokens: list[Token], text: str) -> str:
