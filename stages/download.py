@@ -7,7 +7,7 @@ its bytes.
 from contract.params import Params
 from contract.paths import DATA, DOWNLOADS
 from stages.datasets import DATASETS
-from stages.datasets.pin import compare_with_pin, list_files, make_receipt, write_pin
+from stages.datasets.pin import compare_with_pin, list_files, make_receipt, read_pin, write_pin
 from stages.datasets.replacement import receive_data
 from stages.datasets.transfer import remove_parts
 from stages.runtime.reporting import say
@@ -24,9 +24,10 @@ def download(params: Params) -> None:
     dataset = DATASETS[section.dataset]
     say("download", f"fetching {section.dataset}")
     with receive_data(section.source) as data:
+        pin = read_pin()
         dataset.fetch(section, data.incoming, previous=DATA)
         files = list_files(data.incoming)
-        compare_with_pin(section, files, is_immutable=dataset.is_immutable)
+        compare_with_pin(pin, section, files, is_immutable=dataset.is_immutable)
         with data.exchange(make_receipt(section.dataset, files)):
             write_pin(section, files)
     remove_parts(DOWNLOADS)

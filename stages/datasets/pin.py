@@ -58,13 +58,23 @@ def digest_folder(files: Sequence[FileRecord]) -> str:
     return hashlib.md5(json.dumps(entries).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
-def compare_with_pin(params: DownloadParams, files: Sequence[FileRecord], *, is_immutable: bool) -> None:
-    """Compare new files with data.dvc, if data.dvc was made with the same parameters; warn where they differ.
+def read_pin() -> dict[str, Any]:
+    """Return what data.dvc holds; nothing where there is none.
+
+    Raises:
+        ParamsError: it cannot be read.
+    """
+    return read_mapping(DATA_PIN) if DATA_PIN.is_file() else {}
+
+
+def compare_with_pin(
+    pin: dict[str, Any], params: DownloadParams, files: Sequence[FileRecord], *, is_immutable: bool
+) -> None:
+    """Compare new files with what data.dvc pins for the same parameters, if it does; warn where they differ.
 
     Raises:
         StageError: the bytes of an immutable dataset differ.
     """
-    pin = _read_pin()
     if _pinned_download(pin) != as_plain(params):
         return
     pinned, found = _pinned_out(pin).get("md5"), digest_folder(files)
@@ -84,7 +94,7 @@ def write_pin(params: DownloadParams, files: Sequence[FileRecord]) -> None:
     Raises:
         StageError: DVC failed.
     """
-    former = _read_pin()
+    former = read_pin()
     out = _pinned_out(former) | {
         "md5": digest_folder(files),
         "size": sum(file["size"] for file in files),
@@ -95,7 +105,7 @@ def write_pin(params: DownloadParams, files: Sequence[FileRecord]) -> None:
     pin = former | {"outs": [out], "meta": {"download": as_plain(params)}}
     _dump_pin(pin)
     _run_dvc("commit", "--force", str(DATA_PIN))  # unlike `dvc add`, it takes a link to a folder on another disk
-    if _pinned_out(_read_pin())["md5"] != out["md5"]:
+    if _pinned_out(read_pin())["md5"] != out["md5"]:
         raise StageError(f"DVC leaves out files of {DATA}: see which patterns of .dvcignore match them")
     _dump_pin(pin)  # in our own form, so that the same data give the same bytes
 
@@ -117,11 +127,11 @@ def list_received_files() -> set[tuple[str, str]]:
 def list_pinned_files() -> set[tuple[str, str]]:
     """Return path and md5 of each file that data.dvc pins for a download, as `dvc checkout` puts them into data/.
 
-    They are none where DVC does not know them.
+    They are none where data.dvc cannot be read, or DVC does not know them.
     """
-    if not _pinned_download(_read_pin()):
-        return set()
     try:
+        if not _pinned_download(read_pin()):
+            return set()
         listing = _run_dvc("list", ".", str(DATA), "--recursive", "--dvc-only", "--show-hash", "--json")
     except StageError:
         return set()
@@ -162,10 +172,6 @@ def _read_receipt(path: Path) -> Receipt:
     except (OSError, ValueError) as error:
         raise StageError(f"{path} cannot be read ({error}); run `dvc repro --force download`") from None
     return receipt
-
-
-def _read_pin() -> dict[str, Any]:
-    return read_mapping(DATA_PIN) if DATA_PIN.is_file() else {}
 
 
 def _pinned_download(pin: dict[str, Any]) -> Any:

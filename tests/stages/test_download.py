@@ -252,7 +252,7 @@ def test_a_killed_download_is_undone_by_the_next(folder, make_params, monkeypatc
     with monkeypatch.context() as patch:
         for name in ("rename", "replace"):
             patch.setattr(Path, name, count(getattr(Path, name)))
-        patch.setattr(module, "write_pin", lambda *_: PIN.write_text("outs: [new]\n"))
+        patch.setattr(module, "write_pin", lambda *_: PIN.write_text("outs: [half of"))
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(Killed):
             download(params)
@@ -290,7 +290,7 @@ REFUSED = {
 @pytest.mark.parametrize(("make", "problem"), REFUSED.values(), ids=REFUSED)
 def test_a_place_that_cannot_take_the_data_is_refused_first(folder, make_params, monkeypatch, make, problem):
     make()
-    monkeypatch.delattr(SYNTHETIC.__class__, "fetch")
+    monkeypatch.setattr(SYNTHETIC, "fetch", lambda *_, **__: pytest.fail("it has begun"))
     with pytest.raises(StageError, match=problem):
         download(make_params())
 
