@@ -10,8 +10,8 @@ from typing import Any
 from contract.environment import SWEEP
 from contract.nesting import flatten
 from ddpm.checkpoint import CheckpointError, abbreviate, list_checkpoints, read_experiment, step_of
-from ddpm.files import atomic_path
 from stages.runtime.alone import hold_if_free
+from stages.runtime.outputs import write_json
 from stages.runtime.reporting import say, warn
 from stages.training.evaluation import BEST
 from stages.training.experiment import Experiment
@@ -42,11 +42,8 @@ def warn_of_near_one(experiment: Experiment) -> None:
         except CheckpointError:
             continue
         count = len(parameters) + len(others)
-        if count > _MAX_DIFFERENCES or (parameters and os.environ.get(SWEEP)):
-            continue
-        with hold_if_free(folder) as is_free:
-            if is_free:  # else it goes on in another process
-                near.append((count, -checkpoints[-1].stat().st_mtime, checkpoints[-1], parameters + others))
+        if count <= _MAX_DIFFERENCES and not (parameters and os.environ.get(SWEEP)):
+            near.append((count, -checkpoints[-1].stat().st_mtime, checkpoints[-1], parameters + others))
     if near:
         _, _, path, differences = min(near)
         warn(
@@ -72,15 +69,13 @@ def mark_as_finished(experiment: Experiment) -> None:
     """Note that the result of a training stands, and remove the checkpoints of finished ones before the last two.
 
     A finished training's weights are in build/model and in DVC's cache; its checkpoints serve only to go further.
-    Milestones of train.keep_checkpoints_every stay.
+    Milestones of train.keep_checkpoints_every stay, and all of a training that has gone beyond its last step here.
     """
-    folder, every = experiment.folder, experiment.params.keep_checkpoints_every
-    checkpoints = list_checkpoints(folder)
+    step, every = experiment.state.step, experiment.params.keep_checkpoints_every
+    checkpoints = list_checkpoints(experiment.folder)
     disposable = [path.name for path in checkpoints if every is None or step_of(path) % every]
-    content = {"step": max(map(step_of, checkpoints), default=0), "disposable": [*disposable, BEST]}
     try:
-        with atomic_path(folder / FINISHED) as temporary:
-            temporary.write_text(json.dumps(content) + "\n")
+        write_json(experiment.folder / FINISHED, {"step": step, "disposable": [*disposable, BEST]})
         finished = sorted(
             filter(_is_finished, _list_others(experiment)), key=lambda one: (one / FINISHED).stat().st_mtime
         )
@@ -89,8 +84,10 @@ def mark_as_finished(experiment: Experiment) -> None:
         warn("train", f"checkpoints of finished trainings stay: {error}")
         return
     if any(sizes):
-        number = sum(size > 0 for size in sizes)
-        say("train", f"removed the checkpoints of {number} finished trainings, {sum(sizes) / 1e9:.1f} GB")
+        say(
+            "train",
+            f"removed the checkpoints of finished trainings, except for the last two: {sum(sizes) / 1e9:.1f} GB",
+        )
 
 
 def _list_others(experiment: Experiment) -> Iterator[Path]:
