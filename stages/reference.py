@@ -10,7 +10,7 @@ from contract.sections import ReferenceParams
 from ddpm.devices import prepare_best_device
 from ddpm.distributed import is_first
 from stages.datasets.prepared import all_images, dataset_digest, image_index, positions_of
-from stages.datasets.suitability import checked
+from stages.datasets.suitability import check_suitability
 from stages.evaluation.extraction import choose_at_random, describe_extractor, extract_together, load_extractor
 from stages.evaluation.real_features import RECORD, RealFeatures, write_real_features
 from stages.runtime.outputs import write_json
@@ -20,6 +20,7 @@ from stages.runtime.runner import run_stage
 
 def main(params: Params) -> None:
     """Extract features of build/dataset; write build/reference."""
+    check_suitability(params)
     if not params.evaluate.enabled:
         if is_first():
             write_json(REFERENCE / RECORD, {"extracted": False})
@@ -58,4 +59,4 @@ def tabulate_images(chosen: dict[str, Tensor]) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run_stage("reference", checked(main), lambda params: params.reference.num_processes)
+    run_stage("reference", main, lambda params: params.reference.num_processes)

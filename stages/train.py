@@ -7,7 +7,7 @@ from contract.params import Params
 from contract.paths import LOSSES, MODEL, MODEL_RUN, TRAINED_ON
 from ddpm.distributed import is_first
 from ddpm.published import publish_model
-from stages.datasets.suitability import checked
+from stages.datasets.suitability import check_suitability
 from stages.runtime.alone import work_alone_in
 from stages.runtime.outputs import write_json
 from stages.runtime.reporting import say
@@ -27,6 +27,7 @@ def main(params: Params) -> Callable[[], None] | None:
     Returns:
         What the first process has to do once the result stands.
     """
+    check_suitability(params)
     experiment = prepare_experiment(params.train)
     with work_alone_in(experiment.folder, "train"):
         resume(experiment)
@@ -55,4 +56,4 @@ def publish(experiment: Experiment) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("train", checked(main), lambda params: params.train.num_processes)
+    run_stage("train", main, lambda params: params.train.num_processes)

@@ -1,26 +1,11 @@
 """Check, before the long work begins, that the prepared images are what the parameters of all stages need."""
 
-from collections.abc import Callable
-from typing import TypeVar
-
 from contract.errors import StageError
 from contract.params import Params
 from contract.sections import MIN_COMPARED_IMAGES
 from ddpm.classes import labels_of
 from stages.datasets.labels import label_images
 from stages.datasets.prepared import count_images, positions_of
-
-Result = TypeVar("Result")
-
-
-def checked(stage: Callable[[Params], Result]) -> Callable[[Params], Result]:
-    """Return the work of a stage with `check_suitability` before it."""
-
-    def check_and_work(params: Params) -> Result:
-        check_suitability(params)
-        return stage(params)
-
-    return check_and_work
 
 
 def check_suitability(params: Params) -> None:
@@ -41,8 +26,11 @@ def check_suitability(params: Params) -> None:
         except ValueError as error:
             splits = ", ".join(params.train.splits)
             raise StageError(f"sample.classes, of the classes of train.splits ({splits}): {error}") from None
+    counts = count_images()
     if params.evaluate.enabled:
-        check_reference(count_images(), params.evaluate.reference_split)
+        check_reference(counts, params.evaluate.reference_split)
+    if params.train.evaluate_every:
+        _check_split(counts, params.train.evaluate_split, "train.evaluate_split", "train.evaluate_every to null")
 
 
 def check_reference(counts: dict[str, int], split: str) -> None:
@@ -51,9 +39,12 @@ def check_reference(counts: dict[str, int], split: str) -> None:
     Raises:
         StageError: it holds too few.
     """
+    _check_split(counts, split, "evaluate.reference_split", "evaluate.enabled to false")
+
+
+def _check_split(counts: dict[str, int], split: str, name: str, way_out: str) -> None:
     if counts.get(split, 0) < MIN_COMPARED_IMAGES:
         raise StageError(
-            f"evaluate.reference_split: split {split} holds {counts.get(split, 0)} images, and a distance needs "
-            f"{MIN_COMPARED_IMAGES}; images by split: {counts}; name another split, prepare more images, or set "
-            "evaluate.enabled to false"
+            f"{name}: split {split} holds {counts.get(split, 0)} images, and a distance needs {MIN_COMPARED_IMAGES}; "
+            f"images by split: {counts}; name another split, prepare more images, or set {way_out}"
         )

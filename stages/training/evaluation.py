@@ -14,8 +14,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from contract.errors import StageError
-from contract.sections import MIN_COMPARED_IMAGES
 from ddpm.checkpoint import to_row_major
 from ddpm.distributed import is_first
 from ddpm.features import ExtractorName, FeatureExtractor, build_extractor
@@ -44,9 +42,6 @@ class TrainingEvaluation:
 
     Its rows are those of the experiment's recording, which checkpoints contain. Rows from an evaluation on other images
     are dropped, since their metrics cannot be compared.
-
-    Raises:
-        StageError: the split holds too few images.
     """
 
     def __init__(self, experiment: Experiment, tracker: Tracker) -> None:
@@ -56,13 +51,7 @@ class TrainingEvaluation:
             return
         positions = positions_of([self._params.evaluate_split])
         self._positions = choose_at_random(positions, self._params.evaluate_num_images, self._params.seed)
-        num_images = len(self._positions)
-        if num_images < MIN_COMPARED_IMAGES:
-            raise StageError(
-                f"split {self._params.evaluate_split} holds {num_images} images, and an evaluation needs "
-                f"{MIN_COMPARED_IMAGES}: name another by train.evaluate_split, or set train.evaluate_every to null"
-            )
-        self._compared = {"split": self._params.evaluate_split, "num_images": num_images}
+        self._compared = {"split": self._params.evaluate_split, "num_images": len(self._positions)}
         self._rows[:] = [row for row in self._rows if row | self._compared == row]
 
     def is_due(self, step: int, is_last: bool = False) -> bool:

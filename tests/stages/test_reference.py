@@ -69,7 +69,8 @@ def test_the_record_names_dataset_extractor_weights_versions_and_counts(referenc
     }
 
 
-def test_switched_off_nothing_is_extracted(folder, make_params, mean_colours, capsys):
+def test_switched_off_nothing_is_extracted(folder, dataset, make_params, mean_colours, capsys):
+    dataset()
     module.main(make_params({"evaluate.enabled": False}))
     assert json.loads((REFERENCE / "reference.json").read_text()) == {"extracted": False}
     assert "switched off by evaluate.enabled" in capsys.readouterr().out and mean_colours.batches == []
