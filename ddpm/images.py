@@ -23,6 +23,10 @@ _MIN_SHOWN_PIXELS = 96
 _FONT_SIZE = 16
 
 
+class NotANumberError(ValueError):
+    """An image has pixels that are not numbers."""
+
+
 def to_model_range(pixels: Pixels) -> Float[Tensor, "batch channels height width"]:
     """Map bytes 0 … 255 to float32 -1 … 1.
 
@@ -37,11 +41,15 @@ def to_pixels(x: Float[Tensor, "batch channels height width"]) -> Pixels:
     """Map -1 … 1 to bytes 0 … 255: rounded, and clipped beyond that range.
 
     Raises:
-        ValueError: these are no images as floats, or a value is not a number.
+        ValueError: these are no images as floats.
+        NotANumberError: a value is not a number.
     """
     require_images(x, "x")
     if bool(x.isnan().any()):
-        raise ValueError(f"x must be numbers, got {describe(x)}: look for what the network gave, or was trained on")
+        raise NotANumberError(
+            f"x must be numbers, got {describe(x)}: the network overflows or has broken weights; take "
+            "others, or precision float32"
+        )
     return x.float().add(1.0).mul(127.5).round().clamp(0.0, 255.0).to(torch.uint8)
 
 

@@ -97,8 +97,9 @@ def explain_error(stage: str, error: Exception) -> str | None:
 
     from ddpm.checkpoint import CheckpointError
     from ddpm.distributed import MeetingError, is_lost_peer
+    from ddpm.images import NotANumberError
 
-    if isinstance(error, CheckpointError | MeetingError):
+    if isinstance(error, CheckpointError | MeetingError | NotANumberError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         section, more = _SECTION_OF_BATCH_SIZE.get(stage, stage), _MORE_MEMORY.get(stage, "")

@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from contract.errors import StageError
 from ddpm.images import class_grid, grid
 from ddpm.published import load_model
+from stages.runtime.runner import run_stage
 from stages.sample import main
 from stages.sampling.drawing import draw_samples
 from tests.small_experiment import CONDITIONAL, differ_by_rounding
@@ -138,3 +140,15 @@ def test_classes_that_a_model_does_not_know_are_refused(request, make_params, ki
     with pytest.raises(StageError, match=f"build/model .*{message}"):
         main(make_params(CONDITIONAL | changes))
     assert not SAMPLES.exists()
+
+
+@pytest.mark.usefixtures("signal_handlers")
+def test_weights_that_give_no_numbers_are_one_line(model, write_params, capfd):
+    path = model / "averaged.safetensors"
+    save_file({name: weight * float("nan") for name, weight in load_file(path).items()}, path)
+    write_params()
+    with pytest.raises(SystemExit, match="1"):
+        run_stage("sample", main)
+    [line] = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+    assert line.startswith("sample: error: x must be numbers, got a tensor of float32, ") and "with NaN: " in line
+    assert not (SAMPLES / "samples.npy").exists()
