@@ -147,11 +147,6 @@ def receive_data(source: str | None) -> Iterator[RawData]:
 
 @contextmanager
 def _work_alone() -> Iterator[None]:
-    if not BUILD.resolve().is_relative_to(Path.cwd()):
-        raise StageError(
-            f"{BUILD} is a link to {BUILD.resolve()}, and DVC keeps no results outside of the project: make it a "
-            f"folder; {DATA} may be a link, and `dvc cache dir` puts DVC's cache on another disk"
-        )
     lock = FileLock(DOWNLOAD_LOCK)
     try:
         BUILD.mkdir(exist_ok=True)

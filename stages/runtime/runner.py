@@ -4,12 +4,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 from contract.environment import is_first_process, leave_repository, work_alone
 from contract.errors import FlowersError, StageError, explain_os_error
 from contract.events import has_reader, report
 from contract.params import Params, read_params
+from contract.paths import BUILD, DATA
 from stages import EXIT_INTERRUPTED
 from stages.runtime.dependencies import Dependencies
 from stages.runtime.interruption import Interrupted, ignore_signals, interrupt_on_signals
@@ -45,6 +47,7 @@ def run_stage(
         interrupt_on_signals()
         if num_processes is None:
             work_alone()
+        _check_place()
         params, dependencies = read_params(), Dependencies(name) if is_first_process() else None
         if num_processes is None:
             finish = stage(params)
@@ -65,6 +68,14 @@ def run_stage(
         if has_reader():  # otherwise the traceback that Python prints is enough
             fail(name, traceback.format_exception_only(error)[-1].strip())
         raise
+
+
+def _check_place() -> None:
+    if not BUILD.resolve().is_relative_to(Path.cwd()):
+        raise StageError(
+            f"{BUILD} is a link to {BUILD.resolve()}, and DVC keeps no results outside of the project: make it a "
+            f"folder; {DATA} may be a link, and `dvc cache dir` puts DVC's cache on another disk"
+        )
 
 
 def _check_unchanged(name: str, params: Params, dependencies: Dependencies | None) -> None:

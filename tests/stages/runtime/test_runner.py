@@ -197,6 +197,12 @@ def test_a_file_spoilt_meanwhile_is_an_error(ended):
     assert status == 1 and words.startswith("train: error: params.yaml is not YAML")
 
 
+def test_results_that_would_lie_outside_of_the_project_are_refused_first(ended):
+    Path("build").symlink_to("/tmp")
+    status, words = ended(lambda _params: pytest.fail("the stage ran"))
+    assert status == 1 and words.startswith("train: error: build is a link to /tmp, and DVC keeps no results outside")
+
+
 DEPENDENCIES = """
 stages:
   train:
