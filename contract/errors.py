@@ -2,6 +2,7 @@
 
 import errno
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 _DISK = {
@@ -13,6 +14,8 @@ _DISK = {
     errno.EPERM: "give this user the permission",
 }
 """What people can do about errors of files."""
+
+_NUM_NAMES_SHOWN = 3
 
 
 _LOGIN = re.compile(r"(://)[^\s/@]+@|(:/{1,2})[^\s@]*:[^\s@]*@")
@@ -49,3 +52,10 @@ def explain_os_error(error: OSError) -> str | None:
     place = f"a file below {Path.cwd()}" if error.filename is None else error.filename
     advice = _DISK.get(error.errno or 0)
     return f"{place}: {error.strerror}" + (f"; {advice}, then run it again" if advice else "")
+
+
+def name_few(names: Sequence[str]) -> str:
+    """Return the first names and the number of the others, for a message of one line."""
+    shown = [name if name.isprintable() else ascii(name) for name in names[:_NUM_NAMES_SHOWN]]
+    more = f" and {len(names) - _NUM_NAMES_SHOWN} more" if len(names) > _NUM_NAMES_SHOWN else ""
+    return f"{', '.join(shown)}{more}"

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from contract.errors import StageError
+from contract.errors import StageError, name_few
 from stages.datasets.metadata import strip_metadata
 from stages.datasets.source import FORMATS, SourceImage
-from stages.datasets.walking import name_few
 
 MARGIN = 2
 """A JPEG is decoded at the smallest scale of 1, 1/2, 1/4, 1/8 that leaves this many times the requested size."""

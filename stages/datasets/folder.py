@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path, PurePath
 
-from contract.errors import StageError
+from contract.errors import StageError, name_few
 from contract.sections import DownloadParams
 from stages.datasets.source import SUFFIXES, SourceImage, SplitName
-from stages.datasets.walking import find_source, list_visible_entries, name_few
+from stages.datasets.walking import find_source, list_visible_entries
 from stages.runtime.reporting import say, warn
 
 _SPLITS: dict[str, SplitName] = {

@@ -14,11 +14,11 @@ from typing import Any, TypedDict
 from ruamel.yaml import YAML
 
 from contract.documents import read_mapping
-from contract.errors import StageError
+from contract.errors import StageError, name_few
 from contract.paths import DATA, DATA_PIN, RECEIPT, STAGED_RECEIPT
 from contract.sections import DownloadParams, as_plain
 from ddpm.files import atomic_path, file_digest
-from stages.datasets.walking import list_visible_entries, name_few
+from stages.datasets.walking import list_visible_entries
 from stages.runtime.reporting import warn
 
 _PR_SET_PDEATHSIG = 1

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from contract.errors import StageError
+from contract.errors import StageError, name_few
 from contract.paths import BUILD, DATA, DATA_PIN, DOWNLOAD_LOCK, FORMER_PIN, RECEIPT, STAGED_RECEIPT
 from ddpm.files import atomic_path, file_digest
 from stages.datasets.pin import Receipt, list_pinned_files, list_received_files
-from stages.datasets.walking import find_source, name_few
+from stages.datasets.walking import find_source
 from stages.runtime.outputs import write_json
 from stages.runtime.reporting import say
 

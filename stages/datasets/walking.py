@@ -1,11 +1,9 @@
 """Folders that people name and fill: found, walked and described."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from contract.errors import StageError
-
-_NUM_NAMES_SHOWN = 3
 
 
 def find_source(source: str | None) -> Path | None:
@@ -36,13 +34,6 @@ def list_visible_entries(folder: Path) -> list[Path]:
         return sorted(_walk(folder, ()), key=lambda path: path.relative_to(folder).as_posix())
     except OSError as error:
         raise StageError(f"{error.filename} cannot be read: {error.strerror}") from None
-
-
-def name_few(names: Sequence[str]) -> str:
-    """Return the first names and the number of the others, for a message of one line."""
-    shown = [name if name.isprintable() else ascii(name) for name in names[:_NUM_NAMES_SHOWN]]
-    more = f" and {len(names) - _NUM_NAMES_SHOWN} more" if len(names) > _NUM_NAMES_SHOWN else ""
-    return f"{', '.join(shown)}{more}"
 
 
 def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:

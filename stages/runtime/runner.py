@@ -1,5 +1,6 @@
 """Entry point that all stages share: parameters, signals, several processes, and one clear error."""
 
+import os
 import sys
 import traceback
 import warnings
@@ -71,9 +72,10 @@ def run_stage(
 
 
 def _check_place() -> None:
-    if not BUILD.resolve().is_relative_to(Path.cwd()):
+    place = Path(os.path.realpath(BUILD))
+    if not place.is_relative_to(Path.cwd()):
         raise StageError(
-            f"{BUILD} is a link to {BUILD.resolve()}, and DVC keeps no results outside of the project: make it a "
+            f"{BUILD} is a link to {place}, and DVC keeps no results outside of the project: make it a "
             f"folder; {DATA} may be a link, and `dvc cache dir` puts DVC's cache on another disk"
         )
 

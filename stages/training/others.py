@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.environment import SWEEP
+from contract.errors import name_few
 from contract.nesting import flatten
 from ddpm.checkpoint import CheckpointError, abbreviate, list_checkpoints, read_experiment, step_of
 from stages.runtime.alone import hold_if_free
@@ -21,8 +22,6 @@ FINISHED = "finished.json"
 
 _MAX_DIFFERENCES = 3
 """Most differences with which another training still looks like the one that was meant."""
-
-_NUM_NAMES_SHOWN = 5
 
 _FOLDER_NAME = re.compile(r"[0-9a-f]{16}")
 
@@ -128,8 +127,7 @@ def _compare_code(saved: Any, current: Mapping[str, str]) -> list[str]:
     if not isinstance(saved, Mapping):  # an older version kept one digest of all
         return ["the code"]
     changed = [name for name in sorted({*saved, *current}) if saved.get(name) != current.get(name)]
-    more = f" and {len(changed) - _NUM_NAMES_SHOWN} more" if len(changed) > _NUM_NAMES_SHOWN else ""
-    return [f"the code of {', '.join(changed[:_NUM_NAMES_SHOWN])}{more}"]
+    return [f"the code of {name_few(changed)}"]
 
 
 def _show(parameters: Mapping[str, Any], name: str) -> str:

@@ -242,13 +242,13 @@ def edit_unnoticed():
         (lambda: write("build/gone"), "build/gone"),
         (lambda: Path("ddpm/ema.py").unlink(), "ddpm/ema.py"),
         (lambda: shutil.rmtree("ddpm"), "ddpm/ema.py, ddpm/samplers/step.py"),
-        (lambda: [write(f"ddpm/{number}.py") for number in range(7)], ", ".join(f"ddpm/{i}.py" for i in range(5))),
+        (lambda: [write(f"ddpm/{number}.py") for number in range(5)], "ddpm/0.py, ddpm/1.py, ddpm/2.py"),
     ],
 )
 def test_a_dependency_edited_meanwhile_is_an_error(ended, dependencies, edit, names):
     # DVC hashes it when the stage has ended, and would record what the stage never saw.
     status, words = ended(lambda _params: edit())
-    more = " and 2 more" if names.count(",") == 4 else ""
+    more = " and 2 more" if "2.py" in names else ""
     assert (status, words) == (
         1,
         f"train: error: {names}{more} changed while train ran, so nothing is recorded: run it again; with the files as "
