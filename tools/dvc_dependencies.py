@@ -27,6 +27,7 @@ SHAPE_NO_RESULT = {
     "stages.training.previews": "pictures to look at while a training goes on",
     "ddpm.checks": "it refuses what is no image",
     "ddpm.files": "it writes files whole or not at all, and computes digests",
+    "ddpm.meeting": "it waits for the other processes",
     "ddpm.shapes": "annotations of shapes",
 }
 """Packages and modules that stages import without depending on them, each with the reason."""

@@ -89,14 +89,16 @@ def _check_unchanged(name: str, params: Params, dependencies: Dependencies | Non
 
 def run_in_processes(name: str, work: Callable[[], Afterwards], num_processes: int) -> Afterwards:
     """Start the processes of a stage, or do the work of this one among them."""
-    from ddpm import distributed  # with torch, whose seconds a stage that works alone need not wait for
+    # With torch, whose seconds a stage that works alone need not wait for.
+    from ddpm.distributed import process_group
+    from ddpm.meeting import is_started_by_torchrun
 
-    if num_processes > 1 and not distributed.is_started_by_torchrun():
+    if num_processes > 1 and not is_started_by_torchrun():
         from stages.runtime.launcher import launch
 
         launch(name, num_processes)
         return None
-    with distributed.process_group(on_wait=lambda text: report("info", f"{name}: {text}")):
+    with process_group(on_wait=lambda text: report("info", f"{name}: {text}")):
         return work()
 
 
@@ -109,8 +111,9 @@ def explain_error(stage: str, error: Exception) -> str | None:
     import torch  # seconds, which the errors above need not wait for
 
     from ddpm.checkpoint import CheckpointError
-    from ddpm.distributed import MeetingError, is_lost_peer
+    from ddpm.distributed import is_lost_peer
     from ddpm.images import NotANumberError
+    from ddpm.meeting import MeetingError
 
     if isinstance(error, CheckpointError | MeetingError | NotANumberError):
         return str(error)

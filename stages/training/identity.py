@@ -20,7 +20,9 @@ _WATCHING = frozenset({
 })  # fmt: skip
 """Parameters that change how a training is watched, not what it learns."""
 
-_WATCHING_MODULES = frozenset({"ddpm.features", "ddpm.files", "ddpm.metrics", "ddpm.shapes"})
+_WATCHING_MODULES = frozenset({
+    "ddpm.checks", "ddpm.features", "ddpm.files", "ddpm.meeting", "ddpm.metrics", "ddpm.shapes",
+})  # fmt: skip
 """Modules that evaluate what is learnt, or shape no result."""
 
 _LEARNING_MODULES = (

@@ -83,7 +83,7 @@ def pretend_import(fingerprint, tmp_path, monkeypatch):
 
 def test_the_digest_of_the_code_changes_with_modules_that_are_learnt_by(fingerprint, pretend_import):
     before = digest_code(), fingerprint()
-    for name in ("another.module", "ddpmlike", "ddpm.metrics", "ddpm.files", "stages.training.previews"):
+    for name in ("another.module", "ddpmlike", "ddpm.metrics", "ddpm.checks", "stages.training.previews"):
         assert pretend_import(name, "a = 1") == before
     for name in ("ddpm.invented", "stages.training.loop"):
         versions = [before, pretend_import(name, "a = 1"), pretend_import(name, "a = 2")]
