@@ -22,7 +22,7 @@ from stages.evaluation.distances import choose_sets, describe_metrics, measure_d
 from stages.evaluation.extraction import describe_extractor, extract_together, load_extractor
 from stages.evaluation.memorisation import draw_closest_pairs, measure_memorisation, tabulate_nearest
 from stages.evaluation.real_features import read_real_features, read_record
-from stages.runtime.outputs import write_json, write_table
+from stages.runtime.outputs import explain_damage, write_json, write_table
 from stages.runtime.reporting import progress_bar, say
 from stages.runtime.runner import run_stage
 from tracking.runs import Tracker, open_run, read_run_id
@@ -38,7 +38,8 @@ def main(params: Params) -> None:
             say("evaluate", "switched off by evaluate.enabled")
         return
     with open_run(params, "evaluate", samples_run_id) as tracker:
-        samples = load_images(SAMPLES / "samples.npy")
+        with explain_damage(SAMPLES / "samples.npy") as path:
+            samples = load_images(path)
         features, made_by = extract_samples(samples, params.reference)
         if is_first():
             evaluate(params, tracker, samples, features, made_by)

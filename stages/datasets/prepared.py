@@ -15,11 +15,13 @@ from contract.errors import StageError
 from contract.paths import DATASET
 from ddpm.data import load_images
 from ddpm.files import file_digest
+from stages.runtime.outputs import explain_damage
 
 
 def dataset_summary() -> dict[str, Any]:
     """Return the summary that preprocessing wrote."""
-    summary: dict[str, Any] = json.loads((DATASET / "dataset.json").read_text())
+    with explain_damage(DATASET / "dataset.json") as path:
+        summary: dict[str, Any] = json.loads(path.read_text())
     return summary
 
 
@@ -31,8 +33,12 @@ def dataset_digest() -> str:
 
 def image_index() -> pd.DataFrame:
     """Return a row per image of the prepared array: number, class, split, size and digest of its source."""
-    # A class may have the name "nan" or "01".
-    return pd.read_csv(DATASET / "index.csv", keep_default_na=False, dtype={"class_name": str})
+    with explain_damage(DATASET / "index.csv") as path:
+        # A class may have the name "nan" or "01".
+        index = pd.read_csv(path, keep_default_na=False, dtype={"class_name": str})
+        if len(index) != len(all_images()):
+            raise ValueError(f"it has {len(index)} rows for {len(all_images())} images")
+    return index
 
 
 def count_images() -> dict[str, int]:
@@ -54,4 +60,5 @@ def positions_of(splits: Sequence[str]) -> Tensor:
 
 def all_images() -> Tensor:
     """Return the prepared array, uint8, shape (images, 3, height, width), mapped from its file."""
-    return load_images(DATASET / "images.npy")
+    with explain_damage(DATASET / "images.npy") as path:
+        return load_images(path)

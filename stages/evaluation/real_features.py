@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddpm.files import atomic_path
-from stages.runtime.outputs import write_json, write_table
+from stages.runtime.outputs import explain_damage, write_json, write_table
 
 RECORD = "reference.json"
 _IMAGES = "images.csv"
@@ -57,12 +57,16 @@ def write_real_features(folder: Path, real: RealFeatures) -> None:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Read reference.json."""
-    record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+    with explain_damage(folder / RECORD) as path:
+        record: dict[str, Any] = json.loads(path.read_text())
     return record
 
 
 def read_real_features(folder: Path) -> RealFeatures:
     """Read the files that `write_real_features` wrote."""
     record = read_record(folder)
-    features = {split: torch.from_numpy(np.load(folder / f"{split}.npy")) for split in record["num_images"]}
+    features = {}
+    for split in record["num_images"]:
+        with explain_damage(folder / f"{split}.npy") as path:
+            features[split] = torch.from_numpy(np.load(path))
     return RealFeatures(features, pd.read_csv(folder / _IMAGES, keep_default_na=False), record)

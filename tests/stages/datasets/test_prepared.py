@@ -28,6 +28,16 @@ def test_a_split_without_images_is_an_error_that_counts_the_others(folder, datas
         positions_of(["valid"])
 
 
+@pytest.mark.parametrize("name", ["index.csv", "images.npy"])
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_half_a_file_is_one_line(folder, dataset, name, share):
+    dataset()
+    path = Path("build/dataset", name)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(StageError, match=rf"^{path} is damaged, .*: `dvc checkout {path}` brings it back$"):
+        positions_of(["train"])
+
+
 def test_the_digest_is_of_pixels_and_splits(folder, dataset):
     dataset(splits=("train", "valid"))
     before, index, summary = dataset_digest(), Path("build/dataset/index.csv"), Path("build/dataset/dataset.json")
