@@ -182,7 +182,6 @@ def tamper(change):
 @pytest.mark.parametrize(
     ("change", "changes", "sweep", "differences"),
     [
-        (None, {"train.batch_size": 5}, "", "train.batch_size was 4 and is 5"),
         (
             None,
             {"train.batch_size": 5, "train.gradient_clip": None, "train.unet.dropout": 0.0},
@@ -190,7 +189,6 @@ def tamper(change):
             "train.batch_size was 4 and is 5; train.gradient_clip was 1.0 and is null; "
             "train.unet.dropout was 0.1 and is 0.0",
         ),
-        (lambda one: one["code"].update({"ddpm.ema": "0"}), {}, "", "the code of ddpm.ema"),
         (lambda one: one["code"].update({"ddpm.ema": "0"}), {}, "owls", "the code of ddpm.ema"),
         (lambda one: one.update(code="0" * 64), {}, "", "the code"),  # of a version that kept one digest
         (lambda one: one.update(images_md5="0"), {"train.seed": 4}, "", "train.seed was 3 and is 4; the images"),
