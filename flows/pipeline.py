@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from prefect import flow
 
 from contract.assignments import parse_overrides
-from contract.params import activate, compose
+from contract.params import Params, ParamsError, compose
 from contract.stage_names import STAGES
 from flows.by_hand import require_servers, run_to_completion
 from flows.forms import Overrides
@@ -51,19 +51,27 @@ def run_by_hand(profile: str | None, assignments: Sequence[str], isolated: bool)
         FlowersError: the parameters or a server cannot be used, or the flow failed.
     """
     overrides = parse_overrides(list(assignments))
-    # Bad parameters, and servers that do not answer, are refused before anything changes.
+    # Bad parameters, and servers that cannot be used, are refused before anything changes: the flow itself writes.
     with enter_last_commit() if isolated else nullcontext():
         params = compose(profile, overrides)
+    if not isolated and is_up_to_date(params):
+        print(f"Everything is up to date with params.yaml (profile {params.profile}).")
+        print(summarise_results())
+        return
     require_servers()
-    if not isolated:
-        activate(profile, overrides)
-        status = [sys.executable, "-m", "dvc", "status", "--quiet", *STAGES]
-        if subprocess.run(status, check=False).returncode == 0:
-            print(f"Everything is up to date with params.yaml (profile {params.profile}).")
-            print(summarise_results())
-            return
     print(f"Running the pipeline on profile {params.profile}.", flush=True)
     workspace: WorkspaceKind = "isolated" if isolated else "checkout"
     run_to_completion("flowers run", lambda: pipeline(profile, Overrides(**overrides), workspace, return_state=True))
     if not isolated:
         print(summarise_results())
+
+
+def is_up_to_date(params: Params) -> bool:
+    """Return whether params.yaml holds these parameters, and DVC finds nothing to do for them."""
+    try:
+        if compose(None, {}) != params:
+            return False
+    except ParamsError:  # which a profile replaces
+        return False
+    status = [sys.executable, "-m", "dvc", "status", "--quiet", *STAGES]
+    return subprocess.run(status, check=False).returncode == 0

@@ -57,7 +57,9 @@ def require_writable(home: Path) -> None:
 
 
 def find_failure() -> str | None:
-    """Return in words what the Prefect server of this process does instead of answering; None where it answers."""
+    """Return what the Prefect server of this process does instead of answering, in words; None if it answers."""
+    if not PREFECT_API_URL.value():  # the client would start one, and try that again and again
+        return None
     try:
         with (
             temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),

@@ -50,7 +50,10 @@ def test_a_changed_parameter_is_brought_up_to_date_and_every_door_agrees(checkou
     assert "up to date" in checkout.dvc("status")
     assert stages_run(checkout.dvc("repro")) == []
 
-    again = checkout.pipeline("--set", "sample.seed=7")
+    stale = checkout.with_environment(
+        PREFECT_API_URL="http://127.0.0.1:9/api", MLFLOW_TRACKING_URI="http://127.0.0.1:9"
+    )
+    again = stale.pipeline("--set", "sample.seed=7")
     assert "Everything is up to date" in again
     assert "temporary Prefect server" not in again
     assert checkout.processes() == []

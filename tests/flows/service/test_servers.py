@@ -1,5 +1,7 @@
 """Servers that do not answer, as `flowers run` and `flowers sweep` ask them; and the temporary Prefect server."""
 
+import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,7 +20,6 @@ from flows.by_hand import require_servers
 from flows.service import prefect_server
 from flows.service.prefect_server import find_origin, require_prefect_server
 from flows.service.provision import provision
-from flows.service.temporary_server import start_temporary_server
 from tests.seams.checkout import wait_until
 from tests.seams.servers import free_port
 from tracking import connection
@@ -115,14 +116,20 @@ def test_the_place_of_the_setting_is_named(tmp_path, monkeypatch, file, text, pl
     assert find_origin("http://box/api")[0].startswith(place.format(folder=tmp_path))
 
 
-@pytest.mark.parametrize("words", [("run", "--set", "sample.seed=7"), ("run", "--profile", "flowers102")])
-def test_nothing_is_changed_where_a_server_is_missing(tmp_path, monkeypatch, capsys, ports, words):
+@pytest.fixture
+def small_project(tmp_path, monkeypatch):
+    """Works in a folder with the project's parameters, profiles and dvc.yaml."""
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(PROJECT / name, tmp_path)
     shutil.copytree(PROJECT / "profiles", tmp_path / "profiles")
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", [("run", "--set", "sample.seed=7"), ("run", "--profile", "flowers102")])
+def test_nothing_is_changed_where_a_server_is_missing(small_project, monkeypatch, capsys, ports, words):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{ports['nothing']}")
-    with pytest.raises(SystemExit) as ended, temporary_settings({PREFECT_HOME: tmp_path / "prefect"}):
+    with pytest.raises(SystemExit) as ended, temporary_settings({PREFECT_HOME: small_project / "prefect"}):
         cli.main(words)
     said = capsys.readouterr().err
     assert ended.value.code == 1 and said.startswith("flowers run: MLflow at ") and len(said.splitlines()) == 1
@@ -154,11 +161,19 @@ def test_settings_that_prefect_cannot_read_are_one_line(tmp_path, text, why):
     assert done.stderr.startswith("flowers set-up: Prefect's settings cannot be used") and why in done.stderr
 
 
-def test_a_temporary_server_that_does_not_start_says_why_in_one_line(monkeypatch):
-    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "mysql://flora:secret@box/prefect")
-    with pytest.raises(FlowersError, match=r"does not start: ValueError: .*'mysql'") as refusal:
-        start_temporary_server()
-    assert len(str(refusal.value).splitlines()) == 1
+def test_a_temporary_server_that_does_not_start_says_why_in_one_line_before_anything_changes(small_project):
+    environment = dict(os.environ) | {
+        "PYTHONPATH": str(PROJECT),
+        "PREFECT_HOME": str(small_project / "prefect"),
+        "PREFECT_API_URL": "",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "mysql://flora:secret@box/prefect",
+        "DDPM_TRACKING": "off",
+    }
+    command = [sys.executable, "-m", "flows.cli", "run", "--set", "sample.seed=7"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert re.search(r"does not start: ValueError: .*'mysql'", done.stderr) and "secret" not in done.stderr
+    assert Path("params.yaml").read_bytes() == (PROJECT / "params.yaml").read_bytes()
 
 
 def test_a_temporary_server_ends_with_a_starter_that_is_killed(tmp_path):
