@@ -23,7 +23,8 @@ class Supervisor:
 
     def __init__(self) -> None:
         """Start supervisord, and with it both servers."""
-        command = [sys.executable, "-m", "supervisor.supervisord", "--configuration", _CONFIGURATION]
+        command = ["setpriv", "--pdeathsig", "TERM"]  # it ends with this process, however that ends
+        command += [sys.executable, "-m", "supervisor.supervisord", "--configuration", _CONFIGURATION]
         if os.getuid() == 0:
             command += ["--user", "root"]  # else it warns at each start
         # What stops it early it only prints.

@@ -7,6 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 
@@ -145,6 +146,21 @@ def test_a_missing_server_is_an_error_at_the_start_not_at_the_end(pool):
     hold_pool(nowhere)
     with pytest.raises(FlowersError, match="cannot be resumed"):
         release_pool(nowhere)
+
+
+def test_supervisord_ends_with_a_service_that_is_killed(checkout, start_python):
+    (checkout.folder / "supervisord.conf").write_text("[supervisord]\nnodaemon = true\n")
+    service = start_python("""
+import time
+from flows.service.supervision import Supervisor, make_state
+make_state()
+running = Supervisor()
+print("ready", flush=True)
+time.sleep(60)
+""")
+    (supervisord,) = psutil.Process(service.pid).children()
+    service.kill()
+    wait_until(lambda: not supervisord.is_running(), "the end of supervisord", seconds=20)
 
 
 @pytest.mark.parametrize(
