@@ -2,7 +2,9 @@
 
 import re
 import sqlite3
-from contextlib import closing
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -35,7 +37,7 @@ def follow_files(database: Path) -> None:
     All places change in one transaction. Files are left alone, those at the old place as well.
 
     Raises:
-        sqlite3.Error: the database cannot be read or written.
+        StageError: the database cannot be read or written.
     """
     old, here = _find_old_root(database), database.parent / ARTIFACTS
     if old is None or (old.is_dir() and not here.is_dir()):
@@ -51,8 +53,7 @@ def require_own_files(database: Path) -> None:
     """Refuse a database that has come from another project without its files: new ones would be written there.
 
     Raises:
-        StageError: it has.
-        sqlite3.Error: the database cannot be read.
+        StageError: it has, or cannot be read.
     """
     old = _find_old_root(database)
     if old is None:
@@ -71,15 +72,25 @@ def find_database(address: str) -> Path | None:
     return Path(unquote(found[1])) if found else None
 
 
+@contextmanager
+def _open(database: Path) -> Iterator[sqlite3.Connection]:
+    address = f"{database.as_uri()}?mode=rw"  # an existing one
+    try:
+        with closing(sqlite3.connect(address, uri=True, timeout=_WAIT_SECONDS, isolation_level=None)) as connection:
+            yield connection
+    except sqlite3.Error as error:
+        raise StageError(f"{database} cannot be used as MLflow's database: {error}; mend it or move it away") from error
+
+
 def _is_copy(old: Path, database: Path) -> bool:
     return (old / database.name).is_file()
 
 
 def _find_old_root(database: Path) -> Path | None:
     """Return the folder beside whose database the files of the experiment lay; None where it is that of `database`."""
-    if not database.is_file():
+    if not database.exists():
         return None
-    with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True, timeout=_WAIT_SECONDS)) as connection:
+    with _open(database) as connection:
         if "experiments" not in _tables(connection):  # a new one
             return None
         rows = connection.execute("SELECT artifact_location FROM experiments WHERE name = ?", [EXPERIMENT]).fetchall()
@@ -99,7 +110,7 @@ def _rewrite(database: Path, old: Path, new: Path) -> None:
             return place
         return (new / path.relative_to(old)).as_uri()
 
-    with closing(sqlite3.connect(database, timeout=_WAIT_SECONDS, isolation_level=None)) as connection:
+    with _open(database) as connection:
         connection.create_function("follow", 1, follow)
         connection.execute("BEGIN IMMEDIATE")
         for table in _PLACES.keys() & _tables(connection):
@@ -123,4 +134,7 @@ def _tables(connection: sqlite3.Connection) -> set[str]:
 
 if __name__ == "__main__":  # `make mlflow`, before MLflow's own program reads the database
     if found := find_database("sqlite:///mlflow.db"):
-        follow_files(found)
+        try:
+            follow_files(found)
+        except StageError as error:
+            sys.exit(str(error))

@@ -2,12 +2,14 @@
 
 import shutil
 import sqlite3
+from pathlib import Path
 
 import pytest
 from mlflow.artifacts import list_artifacts
 
 from contract.errors import StageError
 from tracking.connection import connect, connect_to_read, find_experiment, open_experiment
+from tracking.relocation import follow_files, require_own_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # in MLflow's own tables
 
@@ -87,6 +89,14 @@ def test_files_that_were_written_at_the_old_place_after_the_move_are_named(start
     check_files_are_those_of(after)
     assert f"; `cp -rn '{before}/mlartifacts/.' '{after}/mlartifacts'` brings" in capsys.readouterr().out
     assert [path.name for path in before.rglob("*")] == ["mlartifacts", "lost"]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.write_text("a page about tulips\n" * 100)])
+def test_what_is_no_database_is_named_in_one_line(folder, make):
+    make(folder / "mlflow.db")
+    for open_database in (follow_files, require_own_files):
+        with pytest.raises(StageError, match=rf"^{folder}/mlflow.db cannot be used as MLflow's database: .*; mend it"):
+            open_database(folder / "mlflow.db")
 
 
 def test_a_project_reached_through_a_link_stays_as_it_is(start, monkeypatch, capsys):
