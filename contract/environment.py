@@ -46,6 +46,12 @@ VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 SLOTS_FOLDER = "DDPM_SLOTS_FOLDER"
 """Folder of the lock files of GPU slots, the same for all runs of this machine; unset, one in the user's home."""
 
+
+def is_tracked() -> bool:
+    """Return whether runs are recorded in MLflow."""
+    return os.environ.get(TRACKING) != "off"
+
+
 _REPOSITORY = frozenset({
     "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_ATTR_SOURCE", "GIT_COMMON_DIR", "GIT_DIR", "GIT_GLOB_PATHSPECS",
     "GIT_GRAFT_FILE", "GIT_ICASE_PATHSPECS", "GIT_IMPLICIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_INTERNAL_SUPER_PREFIX",

@@ -11,6 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.logging import get_run_logger
 
+from contract.environment import is_tracked
 from flows.fan_out import Outcome
 from tasks.run_page import show
 from tracking.comparison import charts_page, compare_page, format_table, rank, read_metrics, select_metrics, write_csv
@@ -63,6 +64,8 @@ def find_runs(sweep: str, outcomes: Sequence[Outcome], metrics: Records) -> Reco
     A trial whose results were in DVC's cache is served by the run of an earlier sweep, which joins this one. The run of
     a failed trial names its flow run.
     """
+    if not is_tracked():
+        return {}
     made = {name: values["mlflow_run_id"] for name, values in metrics.items() if values.get("mlflow_run_id")}
     try:
         runs = to_records(join_runs(set(made.values()), sweep))

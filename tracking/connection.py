@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from filelock import FileLock
 
 from contract.addresses import describe_failure, tracking_server
-from contract.environment import REGISTRY_URI, TRACKING, TRACKING_URI, find_project, make_absolute
+from contract.environment import REGISTRY_URI, TRACKING, TRACKING_URI, find_project, is_tracked, make_absolute
 from contract.errors import StageError
 from tracking.relocation import ARTIFACTS, EXPERIMENT, find_database, follow_files, require_own_files
 
@@ -78,7 +78,7 @@ def require_tracking() -> None:
     Raises:
         TrackingError: MLflow cannot be reached, or its experiment has been deleted.
     """
-    if os.environ.get(TRACKING) != "off":
+    if is_tracked():
         open_experiment(connect())
 
 

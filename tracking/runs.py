@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.environment import PREFECT_RUN, SWEEP, TRACKING, is_first_process
+from contract.environment import PREFECT_RUN, SWEEP, is_first_process, is_tracked
 from contract.events import RunOpened, emit, has_reader, report
 from contract.nesting import flatten
 from contract.params import Params
@@ -142,7 +142,7 @@ def open_tracker(params: Params, stage: str, earlier_run_id: str | None) -> Trac
         TrackingError: MLflow cannot be reached.
     """
     is_untracked_model = stage != "train" and not earlier_run_id
-    if os.environ.get(TRACKING) == "off" or is_untracked_model or not is_first_process():
+    if not is_tracked() or is_untracked_model or not is_first_process():
         return Tracker()
     client = connect()
     experiment_id = open_experiment(client)

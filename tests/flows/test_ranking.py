@@ -101,11 +101,16 @@ def test_a_run_that_mlflow_has_lost_costs_no_figures(servers, recorded):
     assert written()[KID].tolist() == [0.25, 0.5] and written()["run"].isna().tolist() == [False, True]
 
 
-def test_without_mlflow_the_figures_are_those_of_the_trials_own_tables(servers):
+@pytest.mark.parametrize(("tracking", "said"), [("", "MLflow does not answer"), ("off", "")])
+def test_without_mlflow_the_figures_are_those_of_the_trials_own_tables(servers, monkeypatch, tracking, said):
+    monkeypatch.setenv("DDPM_TRACKING", tracking)
     servers.runs = TrackingError("MLflow does not answer")
     servers.tables = {1: {KID: 0.5}, 2: {KID: 0.25}}
     show_ranking("owls", [outcome(1), outcome(2)])
-    assert written()["trial"].tolist() == ["owls-2", "owls-1"] and "MLflow does not answer" in servers.caplog.text
+    assert written()["trial"].tolist() == ["owls-2", "owls-1"]
+    assert [each.getMessage() for each in servers.caplog.records if each.levelname == "ERROR"] == (
+        [f"MLflow cannot be asked for the runs: {said}"] if said else []
+    )
     ((_, options),) = servers.shown
     assert options["description"] == "Sweep owls: no run in MLflow"
 
