@@ -30,6 +30,7 @@ OWN_PACKAGES = ("contract", "ddpm", "flows", "stages", "tasks", "tracking")
 Profile = Annotated[str | None, Parameter(choices=list_profiles() or None)]
 Assignments = Annotated[tuple[str, ...], Parameter("--set", metavar="NAME=VALUE", show_default=False)]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
+ModelName = Annotated[str | None, Parameter(validator=lambda _, name: require_text(name))]
 PortNumber = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]
 
 app = App(
@@ -117,6 +118,12 @@ def fail(message: str, status: int = EXIT_FAILED) -> NoReturn:
     """Print the message to stderr and end with the status."""
     print(message, file=sys.stderr)
     sys.exit(status)
+
+
+def require_text(name: str | None) -> None:
+    """Refuse an empty name, as an unset variable of a shell gives it: another one would be taken."""
+    if name == "":
+        raise ValueError("the name is empty")
 
 
 def require_checkout() -> None:
@@ -239,7 +246,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: PortNumber = 5001,
-    model: str | None = None,
+    model: ModelName = None,
     timeout: Count = 600,
 ) -> None:
     """Serve the champion: draw images on request over HTTP, until Ctrl-C.
@@ -256,7 +263,7 @@ def serve(
 
 
 @app.command
-def promote(number: Annotated[str, Parameter(metavar="VERSION")], /, *, model: str | None = None) -> None:
+def promote(number: Annotated[str, Parameter(metavar="VERSION")], /, *, model: ModelName = None) -> None:
     """Make a version of the registered model the champion, whatever its metrics.
 
     Args:

@@ -139,6 +139,8 @@ def test_words_become_arguments(call, monkeypatch, words, module, function, give
         (["sweep", "--max-concurrent", "65"], "flowers sweep: .*--max-concurrent.* <= 64"),
         (["compare", "--last", "0"], "flowers compare: .*--last.* >= 1"),
         (["run", "--sets", "a=1"], "flowers run: .*--sets"),
+        (["serve", "--model", ""], "flowers serve: .*--model.*empty"),
+        (["promote", "1", "--model", ""], "flowers promote: .*--model.*empty"),
         (["runs"], 'flowers: .*"runs".*"run"'),
     ],
 )
