@@ -1,9 +1,7 @@
 """Record which bytes were downloaded: data.dvc pins them for DVC, a receipt names them for the later stages."""
 
-import ctypes
 import hashlib
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,8 +18,6 @@ from contract.sections import DownloadParams, as_plain
 from ddpm.files import atomic_path, file_digest
 from stages.datasets.walking import list_visible_entries
 from stages.runtime.reporting import warn
-
-_PR_SET_PDEATHSIG = 1
 
 
 class FileRecord(TypedDict):
@@ -196,13 +192,9 @@ def _run_dvc(*arguments: str) -> str:
     Raises:
         StageError: it failed.
     """
-    command = [sys.executable, "-m", "dvc", *arguments]  # --quiet would hide its errors
-    result = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=_end_with_parent)
+    command = ["setpriv", "--pdeathsig", "KILL"]  # or it would go on beside the next download, if this one is killed
+    command += [sys.executable, "-m", "dvc", *arguments]  # --quiet would hide its errors
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise StageError(f"`dvc {' '.join(arguments)}` failed: {result.stderr.strip() or result.stdout.strip()}")
     return result.stdout
-
-
-def _end_with_parent() -> None:
-    """Let Linux kill this process when its parent dies: it would go on beside the next download."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -9,6 +9,7 @@ from ddpm.checkpoint import checkpoint_path, list_checkpoints, step_of
 from ddpm.checkpoint_writer import CheckpointWriter
 from ddpm.diffusion import build_diffusion
 from ddpm.distributed import Vote, is_first, wait_for_all
+from ddpm.images import NotANumberError
 from ddpm.training import train
 from ddpm.training_state import NotFiniteError
 from stages.runtime.interruption import Interrupted, defer_interruption
@@ -85,13 +86,19 @@ def save(experiment: Experiment, writer: CheckpointWriter) -> None:
 
 @contextmanager
 def explain_not_finite(experiment: Experiment) -> Iterator[None]:
-    """Turn NotFiniteError of the block into a StageError that names the last good checkpoint and what to do."""
+    """Turn numbers that are not finite in the block into a StageError that names the last good checkpoint."""
     try:
         yield
     except NotFiniteError as error:
         wait_for_all()  # the first process has just written its last checkpoint, which the others look for
-        kept = [path for path in list_checkpoints(experiment.folder) if step_of(path) < error.step]
-        last_good = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before it"
-        raise StageError(
-            f"{error}; {last_good}; lower train.learning_rate, raise train.warmup_steps, or set train.gradient_clip"
-        ) from None
+        what, step = str(error), error.step
+    except NotANumberError:  # the loss was finite, but its step made the weights useless
+        step = experiment.state.step
+        what = f"an image drawn after step {step} is not finite"
+    else:
+        return
+    kept = [path for path in list_checkpoints(experiment.folder) if step_of(path) < step]
+    last_good = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before it"
+    raise StageError(
+        f"{what}; {last_good}; lower train.learning_rate, raise train.warmup_steps, or set train.gradient_clip"
+    )

@@ -4,10 +4,14 @@ import os
 import resource
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from contract.errors import StageError
 from ddpm.checkpoint import save_file
+from ddpm.images import to_pixels
 from ddpm.metrics import KernelDistance
 from stages.training import loop
 
@@ -93,3 +97,12 @@ def test_an_interruption_keeps_no_step_that_is_not_finite(spoil, steps_kept):
     # Both in a step at which nothing else is due.
     line = spoil(5, action=lambda _: os.kill(os.getpid(), signal.SIGTERM) or float("inf"))
     assert "of step 5 is not finite" in line and steps_kept() == [2, 4]
+
+
+def test_weights_that_draw_no_numbers_are_named_where_their_losses_were_finite(tmp_path):
+    experiment = SimpleNamespace(folder=tmp_path, state=SimpleNamespace(step=3))
+    message = (
+        "^an image drawn after step 3 is not finite; no checkpoint was written before it; lower train.learning_rate"
+    )
+    with pytest.raises(StageError, match=message), loop.explain_not_finite(experiment):
+        to_pixels(torch.full((1, 3, 8, 8), float("nan")))
