@@ -101,8 +101,6 @@ def test_an_interruption_keeps_no_step_that_is_not_finite(spoil, steps_kept):
 
 def test_weights_that_draw_no_numbers_are_named_where_their_losses_were_finite(tmp_path):
     experiment = SimpleNamespace(folder=tmp_path, state=SimpleNamespace(step=3))
-    message = (
-        "^an image drawn after step 3 is not finite; no checkpoint was written before it; lower train"
-    )
+    message = "^an image drawn after step 3 is not finite; no checkpoint was written before it; lower train"
     with pytest.raises(StageError, match=message), loop.explain_not_finite(experiment):
         to_pixels(torch.full((1, 3, 8, 8), float("nan")))
