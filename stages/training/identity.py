@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +66,17 @@ def digest_code() -> dict[str, str]:
         file = getattr(module, "__file__", None)
         is_library = name.partition(".")[0] == "ddpm" and name not in _WATCHING_MODULES
         if file and (is_library or name in _LEARNING_MODULES):
-            digests[name] = _digest_module(Path(file))
+            try:
+                digests[name] = _digest_source(Path(file).read_bytes())
+            except (SyntaxError, ValueError) as error:
+                raise StageError(f"{file} has changed since it was imported, and is no Python now: {error}") from None
     return digests
 
 
-def _digest_module(file: Path) -> str:
+@cache
+def _digest_source(source: bytes) -> str:
     """Return the digest of what a module does: comments, docstrings and layout do not count."""
-    try:
-        meaning = _describe(ast.parse(file.read_bytes()))
-    except (SyntaxError, ValueError) as error:
-        raise StageError(f"{file} has changed since it was imported, and is no Python now: {error}") from None
-    return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(_describe(ast.parse(source))).encode()).hexdigest()[:16]
 
 
 def _describe(node: Any) -> Any:
