@@ -148,17 +148,16 @@ def test_without_a_server_prefect_needs_a_folder_that_can_be_written(tmp_path, m
         require_servers()
 
 
-@pytest.mark.parametrize(
-    ("text", "why"), [("[server", "invalid TOML"), ('[client]\nmax_retries = "many"', "valid integer")]
-)
-def test_settings_that_prefect_cannot_read_are_one_line(tmp_path, text, why):
+def test_settings_that_prefect_cannot_read_are_one_line(tmp_path):
     (tmp_path / "dvc.yaml").touch()
-    (tmp_path / "prefect.toml").write_text(text)
+    (tmp_path / "prefect.toml").write_text('[client]\nmax_retries = "many"')
     command = [sys.executable, "-m", "flows.cli", "set-up"]
     environment = {"PYTHONPATH": str(PROJECT), "HOME": "/proc"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("flowers set-up: Prefect's settings cannot be used") and why in done.stderr
+    assert (
+        done.stderr.startswith("flowers set-up: Prefect's settings cannot be used") and "valid integer" in done.stderr
+    )
 
 
 def test_a_temporary_server_that_does_not_start_says_why_in_one_line_before_anything_changes(small_project):

@@ -144,29 +144,28 @@ def test_what_a_run_makes_goes_with_its_worktree(checkout, killed):
     assert is_clean(checkout)
 
 
-def add_file(name):
-    def add(checkout, worktree):
-        (worktree / name).parent.mkdir(parents=True, exist_ok=True)
-        (worktree / name).write_text("a person's")
+def test_people_s_work_in_the_worktree_of_a_killed_run_is_kept_and_named(checkout, killed, caplog):
+    def is_kept(path):
+        caplog.clear()
+        for _ in range(2):
+            remove_left_overs(checkout.folder)
+        assert f"{killed} stays: it holds what no run makes" in caplog.messages[-1]
+        return path.is_file() and worktrees(checkout) == ["wise-owl"]
 
-    return pytest.param(add, id=name)
-
-
-def commit_params(checkout, worktree):
-    checkout.run("git", "-C", str(worktree), "commit", "--quiet", "--all", "--allow-empty", "--message", "Mine")
-
-
-@pytest.mark.parametrize(
-    "work", [*map(add_file, ["note.txt", "build/note.txt", "dvc.yaml", "data2/a", "blüte\n.txt"]), commit_params]
-)
-def test_people_s_work_in_the_worktree_of_a_killed_run_is_kept_and_named(checkout, killed, caplog, work):
-    work(checkout, killed)
-    before = {path: path.read_bytes() for path in killed.rglob("*") if path.is_file()}
-    for _ in range(2):
-        remove_left_overs(checkout.folder)
-    assert {path: path.read_bytes() for path in killed.rglob("*") if path.is_file()} == before
-    assert worktrees(checkout) == ["wise-owl"]
-    assert f"{killed} stays: it holds what no run makes" in caplog.messages[-1]
+    for name in ("note.txt", "build/note.txt", "data2/a", "blüte\n.txt"):
+        (killed / name).parent.mkdir(parents=True, exist_ok=True)
+        (killed / name).write_text("a person's")
+        assert is_kept(killed / name)
+        (killed / name).unlink()
+    code = (killed / "dvc.yaml").read_text()
+    (killed / "dvc.yaml").write_text("a person's")
+    assert is_kept(killed / "dvc.yaml") and (killed / "dvc.yaml").read_text() == "a person's"
+    (killed / "dvc.yaml").write_text(code)
+    checkout.run("git", "-C", str(killed), "commit", "--quiet", "--allow-empty", "--message", "Mine")
+    assert is_kept(killed / "dvc.yaml")
+    checkout.run("git", "-C", str(killed), "reset", "--quiet", "--hard", "HEAD~")
+    remove_left_overs(checkout.folder)
+    assert is_clean(checkout)
 
 
 def test_people_s_work_in_the_worktree_of_a_run_is_kept_at_its_end(checkout):
