@@ -75,7 +75,7 @@ class DownloadParams:
     """synthetic_flowers: drawn here; flowers102: Oxford Flowers 102; folder: your own images, sub-folders as classes"""
     source: str | None
     """folder: its path; flowers102: a directory or http(s) address that holds its three files, null for the official
-    one (user name and password belong into ~/.netrc); synthetic_flowers: null"""
+    one (user name and password belong in ~/.netrc); synthetic_flowers: null"""
     archive_md5: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None
     """flowers102 from another source: the md5 of an archive whose bytes differ from the official one; otherwise null"""
     synthetic: SyntheticParams
@@ -86,7 +86,7 @@ class DownloadParams:
         if self.source and "://" in self.source and set("?#") & set(self.source):
             raise ValueError(
                 "source must be the address of a directory, to which the names of its files are added: leave out ? "
-                "or # and what follows; a token belongs into ~/.netrc, as a password"
+                "or # and what follows; a token belongs in ~/.netrc, as a password"
             )
         if self.dataset == "folder" and self.source is None:
             raise ValueError("dataset: folder needs source, the path of a directory of images")
