@@ -3,12 +3,13 @@
 from prefect import flow
 
 from contract.errors import FlowersError
+from contract.git import git
 from contract.params import activate
 from contract.paths import DATASET, DVC_LOCK, MODEL
 from contract.stage_names import STAGES
 from flows.forms import EvaluationOverrides
 from flows.workspaces.experiments import STATE, find_commit
-from flows.workspaces.git import git, read_file_at
+from flows.workspaces.git import read_file_at
 from flows.workspaces.shared_cache import bring_outputs
 from flows.workspaces.workspace import Workspace, open_workspace
 from tasks.stage import log_failures_once

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from contract.assignments import parse_grid, parse_overrides
 from contract.errors import FlowersError
+from contract.git import GitError
 from contract.paths import DVC_LOCK
 from flows import MAX_CONCURRENT
 from flows.by_hand import require_servers, run_to_completion
@@ -21,7 +22,6 @@ from flows.fan_out import Outcome, run_as_deployments, run_in_process, why_in_pr
 from flows.forms import Overrides
 from flows.trials import Trial, parse_overrides_list, plan_trials
 from flows.workspaces.experiments import keep_stages, make_experiment_name
-from flows.workspaces.git import GitError
 from flows.workspaces.workspace import ProfileName, enter_last_commit, open_workspace
 from tasks.gpus import GpuSlotsError
 from tasks.stage import StageFailedError, log_failures_once

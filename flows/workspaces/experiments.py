@@ -13,8 +13,9 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from contract.errors import FlowersError
+from contract.git import GitError, git
 from contract.paths import DATA_PIN, DVC_LOCK, PARAMS_FILE
-from flows.workspaces.git import GitError, git, resolve_commit, try_git
+from flows.workspaces.git import resolve_commit, try_git
 
 STATE = (str(PARAMS_FILE), str(DVC_LOCK), str(DATA_PIN))
 """The files under git that a run changes."""

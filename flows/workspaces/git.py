@@ -4,11 +4,7 @@ from pathlib import Path
 
 from contract.errors import FlowersError
 from contract.git import GitError, git
-
-__all__ = ["GitError", "find_last_commit", "git", "read_file_at", "resolve_commit", "try_git"]
-
-PROJECT_FILE = "dvc.yaml"
-"""File that every commit of the project holds."""
+from contract.paths import DVC_FILE
 
 
 def try_git(folder: Path, *arguments: str) -> str | None:
@@ -49,8 +45,8 @@ def find_last_commit(checkout: Path) -> str:
         commit = resolve_commit(checkout, "HEAD")
         if commit is None:
             raise GitError("this repository has none yet: commit the project first")
-        if not git(checkout, "ls-tree", commit, "--", PROJECT_FILE):
-            raise GitError(f"it does not hold {place}{PROJECT_FILE}: commit the project in this folder first")
+        if not git(checkout, "ls-tree", commit, "--", str(DVC_FILE)):
+            raise GitError(f"it does not hold {place}{DVC_FILE}: commit the project in this folder first")
         return commit
     except GitError as error:
         raise FlowersError(f"an isolated run starts from the last commit, and {error}") from None

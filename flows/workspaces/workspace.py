@@ -15,10 +15,11 @@ from pydantic import Field
 
 from contract.environment import CHECKOUT, REGISTRY_URI, TRACKING_URI, leave_repository, make_absolute
 from contract.errors import FlowersError
+from contract.git import git
 from contract.params import activate
 from contract.paths import DATA_PIN, DVC_LOCK, PARAMS_FILE, PROFILES_FOLDER, list_profiles
 from flows.workspaces.experiments import make_experiment_name, save_experiment
-from flows.workspaces.git import find_last_commit, git, read_file_at
+from flows.workspaces.git import find_last_commit, read_file_at
 from flows.workspaces.shared_cache import bring_raw_data
 from flows.workspaces.worktrees import make_worktree
 

@@ -16,9 +16,10 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from contract import paths
-from contract.errors import FlowersError
+from contract.errors import FlowersError, name_few
+from contract.git import GitError, git
 from flows.workspaces.experiments import STATE, number_names
-from flows.workspaces.git import GitError, find_last_commit, git, try_git
+from flows.workspaces.git import find_last_commit, try_git
 from flows.workspaces.shared_cache import share_cache
 from tasks.locks import try_lock
 from tasks.run_page import Log
@@ -43,8 +44,6 @@ _OWNER = "worktree of an isolated run, from commit "
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\..+)?")
 """Name of a file that a killed stage has not finished; see `ddpm.files.atomic_path`."""
-
-_SHOWN_FILES = 3
 
 
 @contextmanager
@@ -182,8 +181,7 @@ def _why_kept(checkout: Path, folder: Path, commit: str) -> str | None:
         others = find_others_work(folder, commit, git(checkout, "rev-parse", "--show-prefix"))
     except (GitError, OSError) as error:
         return str(error)
-    shown = ", ".join(others[:_SHOWN_FILES]) + (" and more" if len(others) > _SHOWN_FILES else "")
-    return f"it holds what no run makes, {shown}" if others else None
+    return f"it holds what no run makes, {name_few(others)}" if others else None
 
 
 def _read_lock(path: Path) -> str | None:
