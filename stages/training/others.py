@@ -38,11 +38,12 @@ def warn_of_near_one(experiment: Experiment) -> None:
             continue
         try:
             parameters, others = compare_identities(read_experiment(checkpoints[-1]), experiment.identity)
-        except CheckpointError:
+            age = -checkpoints[-1].stat().st_mtime
+        except (CheckpointError, OSError):  # the second, where another training removes it just now
             continue
         count = len(parameters) + len(others)
         if count <= _MAX_DIFFERENCES and not (parameters and os.environ.get(SWEEP)):
-            near.append((count, -checkpoints[-1].stat().st_mtime, checkpoints[-1], parameters + others))
+            near.append((count, age, checkpoints[-1], parameters + others))
     if near:
         _, _, path, differences = min(near)
         warn(
