@@ -1,4 +1,4 @@
-"""Signals in the first seconds of a program, while it still imports."""
+"""Signals that end a program: which they are, and what they do while it still imports."""
 
 import os
 import signal
@@ -9,6 +9,14 @@ from types import FrameType
 from contract.environment import is_first_process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that end a program once it has cleaned up."""
+
+
+def handle_signals(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Set the handler of SIGTERM and SIGINT, but for one that the caller ignores, as scripts do for background jobs."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def leave_on_signals(program: str, status: Callable[[int], int]) -> None:
@@ -27,6 +35,4 @@ def leave_on_signals(program: str, status: Callable[[int], int]) -> None:
             os.write(sys.stderr.fileno(), line.encode())
         os._exit(status(number))
 
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # switched off by the caller, as nohup does
-            signal.signal(number, leave)
+    handle_signals(leave)

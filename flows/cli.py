@@ -1,31 +1,26 @@
 """The command `flowers`. Commands import what they need when they run, so that `flowers --help` answers at once."""
 
-import getpass
 import io
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from contract.environment import leave_repository
-from contract.errors import FlowersError, explain_os_error
-from contract.interruption import SIGNALS
-from contract.paths import list_profiles
+from contract.errors import FlowersError
+from contract.paths import DVC_FILE, list_profiles
 from ddpm.config import MAX_GUIDANCE_SCALE, MAX_SEED, SamplerName, SamplingConfig
 from flows import MAX_CONCURRENT
+from flows.process import interrupt_on_signals, name_user, report_errors
 
 CHAMPION = "models:/flowers-ddpm@champion"
-EXIT_FAILED, EXIT_MISUSED, EXIT_UNREAD = 1, 2, 128 + signal.SIGPIPE
-OWN_PACKAGES = ("contract", "ddpm", "flows", "stages", "tasks", "tracking")
 
 Profile = Annotated[str | None, Parameter(choices=list_profiles() or None)]
 Assignments = Annotated[tuple[str, ...], Parameter("--set", metavar="NAME=VALUE", show_default=False)]
@@ -54,40 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     leave_repository()
     prefer_code_of_this_folder(words)
     name_user()
-    command = " ".join(["flowers", *app.parse_commands(words)[0]])
-    try:
-        try:
-            app(words)
-        finally:
-            if sys.stdout:
-                sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has enough, as `head`
-        drop_output()
-        sys.exit(EXIT_UNREAD)
-    except CycloptsError as error:
-        fail(f"{command}: {error}", EXIT_MISUSED)
-    except FlowersError as error:
-        fail(f"{command}: {error}")
-    except OSError as error:  # such as a file or a disk that cannot be written; it names the file
-        drop_output()
-        fail(f"{command}: {(error.filename and explain_os_error(error)) or ' '.join(str(error).split())}")
-    except KeyboardInterrupt as interruption:
-        fail(f"{command}: interrupted", 128 + (interruption.args or [signal.SIGINT])[0])
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in OWN_PACKAGES:
-            raise
-        fail(f"{command}: the package {error.name} is not installed: pip install 'flowers-ddpm[pipeline]'")
-
-
-def interrupt_on_signals() -> None:
-    """Raise KeyboardInterrupt at SIGTERM and SIGINT, but for one that the caller has switched off, as nohup does."""
-
-    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt(number)
-
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, interrupt)
+    with report_errors(" ".join(["flowers", *app.parse_commands(words)[0]])):
+        app(words)
 
 
 def prefer_code_of_this_folder(words: Sequence[str]) -> None:
@@ -100,26 +63,6 @@ def prefer_code_of_this_folder(words: Sequence[str]) -> None:
         os.execv(sys.executable, [sys.executable, "-m", "flows.cli", *words])
 
 
-def name_user() -> None:
-    """Name the user where the system does not know the id, as in containers: DVC, torch and MLflow ask for a name."""
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):
-        os.environ["USER"] = str(os.getuid())
-
-
-def drop_output() -> None:
-    """Drop what is still to be printed: Python would try once more at its end, and complain."""
-    with suppress(AttributeError, OSError):  # there may be no output, or one in memory
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def fail(message: str, status: int = EXIT_FAILED) -> NoReturn:
-    """Print the message to stderr and end with the status."""
-    print(message, file=sys.stderr)
-    sys.exit(status)
-
-
 def require_text(name: str | None) -> None:
     """Refuse an empty name, as an unset variable of a shell gives it: another one would be taken."""
     if name == "":
@@ -128,10 +71,15 @@ def require_text(name: str | None) -> None:
 
 def require_checkout() -> None:
     """Refuse to work outside the project's folder, or with settings that Prefect cannot read."""
-    if not Path("dvc.yaml").is_file():
-        raise FlowersError(f"{Path.cwd()} holds no dvc.yaml: change to the folder of the project")
+    if not DVC_FILE.is_file():
+        raise FlowersError(f"{Path.cwd()} holds no {DVC_FILE}: change to the folder of the project")
+    require_prefect_settings()
+
+
+def require_prefect_settings() -> None:
+    """Refuse settings that Prefect cannot read."""
     try:
-        # It also prints them, and warns of a home that it cannot make; a check says that better.
+        # It also prints what it cannot read, and warns of a home that it cannot make; a check says that better.
         with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             import prefect.context  # noqa: F401 (no more than that: the log would be written to this stderr)
     except (OSError, RuntimeError, ValueError) as error:  # it reads them when it is imported
