@@ -212,8 +212,10 @@ def log_failures_once() -> None:
 
 def _shorten_failure(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-    if isinstance(error, FlowersError | httpx.TransportError):  # the second, of a Prefect server that has ended
+    if isinstance(error, FlowersError):
         record.msg, record.args, record.exc_info = str(error), None, None
+    elif isinstance(error, httpx.TransportError):  # it has ended; not every one of these errors has a text
+        record.msg, record.args, record.exc_info = f"the Prefect server does not answer: {error!r}", None, None
     elif (text := record.getMessage()).startswith("Finished in state") and StageFailedError.__name__ in text:
         record.msg, record.args = f"{text.partition('(')[0]}: a stage has failed, as it says above", None
     return not isinstance(error, StageFailedError)

@@ -148,7 +148,7 @@ def open_tracker(params: Params, stage: str, earlier_run_id: str | None) -> Trac
     experiment_id = open_experiment(client)
     sections = {name: params.section(name) for name in LINEAGE[: LINEAGE.index(stage) + 1]}
     wholes = {name: str(value) for name, value in flatten(sections).items()}
-    values = {name: _shorten(name, value) for name, value in wholes.items()}
+    values = {name: _abbreviate(name, value) for name, value in wholes.items()}
     with explain_refusals():
         candidates, tags = _find_candidates(client, experiment_id, stage, earlier_run_id)
         agreeing = (run for run in candidates if _agree(run.data.params, values))
@@ -239,7 +239,7 @@ def _agree(recorded: Mapping[str, str], values: Mapping[str, str]) -> bool:
     return all(recorded.get(name, value) == value for name, value in values.items())
 
 
-def _shorten(name: str, value: str) -> str:
+def _abbreviate(name: str, value: str) -> str:
     """Return a parameter's value as the run holds it: whole, or its beginning with what tells it from any other."""
     if len(value) <= _MAX_CHARACTERS:
         return value
