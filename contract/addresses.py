@@ -1,10 +1,13 @@
-"""Addresses of servers: MLflow's pages, those that listen on this machine, and why one does not answer."""
+"""Addresses of servers and of MLflow's stores: pages, ports of this machine, and why a server does not answer."""
 
 import json
 import os
+import re
 import socket
 import ssl
 from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
 
 from contract.environment import MLFLOW_PAGES, TRACKING_URI
 from contract.errors import FlowersError
@@ -32,6 +35,12 @@ _FAILURES: dict[tuple[type[Exception], ...], str] = {
 """Words for what the system says of a request; the first that fits."""
 
 _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+_PLACE = re.compile(r"((?P<scheme>sqlite(\+\w+)?:///(?!:memory:|file:)|file:(?!//))|(?!.*:))(?P<path>.+)")
+"""Address of MLflow that may be relative to a folder; every other one has a scheme, and means the same anywhere."""
+
+_BARE_NAMES = frozenset({"databricks", "databricks-uc", "uc"})
+"""Addresses that look like a folder, and are none."""
 
 
 def tracking_server() -> str | None:
@@ -71,6 +80,20 @@ def require_free_port(host: str, port: int, advice: str) -> None:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FlowersError(f"cannot listen on {host} port {port}: {reason}; {advice}") from None
+
+
+def make_absolute(address: str, folder: Path) -> str:
+    """Return an address of MLflow in which a relative place, of a database or a folder, is one below `folder`."""
+    place = _PLACE.fullmatch(address)
+    if place is None or address in _BARE_NAMES:
+        return address
+    scheme, root = place["scheme"] or "", str(folder)
+    if scheme == "file:":
+        root = quote(root)
+    elif scheme and (quoted := root.replace("%", "%25").replace("?", "%3F")) != root:
+        # Spelt so, MLflow leaves the folder to SQLAlchemy; otherwise it makes one of the quoted name beside it.
+        scheme, root = "sqlite+pysqlite:///", quoted
+    return scheme + str(PurePosixPath(root, place["path"]))
 
 
 def describe_failure(error: BaseException, kind: str) -> str:

@@ -1,10 +1,8 @@
 """Environment variables of the project, each named once."""
 
 import os
-import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
-from urllib.parse import quote
+from pathlib import Path
 
 EVENTS = "DDPM_EVENTS"
 """File to which a stage appends its events for the task that started it; unset, a stage prints for people."""
@@ -75,27 +73,6 @@ def without_repository(environment: Mapping[str, str]) -> dict[str, str]:
 def find_project() -> Path:
     """Return the folder of the project, also where a run works in a worktree, or DVC in a copy."""
     return Path(os.environ.get(CHECKOUT) or os.environ.get("DVC_ROOT") or ".").absolute()
-
-
-_PLACE = re.compile(r"((?P<scheme>sqlite(\+\w+)?:///(?!:memory:|file:)|file:(?!//))|(?!.*:))(?P<path>.+)")
-"""Address of MLflow that may be relative to a folder; every other one has a scheme, and means the same anywhere."""
-
-_BARE_NAMES = frozenset({"databricks", "databricks-uc", "uc"})
-"""Addresses that look like a folder, and are none."""
-
-
-def make_absolute(address: str, folder: Path) -> str:
-    """Return an address of MLflow in which a relative place, of a database or a folder, is one below `folder`."""
-    place = _PLACE.fullmatch(address)
-    if place is None or address in _BARE_NAMES:
-        return address
-    scheme, root = place["scheme"] or "", str(folder)
-    if scheme == "file:":
-        root = quote(root)
-    elif scheme and (quoted := root.replace("%", "%25").replace("?", "%3F")) != root:
-        # Spelt so, MLflow leaves the folder to SQLAlchemy; otherwise it makes one of the quoted name beside it.
-        scheme, root = "sqlite+pysqlite:///", quoted
-    return scheme + str(PurePosixPath(root, place["path"]))
 
 
 def process_number() -> int:

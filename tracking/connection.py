@@ -12,8 +12,8 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
-from contract.addresses import describe_failure, tracking_server
-from contract.environment import REGISTRY_URI, TRACKING, TRACKING_URI, find_project, is_tracked, make_absolute
+from contract.addresses import describe_failure, make_absolute, tracking_server
+from contract.environment import REGISTRY_URI, TRACKING, TRACKING_URI, find_project, is_tracked
 from contract.errors import StageError
 from tracking.relocation import ARTIFACTS, EXPERIMENT, find_database, follow_files, require_own_files
 

@@ -8,7 +8,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from contract.environment import find_project, make_absolute
+from contract.addresses import make_absolute
+from contract.environment import find_project
 from contract.errors import StageError
 from contract.events import report
 

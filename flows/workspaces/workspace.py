@@ -13,7 +13,8 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from contract.environment import CHECKOUT, REGISTRY_URI, TRACKING_URI, leave_repository, make_absolute
+from contract.addresses import make_absolute
+from contract.environment import CHECKOUT, REGISTRY_URI, TRACKING_URI, leave_repository
 from contract.errors import FlowersError
 from contract.git import git
 from contract.params import activate

@@ -1,10 +1,10 @@
-"""Places that the environment names."""
+"""Addresses of MLflow that name a place in the project."""
 
 from pathlib import Path
 
 import pytest
 
-from contract.environment import make_absolute
+from contract.addresses import make_absolute
 
 
 @pytest.mark.parametrize(
