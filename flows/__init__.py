@@ -1,6 +1,5 @@
 """When things run: the flows that Prefect starts."""
 
-import signal
 import sys
 from pathlib import Path
 
@@ -8,9 +7,6 @@ from contract.interruption import leave_on_signals
 
 MAX_CONCURRENT = 64
 """Maximum trials of a sweep at once."""
-
-EXIT_INTERRUPTED = 128 + signal.SIGINT
-"""Exit status after Ctrl-C, as a shell counts it."""
 
 if sys.argv[0] == "-m" or Path(sys.argv[0]).name == "flowers":  # the command itself, whose imports take a moment
     leave_on_signals("flowers", lambda number: 128 + number)

@@ -10,7 +10,6 @@ from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 
 from contract.errors import FlowersError, hide_password
-from flows import EXIT_INTERRUPTED
 from flows.service.addresses import proxy_exceptions
 from flows.service.prefect_server import find_failure, require_prefect_server
 from flows.service.temporary_server import start_temporary_server
@@ -53,7 +52,7 @@ def run_to_completion(command: str, flow: Callable[[], State[Any]]) -> State[Any
             start_temporary_server()
         state = flow()
     except KeyboardInterrupt:
-        end("interrupted", EXIT_INTERRUPTED)
+        end("interrupted", 128 + signal.SIGINT)
     except Exception:
         if failure := find_failure():
             end(f"the end cannot be reported, since the Prefect server at {PREFECT_API_URL.value()} {failure}", 1)
