@@ -41,7 +41,7 @@ def follow_files(database: Path) -> None:
         StageError: the database cannot be read or written.
     """
     old, here = _find_old_root(database), database.parent / ARTIFACTS
-    if old is None or (old.is_dir() and not here.is_dir()):
+    if old is None or (old.is_dir() and not here.is_dir()) or _is_chosen(old, database):
         return
     _rewrite(database, old, database.parent)
     text = f"tracking: {database} comes from {old}: its files are now those in {here}"
@@ -85,6 +85,16 @@ def _open(database: Path) -> Iterator[sqlite3.Connection]:
 
 def _is_copy(old: Path, database: Path) -> bool:
     return (old / database.name).is_file()
+
+
+def _is_chosen(old: Path, database: Path) -> bool:
+    """Return whether people keep the files elsewhere: they lie there, and those of no run beside the database."""
+    if _is_copy(old, database) or not (old / ARTIFACTS).is_dir():
+        return False
+    with _open(database) as connection:
+        rows = connection.execute("SELECT artifact_uri FROM runs").fetchall()
+    places = [path for (address,) in rows if (path := _as_path(address or "")) and path.is_relative_to(old)]
+    return not any((database.parent / path.relative_to(old)).is_dir() for path in places)
 
 
 def _find_old_root(database: Path) -> Path | None:

@@ -110,12 +110,16 @@ def test_a_project_reached_through_a_link_stays_as_it_is(start, monkeypatch, cap
     assert (project / "mlflow.db").read_bytes() == before and capsys.readouterr().out == ""
 
 
-def test_a_place_that_people_have_chosen_is_kept(start, folder, capsys):
+@pytest.mark.parametrize("has_other_files", [False, True])
+def test_a_place_that_people_have_chosen_is_kept(start, folder, capsys, has_other_files):
     place = folder / "disk/mlartifacts"
     place.mkdir(parents=True)
     project = start("rose", f"{place}/1")
+    other = project / "mlartifacts/of an earlier database"
+    if has_other_files:
+        other.mkdir(parents=True)
     check_files_are_those_of(place)
-    assert not (project / "mlartifacts").exists() and capsys.readouterr().out == ""
+    assert list(project.glob("mlartifacts/*")) == [other] * has_other_files and capsys.readouterr().out == ""
 
 
 def test_a_database_that_came_without_its_files_is_read_and_not_written_for(start, monkeypatch):
