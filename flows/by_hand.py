@@ -47,16 +47,19 @@ def run_to_completion(command: str, flow: Callable[[], State[Any]]) -> State[Any
 
     # Prefect calls this when it has ended the flow. The signal's default would leave the temporary server behind.
     signal.signal(signal.SIGTERM, lambda *_: end("ended by SIGTERM", 128 + signal.SIGTERM))
+    problem = None
     try:
         if not PREFECT_API_URL.value():
             start_temporary_server()
         state = flow()
     except KeyboardInterrupt:
         end("interrupted", 128 + signal.SIGINT)
-    except Exception:
+    except Exception as error:
+        problem = error
+    if problem:  # asked here, not above, where the flow's error would count as the reason of the server's
         if failure := find_failure():
             end(f"the end cannot be reported, since the Prefect server at {PREFECT_API_URL.value()} {failure}", 1)
-        raise
+        raise problem
     if not state.is_completed():
         raise FlowersError(str(state.message))
     return state

@@ -165,8 +165,11 @@ def read_receipt() -> Receipt:
 def _read_receipt(path: Path) -> Receipt:
     try:
         receipt: Receipt = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise StageError(f"{path} cannot be read ({error}); run `dvc repro --force download`") from None
+        is_whole = receipt["digest"] == digest_folder(receipt["files"])
+    except (OSError, ValueError, TypeError, KeyError):
+        is_whole = False
+    if not is_whole:
+        raise StageError(f"{path} is damaged; run `dvc repro --force download`")
     return receipt
 
 

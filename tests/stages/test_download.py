@@ -158,6 +158,7 @@ OWN = {
     "no record": (RECEIPT.unlink, r"images\.npy, petals\.npy"),
     "damaged record": (lambda: RECEIPT.write_text('{"files": '), r"images\.npy, petals\.npy"),
     "another's record": (lambda: RECEIPT.write_text('{"files": []}'), r"images\.npy, petals\.npy"),
+    "record of another kind": (lambda: RECEIPT.write_text("[]"), r"images\.npy, petals\.npy"),
 }
 
 
