@@ -18,7 +18,7 @@ from contract.errors import FlowersError
 from contract.paths import DVC_FILE, list_profiles
 from ddpm.config import MAX_GUIDANCE_SCALE, MAX_SEED, SamplerName, SamplingConfig
 from flows import MAX_CONCURRENT
-from flows.process import interrupt_on_signals, name_user, report_errors
+from flows.process import interrupt_on_signals, keep_interrupt, name_user, report_errors
 
 CHAMPION = "models:/flowers-ddpm@champion"
 
@@ -43,13 +43,12 @@ app.register_install_completion_command(help="Install completion of commands and
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the command line names; an error meant for people ends it with one message."""
-    if arguments is None:
-        interrupt_on_signals()
+    signals = interrupt_on_signals() if arguments is None else []
     words = sys.argv[1:] if arguments is None else list(arguments)
     leave_repository()
     prefer_code_of_this_folder(words)
     name_user()
-    with report_errors(" ".join(["flowers", *app.parse_commands(words)[0]])):
+    with report_errors(" ".join(["flowers", *app.parse_commands(words)[0]])), keep_interrupt(signals):
         app(words)
 
 

@@ -4,7 +4,7 @@ import getpass
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
@@ -18,13 +18,31 @@ EXIT_FAILED, EXIT_MISUSED, EXIT_UNREAD = 1, 2, 128 + signal.SIGPIPE
 OWN_PACKAGES = ("contract", "ddpm", "flows", "stages", "tasks", "tracking")
 
 
-def interrupt_on_signals() -> None:
-    """Raise KeyboardInterrupt with the number of the signal at SIGTERM and SIGINT."""
+def interrupt_on_signals() -> list[int]:
+    """Raise KeyboardInterrupt with the number of the signal at SIGTERM and SIGINT.
+
+    Returns:
+        The numbers of the signals that have come, which grows: libraries turn the exception into errors of their own.
+    """
+    received: list[int] = []
 
     def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+        received.append(number)
         raise KeyboardInterrupt(number)
 
     handle_signals(interrupt)
+    return received
+
+
+@contextmanager
+def keep_interrupt(signals: Sequence[int]) -> Iterator[None]:
+    """Raise an error of the block as KeyboardInterrupt if a signal has come: a library may have made it of that."""
+    try:
+        yield
+    except Exception as error:
+        if signals:
+            raise KeyboardInterrupt(signals[0]) from error
+        raise
 
 
 def name_user() -> None:
