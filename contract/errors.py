@@ -13,7 +13,7 @@ _DISK = {
     errno.EACCES: "give this user the permission",
     errno.EPERM: "give this user the permission",
 }
-"""What people can do about errors of files."""
+"""Advice about errors of files, by their number."""
 
 _NUM_NAMES_SHOWN = 3
 

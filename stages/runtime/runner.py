@@ -27,7 +27,7 @@ _MORE_MEMORY = {"train": ", raise train.accumulation_steps or set train.gradient
 
 
 Afterwards: TypeAlias = Callable[[], None] | None
-"""What is left to do once a stage's result stands."""
+"""Work that remains once a stage's result stands."""
 
 
 def run_stage(

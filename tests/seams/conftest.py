@@ -13,35 +13,9 @@ from contract.assignments import parse_overrides
 from contract.params import activate
 from tests.seams.checkout import BEHIND_A_DEAD_PROXY, RUNAWAY, Checkout, clean_environment, command
 from tests.seams.servers import Service, free_port, running, wait_until_up
+from tools.tiny_experiment import TINY
 
 PROJECT = Path(__file__).parents[2]
-
-SMALL = {
-    "download.synthetic.num_images": 120,
-    "download.synthetic.image_size": 16,
-    "preprocess.image_size": 16,
-    "train.unet.widths": "[8, 16]",
-    "train.unet.attention": "[false, true]",
-    "train.unet.time_embedding_dim": 16,
-    "train.unet.norm_groups": 4,
-    "train.diffusion.num_timesteps": 50,
-    "train.num_steps": 6,
-    "train.batch_size": 4,
-    "train.warmup_steps": 1,
-    "train.log_every": 2,
-    "train.sample_every": 3,
-    "train.num_grid_images": 4,
-    "train.grid_sampling_steps": 2,
-    "train.checkpoint_every": 3,
-    "sample.num_images": 12,
-    "sample.num_sampling_steps": 4,
-    "sample.num_grid_images": 4,
-    "sample.num_frames": 3,
-    "reference.max_images_per_split": 12,
-    "evaluate.kernel_subsets": 2,
-    "evaluate.kernel_subset_size": 4,
-}
-"""Changes to the quickstart profile after which a stage takes little more than its imports."""
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +37,7 @@ def project(tmp_path_factory):
     # What the project has made of its own experiment is not this one's.
     (folder / "dvc.lock").unlink(missing_ok=True)
     (folder / "data.dvc").unlink(missing_ok=True)
-    overrides = parse_overrides([f"{name}={value}" for name, value in SMALL.items()])
+    overrides = parse_overrides([f"{name}={value}" for name, value in TINY.items()])
     activate("quickstart", overrides, folder / "params.yaml")
     shutil.copy(folder / "params.yaml", folder / "profiles" / "quickstart.yaml")
     checkout = Checkout(folder, clean_environment(home))

@@ -37,7 +37,7 @@ exec sleep infinity
 
 
 class NotShownError(Exception):
-    """What was to be shown did not happen; the message says in one line what."""
+    """A claim was not shown; the message says what happened instead."""
 
 
 def tell(text: str) -> None:

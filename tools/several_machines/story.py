@@ -1,4 +1,4 @@
-"""What is shown: each function runs commands on the machines and checks what the documentation promises of them."""
+"""Claims of the documentation: each function runs commands on the machines and checks what is promised of them."""
 
 import json
 import re
@@ -14,33 +14,7 @@ from contract.params import activate
 from tools.several_machines.machine import Machine, Program, show, tell, tell_end, wait_for
 from tools.several_machines.servers import BEHIND_PROXY, STORE_SETTINGS, list_store, log_in, make_up, start_proxy
 from tools.several_machines.software import PROJECT
-
-TINY = {
-    "download.synthetic.num_images": 120,
-    "download.synthetic.image_size": 16,
-    "preprocess.image_size": 16,
-    "train.unet.widths": "[8, 16]",
-    "train.unet.attention": "[false, true]",
-    "train.unet.time_embedding_dim": 16,
-    "train.unet.norm_groups": 4,
-    "train.diffusion.num_timesteps": 50,
-    "train.num_steps": 6,
-    "train.batch_size": 4,
-    "train.warmup_steps": 1,
-    "train.log_every": 2,
-    "train.sample_every": 3,
-    "train.num_grid_images": 4,
-    "train.grid_sampling_steps": 2,
-    "train.checkpoint_every": 3,
-    "sample.num_images": 12,
-    "sample.num_sampling_steps": 4,
-    "sample.num_grid_images": 4,
-    "sample.num_frames": 3,
-    "reference.max_images_per_split": 12,
-    "evaluate.kernel_subsets": 2,
-    "evaluate.kernel_subset_size": 4,
-}
-"""Changes to the quickstart profile after which a stage takes little more than its imports."""
+from tools.tiny_experiment import TINY
 
 LONGER = {
     "download.synthetic.seed": 1,

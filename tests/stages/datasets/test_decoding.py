@@ -1,11 +1,11 @@
 """Images decoded upright as RGB, large JPEGs at a reduced scale, and cropped to a square."""
 
-import contextlib
 import io
 import random
 import struct
 import warnings
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -221,12 +221,21 @@ def test_garbled_files_are_decoded_or_named(kind):
     exif = Image.Exif()
     exif[ORIENTATION], exif[0x100] = 6, 40
     content = encode(PICTURE, kind, **({"exif": exif} if kind in {"JPEG", "PNG", "WEBP", "TIFF"} else {}))
+    outcomes = Counter()
     for _ in range(100):
         garbled = bytearray(content)
         for _ in range(generator.choice([1, 1, 4])):
             garbled[generator.randrange(min(len(garbled), generator.choice([60, 10**6])))] = generator.randrange(256)
-        with contextlib.suppress(UndecodableImageError), warnings.catch_warnings(action="ignore"):
-            prepare(make_source(bytes(garbled)), 16)
+        with warnings.catch_warnings(action="ignore"):
+            prepared = prepare(make_source(bytes(garbled)), 16)
+        if isinstance(prepared, UndecodableImageError):
+            outcomes["named"] += str(prepared).startswith("a picture cannot be decoded as an image (")
+        else:
+            pixels, row = prepared
+            outcomes["decoded"] += (
+                pixels.shape == (16, 16, 3) and min(row["original_width"], row["original_height"]) > 0
+            )
+    assert outcomes["decoded"] and outcomes["named"] and outcomes.total() == 100
 
 
 @pytest.fixture(scope="module")
