@@ -16,7 +16,7 @@ from stages.training.evaluation import publish_best
 from stages.training.experiment import Experiment, describe_experiment, prepare_experiment
 from stages.training.loop import learn
 from stages.training.losses import write_losses
-from stages.training.others import mark_as_finished
+from stages.training.other_trainings import mark_as_finished
 from stages.training.resume import resume
 from tracking.runs import open_run
 

@@ -23,7 +23,7 @@ SHAPE_NO_RESULT = {
     "tracking": "it repeats in MLflow what DVC records without it",
     "stages.datasets.suitability": "it refuses early what a later stage would refuse",
     "stages.runtime": "it starts, reports and ends a stage",
-    "stages.training.others": "it looks at other trainings' checkpoints, and removes them",
+    "stages.training.other_trainings": "it looks at other trainings' checkpoints, and removes them",
     "stages.training.previews": "pictures to look at while a training goes on",
     "ddpm.checks": "it refuses what is no image",
     "ddpm.files": "it writes files whole or not at all, and computes digests",

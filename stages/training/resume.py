@@ -16,7 +16,7 @@ from ddpm.checkpoint import (
 from ddpm.distributed import collect, is_first
 from stages.runtime.reporting import say
 from stages.training.experiment import Experiment, Recording
-from stages.training.others import warn_of_near_one
+from stages.training.other_trainings import warn_of_near_one
 
 
 def resume(experiment: Experiment) -> None:
