@@ -6,6 +6,10 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from numbers import Integral
+from typing import SupportsIndex
+
+AskedClass = str | SupportsIndex
+"""Name or number of a class; NumPy's whole numbers are taken as well."""
 
 NO_CLASS = -1
 """The label of an image whose class is unknown, or kept back from the network: one before the first class."""
@@ -28,7 +32,7 @@ class ImageClass:
         return self.name if _read_number(self.name) is not None else f"{self.name} ({self.number})"
 
 
-def labels_of(asked: Sequence[str | int] | None, classes: Sequence[ImageClass]) -> tuple[int, ...]:
+def labels_of(asked: Sequence[AskedClass] | None, classes: Sequence[ImageClass]) -> tuple[int, ...]:
     """Return the labels of the classes asked for.
 
     A name that is written exactly so comes first. Then capital letters, spaces around and forms of the same Unicode

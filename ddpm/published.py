@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ddpm.checkpoint import FORMAT, CheckpointError, abbreviate, to_row_major
-from ddpm.classes import ImageClass, labels_of
+from ddpm.classes import AskedClass, ImageClass, labels_of
 from ddpm.config import DiffusionConfig, Precision, SamplerName, SamplingConfig, UNetConfig
 from ddpm.devices import drawing
 from ddpm.diffusion import GaussianDiffusion, NoiseModel, build_diffusion
@@ -54,7 +54,7 @@ class PublishedModel:
         sampler: SamplerName = SamplingConfig.sampler,
         steps: int = SamplingConfig.num_sampling_steps,
         eta: float = SamplingConfig.eta,
-        classes: Sequence[str | int] | None = SamplingConfig.classes,
+        classes: Sequence[AskedClass] | None = SamplingConfig.classes,
         guidance: float = SamplingConfig.guidance_scale,
         batch_size: int = 32,
         precision: Precision = SamplingConfig.precision,
@@ -104,7 +104,7 @@ class PublishedModel:
         sampler: SamplerName,
         num_sampling_steps: int,
         eta: float = 0.0,
-        classes: Sequence[str | int] | None = None,
+        classes: Sequence[AskedClass] | None = None,
         guidance_scale: float = 1.0,
         network: nn.Module | None = None,
     ) -> Iterator[SamplerStep]:
@@ -119,7 +119,7 @@ class PublishedModel:
 
     def bind_classes(
         self,
-        classes: Sequence[str | int] | None,
+        classes: Sequence[AskedClass] | None,
         image_numbers: Sequence[int],
         guidance_scale: float = 1.0,
         network: nn.Module | None = None,
