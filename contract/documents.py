@@ -1,12 +1,15 @@
-"""YAML files as people and DVC write them, read with one clear error."""
+"""YAML files as people and DVC write them, and the results of stages, read with one clear error."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from contract.errors import ParamsError
+from contract.errors import ParamsError, StageError
 
 
 def read_mapping(path: Path, yaml: YAML | None = None) -> dict[str, Any]:
@@ -43,3 +46,29 @@ def explain_yaml(error: Exception) -> str:
     problem = error.problem or error.context or "it cannot be read"
     mark = error.problem_mark or error.context_mark
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else str(problem)
+
+
+@contextmanager
+def explain_damage(path: Path) -> Iterator[Path]:
+    """Yield the path of an earlier stage's output, to be read in the block.
+
+    Raises:
+        StageError: it cannot be understood, such as half of a file.
+    """
+    try:
+        yield path
+    except (ValueError, EOFError) as error:
+        raise StageError(f"{path} is damaged, {error}: `dvc checkout {path}` brings it back") from None
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Return what a stage wrote as JSON.
+
+    Raises:
+        StageError: it cannot be understood, such as half of a file.
+    """
+    with explain_damage(path):
+        result = json.loads(path.read_text())
+        if not isinstance(result, dict):
+            raise ValueError(f"it holds a {type(result).__name__}, not values by name")
+    return result

@@ -1,9 +1,9 @@
 """Summary of the results in the checkout, printed at the end of a run by hand."""
 
-import json
 import os
 
 from contract.addresses import mlflow_address, tracking_server
+from contract.documents import read_result
 from contract.paths import GRID, METRICS, REVERSE_PROCESS
 
 _PARTS = ("_std", "_low", "_high", "_expected")
@@ -12,7 +12,7 @@ _PARTS = ("_std", "_low", "_high", "_expected")
 
 def summarise_results() -> str:
     """Return the places of the results, the metrics, and the pages that show them."""
-    metrics = json.loads(METRICS.read_text())
+    metrics = read_result(METRICS)
     lines = []
     for name, value in metrics.items():
         if isinstance(value, float) and not name.endswith(_PARTS):

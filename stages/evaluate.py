@@ -1,12 +1,12 @@
 """Compare the samples with real images: distances, precision and recall beside those of real images, and copies."""
 
-import json
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from contract.documents import explain_damage, read_result
 from contract.errors import StageError
 from contract.params import Params
 from contract.paths import CLOSEST_PAIRS, METRICS, NEAREST, REFERENCE, SAMPLES, SAMPLES_RECORD
@@ -22,7 +22,7 @@ from stages.evaluation.distances import choose_sets, describe_metrics, measure_d
 from stages.evaluation.extraction import describe_extractor, extract_together, load_extractor
 from stages.evaluation.memorisation import draw_closest_pairs, measure_memorisation, tabulate_nearest
 from stages.evaluation.real_features import read_real_features, read_record
-from stages.runtime.outputs import explain_damage, write_json, write_table
+from stages.runtime.outputs import write_json, write_table
 from stages.runtime.reporting import progress_bar, say
 from stages.runtime.runner import run_stage
 from tracking.runs import Tracker, open_run, read_run_id
@@ -70,7 +70,7 @@ def evaluate(params: Params, tracker: Tracker, samples: Tensor, features: Tensor
     """Compute all metrics, tables and pictures, write them and record them in MLflow."""
     real, extractor = read_real_features(REFERENCE), made_by["extractor"]
     # A split without images may be named, too.
-    train_splits = [split for split in json.loads(SAMPLES_RECORD.read_text())["train_splits"] if split in real.features]
+    train_splits = [split for split in read_result(SAMPLES_RECORD)["train_splits"] if split in real.features]
     metrics = measure_distances(choose_sets(real, features, params.evaluate), params.evaluate, extractor)
     nearest = nearest_images(features, real.select(train_splits))
     metrics |= measure_memorisation(nearest, real, train_splits, extractor) | made_by

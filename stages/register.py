@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import ddpm
+from contract.documents import read_result
 from contract.environment import VISIBLE_GPUS
 from contract.params import Params
 from contract.paths import METRICS, MODEL
@@ -64,7 +65,7 @@ def find_or_add_version(params: Params, run_id: str, registry: Registry, metrics
 
 def read_evaluation() -> Metrics:
     """Return the metrics of build/metrics.json; none where evaluation is off."""
-    metrics = json.loads(METRICS.read_text())
+    metrics = read_result(METRICS)
     if metrics.get("evaluated") is False:
         return {}
     return {name: str(value) for name, value in metrics.items() if name != "mlflow_run_id"}

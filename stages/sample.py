@@ -1,14 +1,15 @@
 """Draw images with the trained model: the arrays, a grid of them, and the reverse process as animation and strip."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from contract import paths
+from contract.documents import read_result
 from contract.errors import StageError
 from contract.params import Params
 from contract.sections import SampleParams
@@ -30,7 +31,7 @@ def main(params: Params) -> None:
     """Draw with build/model; write build/samples."""
     sample, device = params.sample, prepare_best_device()
     model = load_model(paths.MODEL, sample.weights, device)
-    classes = choose_classes(model, sample)
+    classes, trained_on = choose_classes(model, sample), read_result(paths.TRAINED_ON)
     with open_run(params, "sample", read_run_id(paths.MODEL_RUN)) as tracker:
         pixels, frames = draw_samples(model, sample, device)
         if not is_first():
@@ -51,7 +52,7 @@ def main(params: Params) -> None:
             row_names = [names[sample.interpolation_ends[0] % len(names)]] if names else []
             write_rows(row, row_names, paths.INTERPOLATION)
             files.append(paths.INTERPOLATION)
-        write_record(sample, tracker.run_id)
+        write_record(sample, tracker.run_id, trained_on)
         tracker.record_image("final_samples", grid)
         for path in files:
             tracker.record_file(path, "samples")
@@ -77,11 +78,11 @@ def write_classes(classes: Sequence[ImageClass], num_images: int) -> None:
     write_table(paths.SAMPLES_CLASSES, pd.DataFrame(rows, columns=["image", "class_number", "class_name"]))
 
 
-def write_record(params: SampleParams, run_id: str) -> None:
-    """Write the model, the MLflow run and the parameters behind the images."""
+def write_record(params: SampleParams, run_id: str, trained_on: dict[str, Any]) -> None:
+    """Write the model, its training data, the MLflow run and the parameters behind the images."""
     digest = file_digest(paths.MODEL / f"{params.weights}.safetensors", "sha256")
     record = {"model_sha256": digest, "mlflow_run_id": run_id} | asdict(params)
-    write_json(paths.SAMPLES_RECORD, record | json.loads(paths.TRAINED_ON.read_text()))
+    write_json(paths.SAMPLES_RECORD, record | trained_on)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The seven tasks, one for each stage: what is tried again, what waits for GPUs, and what the run page shows."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
 
+from contract.documents import read_result
 from contract.params import read_params
 from contract.paths import GRID, LOSSES, METRICS, MODEL_RUN
 from tasks.gpus import find_slots, hold_slots
@@ -82,7 +82,7 @@ def compute(stage: str, num_processes: int) -> StagePage:
 
 def link_recorded_run() -> None:
     """Link the run that made the model, where there was nothing to train and so none was opened now."""
-    run = json.loads(MODEL_RUN.read_text())
+    run = read_result(MODEL_RUN)
     if run["mlflow_run_id"]:
         show_mlflow_run(run["mlflow_run_id"], run["mlflow_experiment_id"])
 
@@ -107,5 +107,5 @@ def show_samples() -> None:
 
 def show_metrics() -> None:
     """Show the metrics as a table, a row each."""
-    rows = [{"metric": name, "value": value} for name, value in json.loads(METRICS.read_text()).items()]
+    rows = [{"metric": name, "value": value} for name, value in read_result(METRICS).items()]
     create_table_artifact(rows, key="metrics", description="Distances to real images")

@@ -6,7 +6,6 @@ without MLflow.
 """
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.documents import read_result
 from contract.environment import PREFECT_RUN, SWEEP, is_first_process, is_tracked
 from contract.events import RunOpened, emit, has_reader, report
 from contract.nesting import flatten
@@ -165,7 +165,7 @@ def open_tracker(params: Params, stage: str, earlier_run_id: str | None) -> Trac
 
 def read_run_id(path: Path) -> str:
     """Return the MLflow run noted in a stage's JSON result; empty, if the stage was not tracked."""
-    return str(json.loads(path.read_text())["mlflow_run_id"])
+    return str(read_result(path)["mlflow_run_id"])
 
 
 def join_sweep(client: "MlflowClient", run: "Run", sweep: str) -> None:

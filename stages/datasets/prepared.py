@@ -1,7 +1,6 @@
 """Read the prepared dataset."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,18 +10,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from contract.documents import explain_damage, read_result
 from contract.errors import StageError
 from contract.paths import DATASET
 from ddpm.data import load_images
 from ddpm.files import file_digest
-from stages.runtime.outputs import explain_damage
 
 
 def dataset_summary() -> dict[str, Any]:
     """Return the summary that preprocessing wrote."""
-    with explain_damage(DATASET / "dataset.json") as path:
-        summary: dict[str, Any] = json.loads(path.read_text())
-    return summary
+    return read_result(DATASET / "dataset.json")
 
 
 def dataset_digest() -> str:

@@ -1,6 +1,5 @@
 """Features of real images on disk: written by the reference stage, read by evaluate."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from contract.documents import explain_damage, read_result
 from ddpm.files import atomic_path
-from stages.runtime.outputs import explain_damage, write_json, write_table
+from stages.runtime.outputs import write_json, write_table
 
 RECORD = "reference.json"
 _IMAGES = "images.csv"
@@ -57,9 +57,7 @@ def write_real_features(folder: Path, real: RealFeatures) -> None:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Read reference.json."""
-    with explain_damage(folder / RECORD) as path:
-        record: dict[str, Any] = json.loads(path.read_text())
-    return record
+    return read_result(folder / RECORD)
 
 
 def read_real_features(folder: Path) -> RealFeatures:

@@ -1,12 +1,9 @@
 """Outputs of stages as JSON and CSV, each file whole or not there."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contract.errors import StageError
 from ddpm.files import atomic_path
 
 if TYPE_CHECKING:  # half a second, which a stage without tables need not wait for
@@ -23,16 +20,3 @@ def write_table(path: Path, table: "pd.DataFrame") -> None:
     """Write a table as CSV with the same line ends on every system, without its index."""
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
-
-
-@contextmanager
-def explain_damage(path: Path) -> Iterator[Path]:
-    """Yield the path of an earlier stage's output, to be read in the block.
-
-    Raises:
-        StageError: it cannot be understood, such as half of a file.
-    """
-    try:
-        yield path
-    except (ValueError, EOFError) as error:
-        raise StageError(f"{path} is damaged, {error}: `dvc checkout {path}` brings it back") from None

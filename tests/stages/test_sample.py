@@ -152,3 +152,12 @@ def test_weights_that_give_no_numbers_are_one_line(model, write_params, capfd):
     [line] = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
     assert line.startswith("sample: error: x must be numbers, got a tensor of float32, ") and "with NaN: " in line
     assert not (SAMPLES / "samples.npy").exists()
+
+
+@pytest.mark.parametrize("name", ["run.json", "trained_on.json"])
+def test_half_of_a_record_of_the_model_is_refused_before_anything_is_drawn(model, make_params, name):
+    path = model / name
+    path.write_text(path.read_text()[:-3])
+    with pytest.raises(StageError, match=rf"^build/model/{name} is damaged, .+: `dvc checkout build/model/"):
+        main(make_params())
+    assert not SAMPLES.exists()
