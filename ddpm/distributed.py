@@ -5,9 +5,11 @@ passed around: torch.distributed keeps that state.
 """
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -21,12 +23,26 @@ T = TypeVar("T")
 _TIMEOUT = timedelta(hours=24)
 """Longest wait for the other processes, whose share of the work may be larger; a dead one is noticed at once."""
 
+_SILENCE_SECONDS = 120
+"""Time after which a machine that does not answer any more counts as lost."""
+
+_KEEP_ALIVE = {
+    # It is asked, where nothing is on its way to it,
+    "TCP_KEEPIDLE": _SILENCE_SECONDS // 4,
+    "TCP_KEEPINTVL": _SILENCE_SECONDS // 4,
+    "TCP_KEEPCNT": 3,
+    # and otherwise has to confirm what is.
+    "TCP_USER_TIMEOUT": 1000 * _SILENCE_SECONDS,
+}
+"""Options of a connection (tcp(7)), as far as the system has them."""
+
 
 @contextmanager
 def process_group(on_wait: Callable[[str], object] = lambda _: None) -> Iterator[None]:
     """Join the processes that torchrun started, for the block; do nothing without torchrun.
 
-    Tensors on a GPU travel by NCCL, those on the CPU by Gloo.
+    Tensors on a GPU travel by NCCL, those on the CPU by Gloo. Where the connections by Gloo to another machine are lost
+    for two minutes, the exchange fails with an error that `is_lost_peer` knows.
 
     Args:
         on_wait: is told now and then which processes this one waits for, and where.
@@ -43,11 +59,29 @@ def process_group(on_wait: Callable[[str], object] = lambda _: None) -> Iterator
         torch.cuda.set_device(gpu)
     own, size, store = meet(on_wait)
     dist.init_process_group(backend, store=store, rank=own, world_size=size, timeout=_TIMEOUT)
+    _notice_silence()
     try:
         yield
         wait_for_all()  # the first to leave would interrupt the last exchange of the others
     finally:
         dist.destroy_process_group()
+
+
+def _notice_silence() -> None:
+    """Have the system end each connection of this process whose other machine is silent; Gloo would wait for it.
+
+    A process may compute for hours: its machine answers for it.
+    """
+    for descriptor in list(Path("/dev/fd").iterdir()):
+        if not descriptor.is_socket():
+            continue
+        with socket.socket(fileno=os.dup(int(descriptor.name))) as connection:
+            if connection.type != socket.SOCK_STREAM or connection.family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _KEEP_ALIVE.items():
+                if hasattr(socket, name):
+                    connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _choose_gpu(num_gpus: int) -> int:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -90,6 +92,18 @@ def share_first_state():
     return snapshot.tensors, snapshot.metadata
 
 
+def open_connections():
+    """Yield this process's connections to others, by Gloo and to the place where they met."""
+    for descriptor in {each.fd for each in psutil.Process().net_connections("tcp") if each.status == "ESTABLISHED"}:
+        with socket.socket(fileno=os.dup(descriptor)) as connection:
+            yield connection
+
+
+def asks_the_other_machine(connection):
+    """Return whether a machine that falls silent ends the connection."""
+    return bool(connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+
+
 def work_together(folder):
     """The program of each of the two processes; the tests read its results in `folder`."""
     with process_group():
@@ -107,6 +121,7 @@ def work_together(folder):
             "runs": {name: train_by_name(name) for name in RUNS},
             "with_dropout": train_by_name("plain", dropout=0.5),
             "shared": share_first_state(),
+            "connections": [asks_the_other_machine(each) for each in open_connections()],
         }
     outcome["joined_afterwards"] = dist.is_initialized()
     torch.save(outcome, folder / f"{outcome['rank'][0]}.pt")
@@ -202,6 +217,12 @@ def test_each_process_has_dropout_of_its_own(outcomes):
 def test_a_process_notices_that_another_is_gone(outcomes):
     is_lost, message = outcomes[0]["lost_peer"]
     assert is_lost, message
+
+
+def test_no_connection_waits_for_ever_for_a_silent_machine(outcomes):
+    # `make several-machines` shows that the work ends.
+    for outcome in outcomes:
+        assert len(outcome["connections"]) >= 2 and all(outcome["connections"])
 
 
 @pytest.mark.parametrize(

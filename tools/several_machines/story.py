@@ -18,16 +18,16 @@ from tools.tiny_experiment import TINY
 
 LONGER = {
     "download.synthetic.seed": 1,
-    "train.num_steps": 240,
+    "train.num_steps": 360,
     "train.log_every": 40,
     "train.sample_every": 120,
     "train.checkpoint_every": 40,
 }
-"""Changes to that for a training that can be killed in the middle, on other images."""
+"""Changes to that for a training that can be ended twice in the middle, on other images."""
 
 TORCHRUN = "torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint box:29500 -m stages.train"
-END_SECONDS = 60
-"""Time in which a training must end after another machine's process has died."""
+END_SECONDS = 200
+"""Time in which a training must end after another machine is lost."""
 
 
 def make_clones(box: Machine, gpu: Machine) -> None:
@@ -146,34 +146,57 @@ def show_sweep(box: Machine, gpu: Machine, worker: Program) -> None:
 
 
 def show_training(box: Machine, gpu: Machine) -> None:
-    """Show one training by both machines: killed on one, it ends on both and goes on from the checkpoint."""
-    machines = (box, gpu)
-    for machine in machines:
+    """Show one training by both machines: whatever parts them, it ends on both and goes on from the checkpoint."""
+    for machine in (box, gpu):
         machine.environment["GLOO_SOCKET_IFNAME"] = "cable"
-    programs = [machine.start("train", TORCHRUN) for machine in machines]
-    wait_for(lambda: step_reached(box) >= 80, "the checkpoint of step 80", 150)
+    programs = start_training(box, gpu, "train", 80)
     show("both machines train together", "steps of 4 on cpu by 2 processes" in programs[0].said())
     show("gpu has none of its checkpoints: nothing is shared", step_reached(gpu) < 40)
-    tell("gpu$ pkill -KILL -f '[u] -m stages.train'")
-    killed = time.monotonic()
-    gpu.run("pkill -KILL -f '[u] -m stages.train'", quiet=True)
-    statuses = [program.wait(END_SECONDS) for program in programs]
-    seconds = time.monotonic() - killed
-    (said,) = [line for line in programs[0].said().replace("\r", "\n").splitlines() if "train: error" in line]
-    tell_end(said)
-    show(f"both have ended after {seconds:.0f} seconds", all(statuses))
-    show("box says in one line why", "the connection to another process is lost" in said)
+    part(programs, gpu, "pkill -KILL -f '[u] -m stages.train'")
     kept = step_reached(box)
-    programs = [machine.start("train-again", TORCHRUN) for machine in machines]
+    programs = start_training(box, gpu, "train-again", kept + 40)
+    show_resumed(programs[0], kept)
+    part(programs, gpu, "ip link set cable down")
+    gpu.run("ip link set cable up")
+    kept = step_reached(box)
+    programs = start_training(box, gpu, "train-to-the-end", kept)
     statuses = [program.wait(150) for program in programs]
-    lines = programs[0].said().replace("\r", "\n").splitlines()
-    tell_end("\n".join(line for line in lines if "going on from" in line))
-    show(f"run again, it goes on from step {kept}, which box alone has", any(f"{kept:09d}" in line for line in lines))
+    show_resumed(programs[0], kept)
     show("and comes to its end on both machines", statuses == [0, 0])
-    weights = [machine.disk / "flowers/build/model/averaged.safetensors" for machine in machines]
+    weights = [machine.disk / "flowers/build/model/averaged.safetensors" for machine in (box, gpu)]
     show("box has the model, gpu none", [path.exists() for path in weights] == [True, False])
     box.run("dvc commit --force train")
     show("`dvc commit` has recorded it", "train:" not in box.run("dvc status train", quiet=True))
+
+
+def start_training(box: Machine, gpu: Machine, name: str, step: int) -> list[Program]:
+    """Start the training on both machines, and wait for a checkpoint of this step or a later one."""
+    programs = [machine.start(name, TORCHRUN) for machine in (box, gpu)]
+    wait_for(lambda: step_reached(box) >= step, f"the checkpoint of step {step}", 150)
+    return programs
+
+
+def part(programs: list[Program], gpu: Machine, command: str) -> None:
+    """Part the machines by a command on `gpu`, and show how the training ends."""
+    begin = time.monotonic()
+    gpu.run(command)
+    statuses = [program.wait(END_SECONDS) for program in programs]
+    show(f"both have ended after {time.monotonic() - begin:.0f} seconds", all(statuses))
+    (said,) = [line for line in lines_of(programs[0]) if "train: error" in line]
+    tell_end(said)
+    show("box says in one line why", "the connection to another process is lost" in said)
+
+
+def show_resumed(program: Program, step: int) -> None:
+    """Show that a training started from the checkpoint of this step."""
+    (said,) = [line for line in lines_of(program) if "going on from" in line]
+    tell_end(said)
+    show(f"run again, it goes on from step {step}, which box alone has", f"{step:09d}" in said)
+
+
+def lines_of(program: Program) -> list[str]:
+    """Return what a program has said, the states of its progress bar as lines, too."""
+    return program.said().replace("\r", "\n").splitlines()
 
 
 def step_reached(machine: Machine) -> int:
