@@ -156,8 +156,7 @@ def show_training(box: Machine, gpu: Machine) -> None:
     kept = step_reached(box)
     programs = start_training(box, gpu, "train-again", kept + 40)
     show_resumed(programs[0], kept)
-    part(programs, gpu, "ip link set cable down")
-    gpu.run("ip link set cable up")
+    part(programs, gpu, "ip link set cable down", "ip link set cable up")
     kept = step_reached(box)
     programs = start_training(box, gpu, "train-to-the-end", kept)
     statuses = [program.wait(150) for program in programs]
@@ -176,12 +175,16 @@ def start_training(box: Machine, gpu: Machine, name: str, step: int) -> list[Pro
     return programs
 
 
-def part(programs: list[Program], gpu: Machine, command: str) -> None:
-    """Part the machines by a command on `gpu`, and show how the training ends."""
+def part(programs: list[Program], gpu: Machine, command: str, undo: str | None = None) -> None:
+    """Part the machines by a command on `gpu`, and show how the training ends there and on the other."""
     begin = time.monotonic()
     gpu.run(command)
-    statuses = [program.wait(END_SECONDS) for program in programs]
-    show(f"both have ended after {time.monotonic() - begin:.0f} seconds", all(statuses))
+    status = programs[0].wait(END_SECONDS)
+    wait_for(lambda: not gpu.run("pgrep -f '[u] -m stages.train' || true", quiet=True), "the end on gpu", END_SECONDS)
+    show(f"the training has ended on both after {time.monotonic() - begin:.0f} seconds", status)
+    if undo:
+        gpu.run(undo)
+    show("so has torchrun", programs[1].wait(END_SECONDS))
     (said,) = [line for line in lines_of(programs[0]) if "train: error" in line]
     tell_end(said)
     show("box says in one line why", "the connection to another process is lost" in said)
