@@ -59,8 +59,8 @@ def process_group(on_wait: Callable[[str], object] = lambda _: None) -> Iterator
         torch.cuda.set_device(gpu)
     own, size, store = meet(on_wait)
     dist.init_process_group(backend, store=store, rank=own, world_size=size, timeout=_TIMEOUT)
-    _notice_silence()
     try:
+        _notice_silence()
         yield
         wait_for_all()  # the first to leave would interrupt the last exchange of the others
     finally:
