@@ -58,7 +58,7 @@ def explain_damage(path: Path) -> Iterator[Path]:
     try:
         yield path
     except (ValueError, EOFError) as error:
-        raise StageError(f"{path} is damaged, {error}: `dvc checkout {path}` brings it back") from None
+        raise StageError(f"{path} is damaged, {error}: `dvc checkout --force {path}` brings it back") from None
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -41,8 +41,9 @@ _KEEP_ALIVE = {
 def process_group(on_wait: Callable[[str], object] = lambda _: None) -> Iterator[None]:
     """Join the processes that torchrun started, for the block; do nothing without torchrun.
 
-    Tensors on a GPU travel by NCCL, those on the CPU by Gloo. Where the connections by Gloo to another machine are lost
-    for two minutes, the exchange fails with an error that `is_lost_peer` knows.
+    Tensors on a GPU travel by NCCL, those on the CPU by Gloo. Where Gloo's connection to another machine is lost for
+    two minutes, `average_` and the steps of a training fail with an error that `is_lost_peer` knows; a large broadcast
+    that is cut in the middle may still wait.
 
     Args:
         on_wait: is told now and then which processes this one waits for, and where.
@@ -70,7 +71,8 @@ def process_group(on_wait: Callable[[str], object] = lambda _: None) -> Iterator
 def _notice_silence() -> None:
     """Have the system end each connection of this process whose other machine is silent; Gloo would wait for it.
 
-    A process may compute for hours: its machine answers for it.
+    A process may compute for hours: its machine answers for it. One that is stopped in the middle of an exchange counts
+    as silent.
     """
     for descriptor in list(Path("/dev/fd").iterdir()):
         if not descriptor.is_socket():

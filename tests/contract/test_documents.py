@@ -16,7 +16,8 @@ from contract.errors import StageError
 def test_a_damaged_result_is_refused(tmp_path, content):
     path = tmp_path / "run.json"
     path.write_bytes(content)
-    message = rf"^{re.escape(str(path))} is damaged, .+: `dvc checkout {re.escape(str(path))}` brings it back$"
+    name = re.escape(str(path))
+    message = rf"^{name} is damaged, .+: `dvc checkout --force {name}` brings it back$"
     with pytest.raises(StageError, match=message):
         read_result(path)
 

@@ -158,6 +158,6 @@ def test_weights_that_give_no_numbers_are_one_line(model, write_params, capfd):
 def test_half_of_a_record_of_the_model_is_refused_before_anything_is_drawn(model, make_params, name):
     path = model / name
     path.write_text(path.read_text()[:-3])
-    with pytest.raises(StageError, match=rf"^build/model/{name} is damaged, .+: `dvc checkout build/model/"):
+    with pytest.raises(StageError, match=rf"^build/model/{name} is damaged, .+: `dvc checkout --force build/model/"):
         main(make_params())
     assert not SAMPLES.exists()

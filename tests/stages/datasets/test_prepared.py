@@ -34,7 +34,7 @@ def test_half_a_file_is_one_line(folder, dataset, name, share):
     dataset()
     path = Path("build/dataset", name)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(StageError, match=rf"^{path} is damaged, .*: `dvc checkout {path}` brings it back$"):
+    with pytest.raises(StageError, match=rf"^{path} is damaged, .*: `dvc checkout --force {path}` brings it back$"):
         positions_of(["train"])
 
 
