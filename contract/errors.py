@@ -17,7 +17,6 @@ _DISK = {
 
 _NUM_NAMES_SHOWN = 3
 
-
 _LOGIN = re.compile(r"(://)[^\s/@]+@|(:/{1,2})[^\s@]*:[^\s@]*@")
 """User and password in an address; the password may hold a slash, although it must not."""
 

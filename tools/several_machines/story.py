@@ -152,11 +152,11 @@ def show_training(box: Machine, gpu: Machine) -> None:
     programs = start_training(box, gpu, "train", 80)
     show("both machines train together", "steps of 4 on cpu by 2 processes" in programs[0].said())
     show("gpu has none of its checkpoints: nothing is shared", step_reached(gpu) < 40)
-    part(programs, gpu, "pkill -KILL -f '[u] -m stages.train'")
+    part_machines(programs, gpu, "pkill -KILL -f '[u] -m stages.train'")
     kept = step_reached(box)
     programs = start_training(box, gpu, "train-again", kept + 40)
     show_resumed(programs[0], kept)
-    part(programs, gpu, "ip link set cable down", "ip link set cable up")
+    part_machines(programs, gpu, "ip link set cable down", "ip link set cable up")
     kept = step_reached(box)
     programs = start_training(box, gpu, "train-to-the-end", kept)
     statuses = [program.wait(150) for program in programs]
@@ -175,7 +175,7 @@ def start_training(box: Machine, gpu: Machine, name: str, step: int) -> list[Pro
     return programs
 
 
-def part(programs: list[Program], gpu: Machine, command: str, undo: str | None = None) -> None:
+def part_machines(programs: list[Program], gpu: Machine, command: str, undo: str | None = None) -> None:
     """Part the machines by a command on `gpu`, and show how the training ends there and on the other."""
     begin = time.monotonic()
     gpu.run(command)
